@@ -1,0 +1,58 @@
+# Two commands for people: `make demo` and `make test`. Plain enough for GNU and BSD make.
+
+PYTHON = python3
+VENV = .venv
+BIN = $(VENV)/bin
+
+all: demo
+
+$(VENV)/made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/demo: $(VENV)/made setup.py pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[demo]'
+	@touch $@
+
+$(VENV)/test: $(VENV)/made setup.py pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@
+
+# The whole thing on loopback, no root.
+demo: $(VENV)/demo
+	$(BIN)/agent demo
+
+# Everything. As root on Debian it installs the system packages it needs.
+test: system lint unit integration
+
+system:
+	sh tests/prepare.sh
+
+# Style, types, import rules.
+lint: $(VENV)/test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+# Without HAProxy: seconds.
+unit: $(VENV)/test
+	$(BIN)/python -m pytest tests/unit
+
+# With every HAProxy that is here, with Postfix and Dovecot.
+integration: $(VENV)/test
+	$(BIN)/python -m pytest tests/golden tests/property tests/integration tests/mail tests/house
+
+format: $(VENV)/test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/test
+	$(BIN)/python bench/startup.py
+
+clean:
+	rm -rf $(VENV) .cache build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+
+.PHONY: all demo test system lint unit integration format bench clean

@@ -1,0 +1,295 @@
+"""The command line, and the composition root: every command parses, calls, prints.
+
+Imports at the top are what `agent --version` pays for; whatever is heavier is imported by the command that needs
+it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from agent import __version__
+from agent.errors import AgentError, ExitCode, InvalidError
+
+if TYPE_CHECKING:
+    from agent.model.report import Report
+    from agent.settings import Settings
+
+_log = logging.getLogger("agent")
+
+
+class _Commands(click.Group):
+    """Turns what the agent says on purpose into a message and an exit code; everything else is a bug and looks so."""
+
+    def invoke(self, ctx: click.Context) -> Any:  # click's own signature
+        try:
+            return super().invoke(ctx)
+        except AgentError as error:
+            _complain(error)
+            ctx.exit(error.exit_code)
+
+    def list_commands(self, _ctx: click.Context) -> list[str]:
+        return list(self.commands)  # in the order of the story, not of the alphabet
+
+
+def _complain(error: AgentError) -> None:
+    click.echo(str(error) if isinstance(error, InvalidError) else f"agent: {error}", err=True)
+    if error.remedy:
+        click.echo(f"agent: {error.remedy}", err=True)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, "-V", "--version", prog_name="edgeagent", message="%(prog)s %(version)s")
+@click.option(
+    "--settings",
+    "settings_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="agent.toml; else EDGEAGENT_SETTINGS, else the platform's own place.",
+)
+@click.pass_context
+def main(ctx: click.Context, settings_file: Path | None) -> None:
+    r"""Keeps one HAProxy true to one desired-state file, and never breaks what works.
+
+    \b
+    Exit codes: 0 live, 1 a bug, 2 usage, 3 invalid desired state, 4 refused before anything was
+    touched, 5 applied, got worse, rolled back, 6 live but degraded, 7 no answer in time, 8 ssh
+    failed, 9 refused by policy.
+
+    \b
+    Completion, for bash (zsh and fish alike):
+      eval "$(_AGENT_COMPLETE=bash_source agent)"
+    """
+    ctx.obj = settings_file
+
+
+_DESIRED = click.argument("file", required=False, type=click.Path(path_type=Path, dir_okay=False, allow_dash=True))
+
+
+# --- commands ---------------------------------------------------------------------------------------------------
+
+
+@main.command(epilog="Example: agent --settings /usr/local/etc/edgeagent/agent.toml run")
+@click.pass_obj
+def run(settings_file: Path | None) -> None:
+    """The service: watch the desired state and keep HAProxy true to it.
+
+    SIGHUP looks now; SIGTERM finishes the step under way and ends. HAProxy goes on serving when the agent stops,
+    and is adopted, without a reload, when it starts.
+    """
+    from agent.compose import Host
+    from agent.daemon import Service
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    settings = _settings(settings_file)
+    host = Host(settings, command="run")
+    host.store.prepare()
+    with host.store.service(waiting=lambda: _log.warning("another agent has these folders; waiting for its end")):
+        _log.info("edgeagent %s, HAProxy %s, desired state %s", __version__, host.version, settings.desired)
+        Service(settings=settings, converge=host.converge_and_log, changed=host.changed, healthy=host.healthy).run()
+
+
+@main.command(epilog="Example: agent check examples/mail-edge.yaml")
+@_DESIRED
+@click.pass_obj
+def check(settings_file: Path | None, file: Path | None) -> None:
+    """Validate a desired state: every violation with its line. Touches nothing, needs no HAProxy.
+
+    FILE is the configured desired state where it is left out, standard input where it is `-`. Exit 3 when
+    invalid.
+    """
+    from agent.compose import label, process_of, read
+    from agent.host import templates
+    from agent.host.haproxy import file_limit
+    from agent.model.desired import Limits, parse
+    from agent.model.render import CONFIG_TEMPLATE, render
+
+    settings = _settings(settings_file)
+    path = file or settings.desired
+    data = read(path, settings)
+    limits = Limits(process_maxconn=settings.haproxy.maxconn, file_limit=file_limit())
+    parsed = parse(data, file=label(path), max_bytes=settings.sync.max_bytes, limits=limits)
+    render(parsed.state, process_of(settings), templates.load(CONFIG_TEMPLATE, settings.paths.templates))
+    for finding in parsed.findings:
+        click.echo(f"warning: {finding.text(label(path))}", err=True)
+    state = parsed.state
+    click.echo(
+        f"{label(path)}: valid: {len(state.frontends)} frontends, {len(state.backends)} backends, "
+        f"{sum(len(backend.servers) for backend in state.backends)} servers, sha256 {parsed.digest[:12]}"
+    )
+
+
+@main.command(epilog="Example: agent plan new.yaml")
+@_DESIRED
+@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+@click.pass_obj
+def plan(settings_file: Path | None, file: Path | None, *, as_json: bool) -> None:
+    """What would change, and why; a unified diff of haproxy.cfg. Touches nothing.
+
+    The result is also put before `haproxy -c`. Exit 3 when invalid, 4 when HAProxy refuses it.
+    """
+    from agent.compose import Host, label, read
+    from agent.model.plan import Reload
+    from agent.view import tables
+
+    settings = _settings(settings_file)
+    path = file or settings.desired
+    host = Host(settings, command="plan", file=path)
+    data = read(path, settings)
+    proposal = host.story.propose(data)
+    with tempfile.TemporaryDirectory(prefix="edgeagent-plan-") as folder:
+        staged = Path(folder) / "haproxy.cfg"
+        staged.write_bytes(host.story.staged_config(data))
+        host.proxy.check(staged)
+    reload = isinstance(proposal.plan, Reload)
+    if as_json:
+        _print_json(
+            {
+                "plan": "reload" if reload else "unchanged",
+                "reasons": list(proposal.plan.reasons) if isinstance(proposal.plan, Reload) else [],
+                "digest": proposal.parsed.digest,
+                "sessions": proposal.sessions,
+                "findings": [finding.text(label(path)) for finding in proposal.parsed.findings],
+                "diff": proposal.diff,
+            }
+        )
+        return
+    for finding in proposal.parsed.findings:
+        click.echo(f"warning: {finding.text(label(path))}", err=True)
+    click.echo(tables.plan(proposal.plan, proposal.diff, proposal.sessions), nl=False)
+
+
+@main.command(epilog="Example: agent apply new.yaml")
+@_DESIRED
+@click.pass_obj
+def apply(settings_file: Path | None, file: Path | None) -> None:
+    """Make the desired state live now, and say what became of it.
+
+    FILE becomes the desired state: a valid one is copied into its place, an invalid one touches nothing. Beside a
+    running agent, apply waits its turn.
+    """
+    from agent.compose import Host, label, make_folder, read
+    from agent.host.store import write
+    from agent.model.desired import parse
+
+    settings = _settings(settings_file)
+    host = Host(settings, command="apply", on_stage=_progress())
+    host.proxy.version()  # without HAProxy nothing can be applied: say so before anything is touched
+    data: bytes | None = None
+    if file is not None:
+        data = read(file, settings)
+        parse(data, file=label(file), max_bytes=settings.sync.max_bytes)
+    host.store.prepare()
+    with host.store.lock(waiting=lambda: click.echo("waiting for another change to finish", err=True)):
+        if data is not None:
+            target = settings.desired.resolve()  # a link stays a link
+            make_folder(target.parent)
+            write(target, data, mode=target.stat().st_mode & 0o777 if target.exists() else 0o640)
+        report = host.converge()
+    try:
+        _print_report(report)
+        sys.stdout.flush()
+    except OSError:  # a full disk behind stdout takes the words, not the outcome
+        os._exit(report.outcome.exit_code)
+    sys.exit(report.outcome.exit_code)
+
+
+@main.command(epilog="Example: agent status --json | jq .frontends")
+@click.option("--json", "as_json", is_flag=True, help="status.json: one JSON document.")
+@click.pass_obj
+def status(settings_file: Path | None, *, as_json: bool) -> None:
+    """Every frontend, its addresses and servers; what is live, what is wrong.
+
+    Exit 0 when all is up, 6 when a frontend is not, 7 when no agent runs (HAProxy is asked directly then).
+    """
+    from agent.compose import Host
+    from agent.view import tables
+
+    host = Host(_settings(settings_file), command="status")
+    running = host.store.service_running()
+    document = (host.store.status() if running else None) or host.status(None)
+    if as_json:
+        _print_json(document)
+    else:
+        click.echo(tables.status(document, running=running), nl=False)
+    if not running:
+        sys.exit(ExitCode.NO_ANSWER)
+    if document["haproxy"] is None or any(one["state"] != "up" for one in document["frontends"]):
+        sys.exit(ExitCode.DEGRADED)
+
+
+@main.command(epilog="Example: agent history")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document, oldest first.")
+@click.pass_obj
+def history(settings_file: Path | None, *, as_json: bool) -> None:
+    """What was live and when, newest first."""
+    from attrs import asdict
+
+    from agent.host.store import Store
+    from agent.view import tables
+    from agent.view.status import when
+
+    settings = _settings(settings_file)
+    generations = Store(settings.state, settings.run).generations()
+    if as_json:
+        _print_json([{**asdict(one), "at": when(one.at)} for one in generations])
+    elif generations:
+        click.echo(tables.history(generations), nl=False)
+    else:
+        click.echo("Nothing was live yet.", err=True)
+
+
+@main.command(epilog="Example: agent demo --stay")
+@click.option("--stay", is_flag=True, help="Keep it up to play with, until Ctrl-C.")
+def demo(*, stay: bool) -> None:
+    """The whole thing on loopback, no root: mail servers that demand PROXY v2, and what each client is seen as.
+
+    Ends everything it started. Exit 1 when anything it claims was not so.
+    """
+    from agent.once import demo as play
+
+    sys.exit(play.main(stay=stay))
+
+
+def _settings(file: Path | None) -> Settings:
+    from agent import settings
+
+    return settings.load(file)
+
+
+# --- printing ---------------------------------------------------------------------------------------------------
+
+
+def _print_json(document: object) -> None:
+    click.echo(json.dumps(document, indent=2))
+
+
+def _progress() -> Any:
+    """Names the stage under way, on a terminal, in one line that the next one overwrites."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        return None
+    return lambda stage: click.echo(f"\r\033[K{stage} ...\r", nl=False, err=True)
+
+
+def _print_report(report: Report) -> None:
+    if sys.stderr is not None and sys.stderr.isatty():
+        click.echo("\r\033[K", nl=False, err=True)
+    for finding in report.findings:
+        click.echo(f"warning: {finding.text(report.file)}", err=True)
+    if report.message:
+        click.echo(report.message, err=True)
+    if report.remedy:
+        click.echo(f"agent: {report.remedy}", err=True)
+    digest = f", sha256 {report.digest[:12]}" if report.digest else ""
+    live = f"generation {report.generation} is live" if report.generation is not None else "nothing is live"
+    click.echo(f"{report.outcome.value}: {live}{digest} ({report.seconds * 1000:.0f} ms)")
+    for reason in report.reasons:
+        click.echo(f"  - {reason}")

@@ -1,0 +1,250 @@
+"""The composition root: this host's parts put together from the settings, and what a command does with all of them.
+
+Only `cli` imports this; it is here so that a command's import is paid by the commands that need it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from agent import __version__
+from agent.converge import Story
+from agent.errors import InvalidError, NoAnswerError, Outcome, StoreError, UsageError, Violation
+from agent.host import templates
+from agent.host.haproxy import HAProxy, file_limit, find_ca_file
+from agent.host.store import Store
+from agent.model.desired import Limits, digest_of
+from agent.model.render import CONFIG_TEMPLATE, Process
+from agent.model.report import Report
+from agent.settings import Settings
+from agent.view import status as view
+
+STATUS_SECONDS = 5.0
+STATUS_SHARE = 200  # a status that takes 100 ms to make is made every 20 s: half a percent of a core
+_MOST_LOGGED = 20
+
+_log = logging.getLogger("agent")
+
+
+class SystemClock:
+    """The host's own clocks."""
+
+    def now(self) -> float:
+        """Seconds since the epoch."""
+        return time.time()
+
+    def monotonic(self) -> float:
+        """Seconds, for durations."""
+        return time.monotonic()
+
+
+class Host:
+    """The parts of this host, put together from the settings."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        command: str,
+        file: Path | None = None,
+        on_stage: Callable[[str], None] | None = None,
+    ) -> None:
+
+        self._settings = settings
+        self._command = command
+        self._started = time.time()
+        self._last: Report | None = None
+        self._trouble = ""  # the last thing said of status.json
+        self._publish_at = 0.0
+        self.store: Store = Store(settings.state, settings.run, keep=settings.apply.keep_generations)
+        self.proxy: HAProxy = HAProxy(
+            binary=settings.haproxy.binary,
+            process_name=settings.haproxy.process_name,
+            state=settings.state,
+            run=settings.run,
+            start_timeout=settings.apply.verify_timeout / 1000,
+        )
+        self.story: Story = Story(
+            file=file or settings.desired,
+            max_bytes=settings.sync.max_bytes,
+            limits=Limits(process_maxconn=settings.haproxy.maxconn, file_limit=file_limit()),
+            process=process_of(settings),
+            template=lambda: templates.load(CONFIG_TEMPLATE, settings.paths.templates),
+            proxy=self.proxy,
+            store=self.store,
+            clock=SystemClock(),
+            on_stage=on_stage or (lambda _: None),
+        )
+
+    @property
+    def version(self) -> str:
+        """For the log; a package that is being replaced is no reason not to serve."""
+        try:
+            return self.proxy.version()
+        except UsageError as error:
+            return f"({error})"
+
+    def converge(self) -> Report:
+        """One converge of the desired file as it is now, and the status of it. The caller holds the lock."""
+        self._last = self.story.converge(self._desired())
+        self._publish()
+        return self._last
+
+    def _desired(self) -> bytes | InvalidError:
+        """The desired file, or why it cannot be read: what is live must be kept serving all the same."""
+        try:
+            return read(self._settings.desired, self._settings)
+        except InvalidError as error:
+            return error
+        except UsageError as error:
+            return InvalidError(str(self._settings.desired), (Violation((), str(error)),))
+
+    def changed(self) -> bool:
+        """Whether the desired file is another one than at the last converge: an event alone says nothing."""
+        data = self._desired()
+        return self._last is None or self._last.digest != (digest_of(data) if isinstance(data, bytes) else None)
+
+    def converge_and_log(self) -> bool:
+        """What the service does at each look: converge, and log what is new. False: somebody else has the lock."""
+        before = self._last
+        self.store.prepare()  # pfSense wipes /var/run while we run
+        with self.store.try_lock() as ours:
+            if not ours:
+                return False
+            report = self.converge()
+        if before is None or _gist(before) != _gist(report):
+            _log_report(report)
+        return True
+
+    def healthy(self) -> bool:
+        """Whether HAProxy answers; the status is renewed on the way, large ones less often."""
+        if self.store.live() is None:
+            return True  # nothing to keep alive yet
+        if time.monotonic() < self._publish_at:
+            return self.proxy.running() is not None
+        return self._publish()
+
+    def _publish(self) -> bool:
+        """Write the status. Whether HAProxy answered. A full run folder is told once, and ends nothing."""
+        start = time.monotonic()
+        document = self.status(self._last)
+        trouble = ""
+        try:
+            self.store.prepare()
+            self.store.write_status(document)
+        except StoreError as error:
+            trouble = str(error)
+        if trouble and trouble != self._trouble:
+            _log.error("%s", trouble)
+        self._trouble = trouble
+        took = time.monotonic() - start
+        self._publish_at = start + max(STATUS_SECONDS, took * STATUS_SHARE)
+        return document["haproxy"] is not None
+
+    def status(self, report: Report | None) -> dict[str, Any]:
+        """The status document as of now."""
+        live, committed, hold = self.store.live(), self.story.committed(), self.store.hold()
+        seen = None
+        with contextlib.suppress(NoAnswerError):  # said in the document: "haproxy": null
+            seen = self.proxy.observe()
+        return view.document(
+            agent=view.Agent(version=__version__, pid=os.getpid(), started=self._started, command=self._command),
+            report=report,
+            live=None
+            if live is None
+            else view.Live(
+                generation=live.number,
+                digest=live.digest,
+                name=live.name,
+                serial=live.serial,
+                since=live.at,
+                state=committed.state if committed else None,
+            ),
+            held=None if hold is None else view.Held(digest=hold.digest, reason=hold.reason, since=hold.since),
+            seen=seen,
+            now=time.time(),
+        )
+
+
+def process_of(settings: Settings) -> Process:
+    """What haproxy.cfg says of the process itself."""
+    chosen = settings.haproxy
+    return Process(
+        socket=PurePosixPath(settings.run / "haproxy.sock"),
+        server_state=PurePosixPath(settings.run / "server-state"),
+        maxconn=chosen.maxconn,
+        hard_stop_after=chosen.hard_stop_after,
+        user=chosen.user,
+        group=chosen.group,
+        chroot=chosen.chroot,
+        log=chosen.log,
+        ca_file=chosen.ca_file or find_ca_file(),
+    )
+
+
+def read(path: Path, settings: Settings) -> bytes:
+    """At most one byte more than is taken, so that a huge or endless file costs nothing.
+
+    Raises InvalidError for a configured file that is not there, UsageError for one that was named or cannot be read.
+    """
+    most = settings.sync.max_bytes + 1
+    if path == settings.desired and path.exists() and not path.is_file():
+        # A FIFO in its place would keep the service waiting for ever.
+        raise UsageError(f"{path}: is no regular file")
+    try:
+        if str(path) == "-":
+            if sys.stdin is None:
+                raise UsageError("standard input is closed")
+            return sys.stdin.buffer.read(most)
+        with path.open("rb") as file:
+            return file.read(most)
+    except FileNotFoundError:
+        if path == settings.desired:
+            raise InvalidError(str(path), (Violation((), "there is no such file"),)) from None
+        raise UsageError(f"{path}: there is no such file") from None
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from None
+
+
+def label(path: Path) -> str:
+    """A file as messages name it."""
+    return "<stdin>" if str(path) == "-" else str(path)
+
+
+def make_folder(folder: Path) -> None:
+    """Raises UsageError where it cannot be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot make {folder}: {error.strerror}") from None
+
+
+def _gist(report: Report) -> tuple[object, ...]:
+    """What must differ for a report to be news."""
+    return report.outcome, report.digest, report.generation, report.message, report.findings
+
+
+def _log_report(report: Report) -> None:
+    quiet = report.outcome in (Outcome.UNCHANGED, Outcome.COMMITTED)
+    for finding in report.findings[:_MOST_LOGGED]:
+        _log.warning("%s", finding.text(report.file))
+    if len(report.findings) > _MOST_LOGGED:
+        _log.warning("and %d more; `agent check` names them all", len(report.findings) - _MOST_LOGGED)
+    _log.log(
+        logging.INFO if quiet else logging.ERROR,
+        "%s: generation %s is live, desired sha256 %s, %.0f ms%s",
+        report.outcome.value,
+        report.generation,
+        (report.digest or "none")[:12],
+        report.seconds * 1000,
+        f": {'; '.join(report.reasons)}" if report.reasons else "",
+    )
+    if report.message:
+        _log.error("%s", report.message)

@@ -1,0 +1,108 @@
+"""*When* to converge: a hint from the folder, a signal, a tick. What that means is `converge`'s.
+
+One thread decides; the watch and the signals only leave word in its mailbox.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import signal
+import time
+from collections.abc import Callable
+from types import FrameType
+
+from attrs import frozen
+
+from agent.errors import AgentError
+from agent.host.watch import watching
+from agent.settings import Settings
+
+HINT, LOOK, STOP = "hint", "look", "stop"
+HEALTH_SECONDS = 1.0  # how soon a dead HAProxy is noticed
+BUSY_SECONDS = 0.1  # until the next try where another process has the lock
+DEBOUNCE_CEILING = 20  # times the debounce: a file that never comes to rest is read all the same
+
+_log = logging.getLogger(__name__)
+
+
+@frozen(kw_only=True)
+class Service:
+    """The loop, around three things the command line gives it.
+
+    `converge` makes the desired state live, or says False: somebody else is at it. `changed`: is the file another one
+    than at that time. `healthy`: does HAProxy answer.
+    """
+
+    settings: Settings
+    converge: Callable[[], bool]
+    changed: Callable[[], bool]
+    healthy: Callable[[], bool]
+
+    def run(self) -> None:
+        """Until SIGTERM or SIGINT: the step under way is finished, HAProxy goes on serving."""
+        # SimpleQueue.put is reentrant: safe in a signal handler, where an Event or a Lock could deadlock.
+        mailbox: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+        def told(number: int, _: FrameType | None) -> None:
+            mailbox.put(LOOK if number == signal.SIGHUP else STOP)
+
+        before = {number: signal.signal(number, told) for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)}
+        try:
+            with watching(self.settings.desired, lambda: mailbox.put(HINT)) as works:
+                if not works:
+                    _log.warning("cannot watch %s: changes are seen at each resync only", self.settings.desired.parent)
+                self._loop(mailbox)
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        _log.info("stopping; HAProxy goes on serving")
+
+    def _loop(self, mailbox: queue.SimpleQueue[str]) -> None:
+        resync = self.settings.apply.resync / 1000
+        due = time.monotonic() + self._converge(resync)
+        while True:
+            word = _next(mailbox, min(HEALTH_SECONDS, max(due - time.monotonic(), 0)))
+            if word in (HINT, LOOK):
+                word = self._settle(mailbox, word)
+            if word == STOP:
+                return
+            if word == LOOK or time.monotonic() >= due or self._news(word):
+                due = time.monotonic() + self._converge(resync)
+
+    def _news(self, word: str | None) -> bool:
+        try:
+            return self.changed() if word == HINT else not self.healthy()
+        except AgentError as error:
+            _log.error("%s", error)
+            return False
+
+    def _settle(self, mailbox: queue.SimpleQueue[str], first: str) -> str:
+        """Wait until nothing has come for the debounce, but not for ever. STOP at once; a signal outdoes hints."""
+        strongest = first
+        quiet = self.settings.apply.debounce / 1000
+        ceiling = time.monotonic() + quiet * DEBOUNCE_CEILING
+        while (left := ceiling - time.monotonic()) > 0:
+            word = _next(mailbox, min(quiet, left))
+            if word is None:
+                break
+            if word == STOP:
+                return STOP
+            strongest = LOOK if word == LOOK else strongest
+        return strongest
+
+    def _converge(self, resync: float) -> float:
+        """Returns in how many seconds to look again. Never waits for a lock: a signal must be heard meanwhile."""
+        try:
+            return resync if self.converge() else BUSY_SECONDS
+        except AgentError as error:
+            # Of this host (a full disk, no haproxy): what serves goes on, and the next tick tries again.
+            _log.error("%s%s", error, f" ({error.remedy})" if error.remedy else "")
+            return resync
+
+
+def _next(mailbox: queue.SimpleQueue[str], timeout: float) -> str | None:
+    try:
+        return mailbox.get(timeout=timeout)
+    except queue.Empty:
+        return None

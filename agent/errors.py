@@ -1,0 +1,159 @@
+"""What can go wrong, and the one enum that names how a converge ended.
+
+Imports nothing of ours, so that every room can raise and catch the same things. `Outcome` is exit code,
+metric label, history row and status word alike; `ExitCode` is the contract of every command.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import re
+from dataclasses import dataclass
+
+Path = tuple[str | int, ...]
+"""Where a value stands in a document: ("frontends", "smtp", "bind", 0)."""
+
+
+class ExitCode(enum.IntEnum):
+    """What a command's exit code says. Scripts are written against these numbers."""
+
+    LIVE = 0
+    BUG = 1
+    USAGE = 2
+    INVALID = 3
+    REFUSED = 4
+    ROLLED_BACK = 5
+    DEGRADED = 6
+    NO_ANSWER = 7
+    SSH = 8
+    POLICY = 9
+
+
+class Outcome(enum.StrEnum):
+    """How one converge ended."""
+
+    UNCHANGED = "unchanged"
+    COMMITTED = "committed"
+    DEGRADED = "degraded"
+    INVALID = "invalid"
+    REFUSED = "refused"
+    ROLLED_BACK = "rolled_back"
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """The exit code of a command that ended so."""
+        return _EXIT_CODES[self]
+
+
+_EXIT_CODES = {
+    Outcome.UNCHANGED: ExitCode.LIVE,
+    Outcome.COMMITTED: ExitCode.LIVE,
+    Outcome.DEGRADED: ExitCode.DEGRADED,
+    Outcome.INVALID: ExitCode.INVALID,
+    Outcome.REFUSED: ExitCode.REFUSED,
+    Outcome.ROLLED_BACK: ExitCode.ROLLED_BACK,
+}
+
+
+def dotted(path: Path) -> str:
+    """A path as people read it: `frontends.smtp.bind[0]`. The empty path is the document itself.
+
+    A key that is no plain word stands in quotes, escaped: it came from a file, and goes to logs and terminals.
+    """
+    text = ""
+    for step in path:
+        if isinstance(step, int):
+            text += f"[{step}]"
+        else:
+            word = step if _PLAIN_KEY.fullmatch(step) else json.dumps(step)
+            text += f".{word}" if text else word
+    return text
+
+
+_PLAIN_KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """One reason why a document is refused: what is wrong, where, on which line (None: not known)."""
+
+    path: Path
+    message: str
+    line: int | None = None
+
+    def text(self, file: str) -> str:
+        """`desired.yaml:14: frontends.smtp.bind[0]: ...`"""
+        return ": ".join(part for part in (_place(file, self.line), dotted(self.path), self.message) if part)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something an operator should know that is no reason to refuse; `remedy` says what to do about it."""
+
+    where: str
+    message: str
+    remedy: str = ""
+    line: int | None = None
+
+    def text(self, file: str) -> str:
+        """`desired.yaml:9: backends.old: no frontend uses it (remove it, or ...)`"""
+        body = ": ".join(part for part in (_place(file, self.line), self.where, self.message) if part)
+        return f"{body} ({self.remedy})" if self.remedy else body
+
+
+def _place(file: str, line: int | None) -> str:
+    return file if line is None else f"{file}:{line}"
+
+
+class AgentError(Exception):
+    """Anything the agent says on purpose. The message says what happened, `remedy` what to do next."""
+
+    exit_code = ExitCode.BUG
+    outcome: Outcome | None = None
+
+    def __init__(self, message: str, *, remedy: str = "") -> None:
+        super().__init__(message)
+        self.remedy = remedy
+
+
+class UsageError(AgentError):
+    """The command, its settings or its surroundings are not as they must be; nothing was looked at."""
+
+    exit_code = ExitCode.USAGE
+
+
+class InvalidError(AgentError):
+    """Input that cannot become a configuration: every violation at once, each with its place."""
+
+    exit_code = ExitCode.INVALID
+    outcome = Outcome.INVALID
+
+    def __init__(self, file: str, violations: tuple[Violation, ...]) -> None:
+        super().__init__("\n".join(violation.text(file) for violation in violations))
+        self.file = file
+        self.violations = violations
+
+
+class RefusedError(AgentError):
+    """Refused before anything that serves was touched."""
+
+    exit_code = ExitCode.REFUSED
+    outcome = Outcome.REFUSED
+
+
+class StoreError(RefusedError):
+    """A file of the agent's own could not be read or written: no space, no right, a read-only file system."""
+
+
+class SwitchError(AgentError):
+    """The new process did not come up, or did not serve what it must."""
+
+    exit_code = ExitCode.ROLLED_BACK
+    outcome = Outcome.ROLLED_BACK
+
+
+class NoAnswerError(AgentError):
+    """HAProxy's socket, or the agent, did not answer in time."""
+
+    exit_code = ExitCode.NO_ANSWER

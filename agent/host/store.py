@@ -1,0 +1,315 @@
+"""The agent's files: generations, the live haproxy.cfg, journal, hold, status, lock. Nobody else writes them.
+
+Every file changes by temp, fsync, rename in its own folder, so that a reader or a crash finds the old one or the
+new one. What is read back after a crash may be anything; it is checked, never trusted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from attrs import asdict, field, frozen
+
+from agent.errors import StoreError
+from agent.model import serverstate
+from agent.model.desired import digest_of
+from agent.model.generation import Generation, Hold, Journal
+
+_STAGED = ".staged"
+_NUMBER = re.compile(r"[0-9]{1,12}")
+_FILE_MODE = 0o640
+
+
+@contextlib.contextmanager
+def _telling(what: str, path: Path) -> Iterator[None]:
+    """Whatever the file system says, as a StoreError with the path and what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"cannot {what} {path}: {error.strerror}", remedy=_remedy(error)) from error
+
+
+def _remove(path: Path) -> None:
+    """Nothing is asked of the file system where there is nothing: a read-only one refuses even that."""
+    if path.exists() or path.is_symlink():
+        with _telling("remove", path):
+            path.unlink(missing_ok=True)
+
+
+def write(path: Path, data: bytes, *, mode: int = _FILE_MODE, durable: bool = True) -> None:
+    """Replace a file whole: a reader sees the old bytes or the new ones. `durable`: they survive a power cut."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        fresh.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            fresh.unlink()
+        raise StoreError(f"cannot write {path}: {error.strerror}", remedy=_remedy(error)) from error
+    if durable:
+        _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    with _telling("write", folder):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _remedy(error: OSError) -> str:
+    if isinstance(error, PermissionError):
+        return "run as the user who owns the folder, or name other folders in agent.toml"
+    return "look at the file system: space left, mounted read-only?"
+
+
+@frozen
+class Store:
+    """The folders `state` (durable) and `run` (volatile)."""
+
+    state: Path
+    run: Path
+    keep: int = field(default=20, kw_only=True)
+
+    # --- places
+
+    @property
+    def config(self) -> Path:
+        """The haproxy.cfg that HAProxy runs."""
+        return self.state / "haproxy.cfg"
+
+    @property
+    def server_state(self) -> Path:
+        """What the last process knew of its servers."""
+        return self.run / "server-state"
+
+    @property
+    def status_file(self) -> Path:
+        """status.json."""
+        return self.run / "status.json"
+
+    @property
+    def _generations(self) -> Path:
+        return self.state / "generations"
+
+    def _folder(self, number: int) -> Path:
+        return self._generations / f"{number:06d}"
+
+    def _staged(self, number: int) -> Path:
+        return self._generations / f"{number:06d}{_STAGED}"
+
+    def prepare(self) -> None:
+        """Make the folders. Raises StoreError."""
+        for folder in (self._generations, self.run):
+            with _telling("make", folder):
+                folder.mkdir(parents=True, exist_ok=True, mode=0o750)
+
+    # --- locks
+
+    @contextlib.contextmanager
+    def lock(self, *, waiting: Callable[[], None]) -> Iterator[None]:
+        """Hold the one lock under which anything is changed. `waiting`: called once when somebody else has it."""
+        with self._flock(self.run / "lock", waiting):
+            yield
+
+    @contextlib.contextmanager
+    def try_lock(self) -> Iterator[bool]:
+        """The same without waiting: yields whether it is ours. Who serves must stay able to hear a signal."""
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(self._flock(self.run / "lock", None))
+            except BlockingIOError:
+                yield False
+                return
+            yield True
+
+    @contextlib.contextmanager
+    def service(self, *, waiting: Callable[[], None]) -> Iterator[None]:
+        """Be the one agent of these folders, until the end. The state folder itself is locked: /var/run is wiped."""
+        with self._flock(self.state, waiting):
+            yield
+
+    def service_running(self) -> bool:
+        """Whether an agent holds these folders. A lock cannot outlive its process, as a pid file can."""
+        try:
+            with self._flock(self.state, None):
+                return False
+        except BlockingIOError:
+            return True
+        except StoreError:  # not there, or not ours to look at
+            return False
+
+    @contextlib.contextmanager
+    def _flock(self, path: Path, waiting: Callable[[], None] | None) -> Iterator[None]:
+        """Lock a file, or the state folder. Held: BlockingIOError without `waiting`, else say so and wait."""
+        flags = os.O_RDONLY if path == self.state else os.O_RDWR | os.O_CREAT
+        with _telling("open", path):
+            descriptor = os.open(path, flags, 0o600)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if waiting is None:
+                    raise
+                waiting()
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    # --- generations
+
+    def generations(self) -> tuple[Generation, ...]:
+        """All that can be read, oldest first. One that was cut short by a crash is passed over."""
+        found = [self._read_generation(number) for number in self._numbers()]
+        return tuple(one for one in found if one is not None)
+
+    def live(self) -> Generation | None:
+        """The newest generation that is whole."""
+        whole = (self._read_generation(number) for number in reversed(self._numbers()))
+        return next((one for one in whole if one is not None), None)
+
+    def _numbers(self) -> list[int]:
+        if not self.state.exists():
+            return []
+        with _telling("read", self._generations), contextlib.suppress(FileNotFoundError):
+            return sorted(int(one.name) for one in self._generations.iterdir() if _NUMBER.fullmatch(one.name))
+        return []
+
+    def next_number(self) -> int:
+        """The number of the generation after the last one, whether that can be read or not."""
+        return max(self._numbers(), default=0) + 1
+
+    def _read_generation(self, number: int) -> Generation | None:
+        """A generation whose report, document and configuration are all as they were written, else None."""
+        report = _json(self._folder(number) / "report.json")
+        try:
+            one = Generation(**{**(report or {}), "reasons": tuple((report or {})["reasons"])})
+            digests = (digest_of(self.desired_of(number)), digest_of(self.config_of(number)))
+        except (StoreError, ValueError, TypeError, KeyError):
+            return None
+        return one if (one.number, one.digest, one.config_digest) == (number, *digests) else None
+
+    def desired_of(self, number: int) -> bytes:
+        """The exact bytes of the document of a generation. Raises StoreError."""
+        return self._read(self._folder(number) / "desired.yaml")
+
+    def config_of(self, number: int) -> bytes:
+        """The exact bytes of the haproxy.cfg of a generation. Raises StoreError."""
+        return self._read(self._folder(number) / "haproxy.cfg")
+
+    def _read(self, path: Path) -> bytes:
+        with _telling("read", path):
+            return path.read_bytes()
+
+    def stage(self, number: int, *, desired: bytes, config: bytes) -> Path:
+        """Put a generation aside, not live yet. Returns its haproxy.cfg, for `haproxy -c`."""
+        self.unstage()
+        folder = self._staged(number)
+        with _telling("make", folder):
+            folder.mkdir(parents=True)
+        write(folder / "desired.yaml", desired)
+        write(folder / "haproxy.cfg", config)
+        return folder / "haproxy.cfg"
+
+    def unstage(self) -> None:
+        """Drop what was put aside and never became live."""
+        for folder in self._generations.glob(f"*{_STAGED}"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def staged(self, number: int) -> tuple[bytes, bytes] | None:
+        """Document and configuration of a staged generation, None where they are not whole."""
+        folder = self._staged(number)
+        try:
+            return (folder / "desired.yaml").read_bytes(), (folder / "haproxy.cfg").read_bytes()
+        except OSError:
+            return None
+
+    def swap(self, config: bytes | None) -> None:
+        """Make these bytes the haproxy.cfg that HAProxy runs; None: there is none."""
+        if config is None:
+            _remove(self.config)
+        else:
+            write(self.config, config)
+
+    def swapped(self) -> bytes | None:
+        """The haproxy.cfg that HAProxy runs, None where there is none."""
+        return self._read(self.config) if self.config.exists() else None
+
+    def commit(self, generation: Generation) -> None:
+        """The staged generation is live from here on; forget the oldest ones beyond `keep`."""
+        folder = self._staged(generation.number)
+        write(folder / "report.json", json.dumps(asdict(generation), indent=1).encode())
+        final = self._folder(generation.number)
+        with _telling("make", final):
+            if final.exists():  # cut short by a crash, or it would have been read
+                shutil.rmtree(final)
+            folder.rename(final)
+        _sync_folder(self._generations)
+        for number in self._numbers()[: -self.keep]:
+            shutil.rmtree(self._folder(number), ignore_errors=True)
+
+    # --- journal, hold, server state, status
+
+    def begin(self, journal: Journal) -> None:
+        """From here on a switch is under way."""
+        write(self.state / "journal.json", json.dumps(asdict(journal)).encode())
+
+    def end(self) -> None:
+        """The switch is over, one way or the other."""
+        _remove(self.state / "journal.json")
+
+    def hold(self) -> Hold | None:
+        """The document that is not to be applied again."""
+        try:
+            return Hold(**(_json(self.state / "hold.json") or {}))
+        except (TypeError, ValueError):  # absent, or not as we write it
+            return None
+
+    def set_hold(self, hold: Hold | None) -> None:
+        """Hold a document, or let go."""
+        if hold is None:
+            _remove(self.state / "hold.json")
+        else:
+            write(self.state / "hold.json", json.dumps(asdict(hold), indent=1).encode())
+
+    def write_server_state(self, dump: str) -> None:
+        """What the next process shall know of its servers."""
+        write(self.server_state, dump.encode(), durable=False)
+
+    def ensure_server_state(self) -> None:
+        """HAProxy 2.6 warns of a server-state file that is not there."""
+        if not self.server_state.exists():
+            self.write_server_state(serverstate.EMPTY)
+
+    def write_status(self, status: dict[str, Any]) -> None:
+        """Replace status.json."""
+        write(self.status_file, json.dumps(status, indent=1).encode() + b"\n", mode=0o644, durable=False)
+
+    def status(self) -> dict[str, Any] | None:
+        """status.json as it stands, None where there is none that can be read."""
+        return _json(self.status_file)
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    """A JSON object of ours, None where it is absent or anything else (a crash, a person)."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None

@@ -1,0 +1,26 @@
+"""Where templates come from: the operator's folder where it has one, else the package's own."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+from agent.errors import InvalidError, UsageError, Violation
+from agent.model.render import Template
+
+
+def load(name: str, folder: str) -> Template:
+    """The template `name`, from `folder` ("": none) or built in.
+
+    Raises InvalidError for one that is no text, UsageError for a folder that is not there.
+    """
+    if folder:
+        if not Path(folder).is_dir():
+            raise UsageError(f"paths.templates: {folder} is no folder")
+        file = Path(folder) / name
+        if file.exists():
+            try:
+                return Template(file=str(file), text=file.read_text(encoding="utf-8"))
+            except (OSError, UnicodeDecodeError) as error:
+                raise InvalidError(str(file), (Violation((), f"cannot be read: {error}"),)) from None
+    return Template(file=name, text=resources.files("agent.templates").joinpath(name).read_text(encoding="utf-8"))

@@ -1,0 +1,57 @@
+"""What the store keeps, as values: generations, the journal of a switch, a hold.
+
+They are read back from files that a crash or a person may have left in any shape, so each checks its own types;
+ValueError or TypeError where they are not.
+"""
+
+from __future__ import annotations
+
+from attrs import Attribute, field, frozen
+from attrs.validators import and_, deep_iterable, ge, instance_of, le, optional
+
+_LATEST = 253_402_300_799.0  # the last second datetime can name
+
+
+def _seconds(_: object, attribute: Attribute[float], value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= _LATEST:
+        raise ValueError(f"{attribute.name}: {value!r} is no number of seconds")
+
+
+_number = and_(instance_of(int), ge(0), le(10**12))
+_text = instance_of(str)
+
+
+@frozen(kw_only=True)
+class Generation:
+    """One state that was live. `at`: seconds since the epoch; `loaded`: whose process carried it at first.
+
+    `digest` and `config_digest`: SHA-256 (hex) of the document and of haproxy.cfg.
+    """
+
+    number: int = field(validator=_number)
+    digest: str = field(validator=_text)
+    config_digest: str = field(validator=_text)
+    loaded: int = field(validator=_number)
+    at: float = field(validator=_seconds)
+    outcome: str = field(validator=_text)
+    name: str = field(default="", validator=_text)
+    serial: int | None = field(default=None, validator=optional(instance_of(int)))
+    reasons: tuple[str, ...] = field(default=(), validator=deep_iterable(_text, instance_of(tuple)))
+    seconds: float = field(default=0.0, validator=_seconds)
+
+
+@frozen(kw_only=True)
+class Journal:
+    """A switch that is under way: from which generation (None: nothing was live) to which."""
+
+    before: int | None
+    after: int
+
+
+@frozen(kw_only=True)
+class Hold:
+    """A document that hurt and is not applied again: its digest, why, since when (seconds since the epoch)."""
+
+    digest: str = field(validator=_text)
+    reason: str = field(validator=_text)
+    since: float = field(validator=_seconds)

@@ -1,0 +1,36 @@
+"""What became of one converge: the value that exit code, log, history, status.json and tables are made from."""
+
+from __future__ import annotations
+
+from attrs import frozen
+
+from agent.errors import Finding, Outcome, Violation
+
+
+@frozen(kw_only=True)
+class Report:
+    """One converge, told. `digest`: of the document looked at, None where there was none to read.
+
+    `generation`: what is live now. `plan`: "unchanged" or "reload", None where it did not come to a plan.
+    `violations` stand in `file`. `timings`: seconds by stage, in order. `at`: seconds since the epoch.
+    """
+
+    outcome: Outcome
+    at: float
+    file: str
+    digest: str | None = None
+    name: str = ""
+    serial: int | None = None
+    generation: int | None = None
+    plan: str | None = None
+    reasons: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    violations: tuple[Violation, ...] = ()
+    message: str = ""
+    remedy: str = ""
+    timings: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def seconds(self) -> float:
+        """How long all stages took together."""
+        return sum(seconds for _, seconds in self.timings)

@@ -1,0 +1,271 @@
+"""What values may be together: every rule of the desired state that no single value can break by itself.
+
+`violations` refuses; `advice` warns of what is valid but unwise. Both are told with the path of the value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from attrs import frozen
+
+from agent.errors import Path
+from agent.model.schema import (
+    WILDCARDS,
+    Backend,
+    Endpoint,
+    Frontend,
+    HealthType,
+    Name,
+    ProxyProtocol,
+    Route,
+    SniPattern,
+    Written,
+)
+from agent.model.structure import Structured, near
+
+MAX_FRONTENDS = 5_000
+MAX_BACKENDS = 5_000
+MAX_BINDS = 256  # per frontend
+MAX_ROUTES = 1_000  # per frontend
+MAX_NETWORKS = 10_000  # per list
+MAX_NODES = 1_000  # per group
+MAX_SERVERS = 1_000  # per backend, groups unfolded
+MAX_ALL_SERVERS = 100_000
+
+HEALTH_KEYS: Mapping[HealthType, frozenset[str]] = {
+    HealthType.NONE: frozenset(),
+    HealthType.TCP: frozenset({"port", "interval", "timeout", "rise", "fall", "send_proxy"}),
+    HealthType.TLS: frozenset({"port", "interval", "timeout", "rise", "fall", "send_proxy", "host", "verify"}),
+    HealthType.HTTP: frozenset(
+        {"port", "interval", "timeout", "rise", "fall", "send_proxy", "path", "host", "status", "tls", "verify"}
+    ),
+}
+
+
+@frozen
+class Remark:
+    """A rule's word on a value: its path in the document, what is wrong, what to do (of advice)."""
+
+    path: Path
+    message: str
+    remedy: str = ""
+
+
+def too_much(tree: object) -> Iterator[Remark]:
+    """Limits of number, looked at before anything is built, so that a huge list costs one line and no time."""
+    if not isinstance(tree, dict):
+        return
+    yield from _limit(tree, ("frontends",), MAX_FRONTENDS, "frontends")
+    yield from _limit(tree, ("backends",), MAX_BACKENDS, "backends")
+    for group in _keys(tree, "nodes"):
+        yield from _limit(tree, ("nodes", group), MAX_NODES, "nodes in one group")
+    for name in _keys(tree, "backends"):
+        yield from _limit(tree, ("backends", name, "servers"), MAX_SERVERS, "servers in one backend")
+    for name in _keys(tree, "frontends"):
+        yield from _limit(tree, ("frontends", name, "bind"), MAX_BINDS, "addresses of one frontend")
+        yield from _limit(tree, ("frontends", name, "routes"), MAX_ROUTES, "routes of one frontend")
+        for key in ("allow", "deny"):
+            yield from _limit(tree, ("frontends", name, key), MAX_NETWORKS, "networks in one list")
+
+
+def _keys(tree: Mapping[str, object], key: str) -> Iterable[str]:
+    found = tree.get(key)
+    return found.keys() if isinstance(found, dict) else ()
+
+
+def _limit(tree: object, path: Path, most: int, what: str) -> Iterator[Remark]:
+    for step in path:
+        tree = tree.get(step) if isinstance(tree, dict) else None
+    if isinstance(tree, (dict, list)) and len(tree) > most:
+        yield Remark(path, f"{len(tree):,} {what}; at most {most:,} are taken")
+
+
+def violations(built: Structured[Written]) -> Iterator[Remark]:
+    """Every broken rule among what could be built. What was cut out for its own fault is not blamed twice."""
+    written = built.value
+    if written is None:
+        return
+    yield from _addresses(written)
+    for name, frontend in written.frontends.items():
+        yield from _frontend(built, written, ("frontends", name), frontend)
+    total = 0
+    for name, backend in written.backends.items():
+        yield from _backend(built, written, ("backends", name), backend)
+        total += len(backend.servers) + len(written.nodes.get(backend.nodes, ()) if backend.nodes else ())
+    if total > MAX_ALL_SERVERS:
+        yield Remark(("backends",), f"{total:,} servers in all, groups unfolded; at most {MAX_ALL_SERVERS:,} are taken")
+
+
+def _addresses(written: Written) -> Iterator[Remark]:
+    """An address is bound once, wildcards counted: HAProxy itself would bind it twice and share the traffic."""
+    seen: dict[tuple[int, int], dict[str, tuple[Endpoint, str]]] = {}
+    for name, frontend in written.frontends.items():
+        for index, endpoint in enumerate(frontend.bind):
+            bound = seen.setdefault((endpoint.family, endpoint.port), {})
+            met = bound.get(endpoint.host) or next((bound[host] for host in WILDCARDS if host in bound), None)
+            if met is None and bound and endpoint.wildcard:
+                met = next(iter(bound.values()))
+            if met is not None:
+                other, where = met
+                how = "is bound already" if endpoint == other else f"overlaps {other}, which is bound already"
+                yield Remark(("frontends", name, "bind", index), f"{endpoint} {how}, by {where}")
+            bound.setdefault(endpoint.host, (endpoint, f"frontends.{name}.bind[{index}]"))
+
+
+def _frontend(built: Structured[Written], written: Written, at: Path, frontend: Frontend) -> Iterator[Remark]:
+    if not frontend.bind and built.whole((*at, "bind")):
+        yield Remark((*at, "bind"), "a frontend without an address serves nobody")
+    yield from _known(written.backends, frontend.backend, (*at, "backend"), "backend", built, "backends")
+    coverings = _coverings(frontend.routes)
+    for index, route in enumerate(frontend.routes):
+        where = (*at, "routes", index)
+        yield from _known(written.backends, route.backend, (*where, "backend"), "backend", built, "backends")
+        if not route.sni and built.whole((*where, "sni")):
+            yield Remark((*where, "sni"), "a route without a name can never match")
+        covering = coverings[index]
+        if route.sni and all(by is not None for _, by in covering):
+            names = ", ".join(f'"{pattern}" by "{by}"' for pattern, by in covering)
+            yield Remark(where, f"can never match: earlier routes take it all ({names}); the first match wins")
+
+
+def _coverings(routes: tuple[Route, ...]) -> list[list[tuple[SniPattern, SniPattern | None]]]:
+    """For each route, each of its names with an earlier route's pattern that takes all its connections, if any does.
+
+    Looked up by the name's own suffixes, so that thousands of names cost no more than their length.
+    """
+    taken: set[str] = set()
+    found = []
+    for route in routes:
+        found.append([(name, next((by for by in _takers(name) if by in taken), None)) for name in route.sni])
+        taken.update(route.sni)
+    return found
+
+
+def _takers(name: SniPattern) -> Iterator[SniPattern]:
+    """Every pattern that matches all that `name` (which may be a pattern itself) matches."""
+    yield SniPattern("*")
+    yield name
+    labels = name.removeprefix("*.").split(".")
+    first = 0 if name.startswith("*.") else 1
+    for start in range(first, len(labels)):
+        yield SniPattern(f"*.{'.'.join(labels[start:])}")
+
+
+def _known(
+    names: Mapping[Name, object], name: Name, at: Path, what: str, built: Structured[Written], key: str
+) -> Iterator[Remark]:
+    if name not in names and built.whole((key, name)):
+        yield Remark(at, f'there is no {what} "{name}"{near(name, names)}')
+
+
+def _backend(built: Structured[Written], written: Written, at: Path, backend: Backend) -> Iterator[Remark]:
+    group: Mapping[Name, object] = {}
+    if backend.nodes is not None:
+        yield from _known(written.nodes, backend.nodes, (*at, "nodes"), "group of nodes", built, "nodes")
+        group = written.nodes.get(backend.nodes, {})
+        if backend.port is None and built.whole((*at, "port")):
+            yield Remark((*at, "nodes"), "a group of nodes needs the `port` its servers listen on")
+    elif backend.port is not None and built.whole((*at, "nodes")):
+        yield Remark((*at, "port"), "only servers of a group take their port from here; `nodes` is missing")
+    for name in sorted(group.keys() & backend.servers.keys()):
+        yield Remark(
+            (*at, "servers", name),
+            f'the group "{backend.nodes}" has a node of this name; servers need names of their own',
+        )
+    for name, server in backend.servers.items():
+        if server.address.wildcard:
+            yield Remark((*at, "servers", name, "address"), f"{server.address.host} is no address of a server")
+    whole = all(built.whole(path) for path in ((*at, "nodes"), (*at, "servers"), ("nodes", backend.nodes or "")))
+    if whole and not group and not backend.servers and (backend.nodes is None or backend.nodes in written.nodes):
+        yield Remark(at, "a backend without a server; give it `servers`, or `nodes` and `port`")
+    yield from _health(at, backend)
+
+
+def _health(at: Path, backend: Backend) -> Iterator[Remark]:
+    health = backend.health
+    allowed = HEALTH_KEYS[health.type]
+    for key in sorted(HEALTH_KEYS[HealthType.HTTP] - allowed):
+        if getattr(health, key) is not None:
+            owners = " or ".join(kind for kind, keys in HEALTH_KEYS.items() if key in keys)
+            yield Remark(
+                (*at, "health", key), f"means nothing to a check of type {health.type}; it belongs to {owners}"
+            )
+    if health.send_proxy and backend.proxy_protocol is ProxyProtocol.NONE:
+        yield Remark((*at, "health", "send_proxy"), "this backend sends no header (proxy_protocol: none)")
+    if health.type is HealthType.HTTP and health.verify is not None and not health.tls:
+        yield Remark((*at, "health", "verify"), "only a check over TLS has a certificate to verify; set `tls: true`")
+
+
+def advice(written: Written, *, process_maxconn: int, file_limit: int | None) -> Iterator[Remark]:
+    """What is valid but unwise. `process_maxconn`: haproxy.maxconn; `file_limit`: open files, None if unlimited."""
+    used = {frontend.backend for frontend in written.frontends.values()}
+    used |= {route.backend for frontend in written.frontends.values() for route in frontend.routes}
+    for name in sorted(written.backends.keys() - used):
+        yield Remark(("backends", name), "no frontend uses it", "remove it, or route something to it")
+    groups = {backend.nodes for backend in written.backends.values()}
+    for name in sorted(written.nodes.keys() - groups):
+        yield Remark(("nodes", name), "no backend uses this group", "remove it, or name it in a backend")
+    if not written.frontends:
+        yield Remark((), "no frontend: nothing will be served", "add one, unless this is meant")
+    bound = frozenset(endpoint for frontend in written.frontends.values() for endpoint in frontend.bind)
+    for name, backend in sorted(written.backends.items()):
+        yield from _backend_advice(("backends", name), backend, written, bound)
+    for name, frontend in sorted(written.frontends.items()):
+        yield from _frontend_advice(("frontends", name), frontend, process_maxconn)
+    if written.defaults.maxconn is not None and written.defaults.maxconn > process_maxconn:
+        yield _above(("defaults", "maxconn"), written.defaults.maxconn, process_maxconn)
+    # Each proxied connection holds two descriptors (HAProxy's manual, maxconn).
+    if file_limit is not None and 2 * process_maxconn > file_limit:
+        yield Remark(
+            (),
+            f"haproxy.maxconn {process_maxconn:,} takes {2 * process_maxconn:,} files; the limit is {file_limit:,}",
+            "raise the limit (ulimit -n) or lower haproxy.maxconn in agent.toml",
+        )
+
+
+def _above(at: Path, maxconn: int, process_maxconn: int) -> Remark:
+    return Remark(
+        at,
+        f"{maxconn:,} connections, but all of HAProxy takes {process_maxconn:,}",
+        "lower it, or raise haproxy.maxconn in agent.toml",
+    )
+
+
+def _frontend_advice(at: Path, frontend: Frontend, process_maxconn: int) -> Iterator[Remark]:
+    if frontend.maxconn is not None and frontend.maxconn > process_maxconn:
+        yield _above((*at, "maxconn"), frontend.maxconn, process_maxconn)
+    for index, covering in enumerate(_coverings(frontend.routes)):
+        for position, (name, by) in enumerate(covering):
+            if by is not None:
+                where = (*at, "routes", index, "sni", position)
+                yield Remark(where, f'"{name}" never comes here: an earlier route has "{by}"', "remove it, or reorder")
+
+
+def _backend_advice(at: Path, backend: Backend, written: Written, bound: frozenset[Endpoint]) -> Iterator[Remark]:
+    nodes = written.nodes.get(backend.nodes, {}) if backend.nodes else {}
+    ports = {server.address.port for server in backend.servers.values()}
+    ports |= {backend.port} if nodes and backend.port is not None else set()
+    health = backend.health
+    on_data_port = health.port is None or health.port in ports
+    if (
+        backend.proxy_protocol is not ProxyProtocol.NONE
+        and health.type is not HealthType.NONE
+        and health.send_proxy is False
+        and on_data_port
+    ):
+        yield Remark(
+            (*at, "health", "send_proxy"),
+            "the servers expect a PROXY header, but the check sends none to the same port: it will find them dead",
+            "leave send_proxy out, or check another, plain port with health.port",
+        )
+    if health.type is HealthType.NONE and len(nodes) + len(backend.servers) > 1:
+        yield Remark((*at, "health"), "not checked: a dead server goes on getting its share of clients", "add a check")
+    enabled = [server for server in backend.servers.values() if not server.disabled]
+    if not nodes and not enabled:
+        yield Remark((*at, "servers"), "every server is disabled: nobody will be served", "enable one")
+    if not nodes and enabled and all(server.weight == 0 for server in enabled):
+        yield Remark((*at, "servers"), "every server has weight 0: nobody will be served", "give one a weight")
+    for name, server in sorted(backend.servers.items()):
+        if server.address in bound:
+            yield Remark((*at, "servers", name), f"{server.address} is an address this firewall binds: a loop", "")

@@ -1,0 +1,311 @@
+"""Desired state, version 1, as it is written: the keys, their types, what one value alone may be.
+
+What values may be together (a backend that exists, an address bound once) is `rules`; what later stages see is
+`desired`. The texts allowed here are narrow on purpose: every one of them ends up in haproxy.cfg, and none can
+carry a space, a quote, a `#`, a `$` or a newline there.
+"""
+
+from __future__ import annotations
+
+import enum
+import ipaddress
+import re
+from typing import NewType
+
+from attrs import Factory, frozen
+
+from agent.model import structure
+from agent.model.structure import Hook, expected, shown
+
+MAX_PORT = 65_535
+MAX_SERIAL = 2**53 - 1  # what every JSON reader keeps exact
+MAX_CONNECTIONS = 10_000_000
+DEFAULT_MAXCONN = 2_000
+WILDCARDS = ("0.0.0.0", "::")  # noqa: S104  # recognised, not bound
+
+Version = NewType("Version", int)
+Name = NewType("Name", str)
+Port = NewType("Port", int)
+Count = NewType("Count", int)
+Serial = NewType("Serial", int)
+Weight = NewType("Weight", int)
+Checks = NewType("Checks", int)
+HttpStatus = NewType("HttpStatus", int)
+Milliseconds = NewType("Milliseconds", int)
+Address = NewType("Address", str)
+"""An IP literal in its shortest form."""
+Network = NewType("Network", str)
+"""`203.0.113.0/24`, `2001:db8::/32`; a single address has no `/`."""
+SniPattern = NewType("SniPattern", str)
+"""A host name, `*.suffix` or `*`; lower case."""
+HttpPath = NewType("HttpPath", str)
+HttpHost = NewType("HttpHost", str)
+
+
+class Application(enum.StrEnum):
+    """What the server behind speaks: what the probe says to it."""
+
+    SMTP = "smtp"
+    IMAP = "imap"
+    POP3 = "pop3"
+    TLS = "tls"
+    HTTP = "http"
+    RAW = "raw"
+
+
+class ProxyProtocol(enum.StrEnum):
+    """Which header the server is told of its client with."""
+
+    V2 = "v2"
+    V1 = "v1"
+    NONE = "none"
+
+
+class Balance(enum.StrEnum):
+    """How connections are spread over the servers (HAProxy's own words)."""
+
+    ROUNDROBIN = "roundrobin"
+    LEASTCONN = "leastconn"
+    SOURCE = "source"
+    FIRST = "first"
+    RANDOM = "random"
+
+
+class HealthType(enum.StrEnum):
+    """How a server is checked."""
+
+    TCP = "tcp"
+    HTTP = "http"
+    TLS = "tls"
+    NONE = "none"
+
+
+@frozen(order=True)
+class Endpoint:
+    """An IP address and a port. `host` is the shortest form; `family` 4 or 6."""
+
+    family: int
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if self.family == 6 else f"{self.host}:{self.port}"
+
+    @property
+    def wildcard(self) -> bool:
+        """Whether this is every address of its family.
+
+        The families never meet: a v6 wildcard is bound v6only (FACTS, HAProxy 9).
+        """
+        return self.host in WILDCARDS
+
+
+@frozen(kw_only=True)
+class Timeouts:
+    """How long HAProxy waits, in milliseconds."""
+
+    connect: Milliseconds = Milliseconds(5_000)
+    client: Milliseconds = Milliseconds(3_600_000)
+    server: Milliseconds = Milliseconds(3_600_000)
+
+
+@frozen(kw_only=True)
+class Defaults:
+    """What every frontend starts from. `maxconn` None: not written, DEFAULT_MAXCONN holds."""
+
+    maxconn: Count | None = None
+    timeouts: Timeouts = Timeouts()
+
+
+@frozen(kw_only=True)
+class RateLimit:
+    """At most so many new connections per source address in a period."""
+
+    connections: Count
+    period: Milliseconds
+
+
+@frozen(kw_only=True)
+class Route:
+    """The backend of the connections whose SNI is one of these."""
+
+    sni: tuple[SniPattern, ...]
+    backend: Name
+
+
+@frozen(kw_only=True)
+class Frontend:
+    """What clients connect to."""
+
+    bind: tuple[Endpoint, ...]
+    backend: Name
+    maxconn: Count | None = None
+    accept_proxy: bool = False
+    allow: tuple[Network, ...] = ()
+    deny: tuple[Network, ...] = ()
+    rate_limit: RateLimit | None = None
+    routes: tuple[Route, ...] = ()
+
+
+@frozen(kw_only=True)
+class Server:
+    """One server, written one by one."""
+
+    address: Endpoint
+    weight: Weight = Weight(1)
+    backup: bool = False
+    disabled: bool = False
+
+
+@frozen(kw_only=True)
+class Health:
+    """How servers are checked. None: not written; what then holds depends on the type and on the server."""
+
+    type: HealthType = HealthType.TCP
+    port: Port | None = None
+    interval: Milliseconds | None = None
+    timeout: Milliseconds | None = None
+    rise: Checks | None = None
+    fall: Checks | None = None
+    send_proxy: bool | None = None
+    path: HttpPath | None = None
+    host: HttpHost | None = None
+    status: HttpStatus | None = None
+    tls: bool | None = None
+    verify: bool | None = None
+
+
+@frozen(kw_only=True)
+class Backend:
+    """A pool of servers, by group, one by one, or both."""
+
+    application: Application = Application.RAW
+    proxy_protocol: ProxyProtocol = ProxyProtocol.V2
+    balance: Balance = Balance.ROUNDROBIN
+    nodes: Name | None = None
+    port: Port | None = None
+    servers: dict[Name, Server] = Factory(dict)
+    health: Health = Health()
+
+
+@frozen(kw_only=True)
+class Written:
+    """The whole document."""
+
+    version: Version
+    name: Name = Name("")
+    serial: Serial | None = None
+    defaults: Defaults = Defaults()
+    nodes: dict[Name, dict[Name, Address]] = Factory(dict)
+    frontends: dict[Name, Frontend] = Factory(dict)
+    backends: dict[Name, Backend] = Factory(dict)
+
+
+# --- hooks ------------------------------------------------------------------------------------------------------
+
+_LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
+_HOSTNAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
+_ENDPOINT = re.compile(r"(?:\[([^\[\]]+)\]|([^\[\]:]+)):([1-9][0-9]{0,4})")
+
+
+def _address(value: object) -> Address:
+    if not isinstance(value, str):
+        raise expected("an IP address", value)
+    return Address(_ip(value)[1])
+
+
+def _ip(text: str) -> tuple[int, str]:
+    """Family and shortest form of an IP literal. Raises ValueError with what is wrong with it."""
+    if "%" in text:  # ipaddress takes any character, a newline too, behind the % of a scope
+        raise ValueError(f"an address with a scope is not taken, got {shown(text)}")
+    try:
+        found = ipaddress.ip_address(text)
+    except ValueError:
+        raise ValueError(f"expected an IP address (names are not looked up), got {shown(text)}") from None
+    if isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped is not None:
+        raise ValueError(f"an IPv4 address in IPv6 clothes; write {found.ipv4_mapped}")
+    if found.is_multicast:
+        raise ValueError(f"a multicast address cannot be connected to: {found}")
+    return found.version, str(found)
+
+
+def _endpoint(value: object) -> Endpoint:
+    found = _ENDPOINT.fullmatch(value) if isinstance(value, str) else None
+    if found is None or (port := int(found[3])) > MAX_PORT:
+        hint = ""
+        if isinstance(value, str) and value.count(":") > 2 and not value.startswith("["):
+            hint = "; an IPv6 address stands in brackets"
+        raise ValueError(
+            f'expected an address and a port from 1 to 65,535, such as "192.0.2.1:25" or "[2001:db8::1]:25", '
+            f"got {shown(value)}{hint}"
+        )
+    family, host = _ip(found[1] or found[2])
+    if (family == 6) != (found[1] is not None):
+        raise ValueError(f"an IPv6 address stands in brackets, an IPv4 address does not, got {shown(value)}")
+    return Endpoint(family, host, port)
+
+
+def _network(value: object) -> Network:
+    if not isinstance(value, str) or "%" in value:
+        raise expected('a network, such as "203.0.113.0/24"', value)
+    try:
+        found = ipaddress.ip_network(value, strict=False)
+    except ValueError:
+        raise expected('a network, such as "203.0.113.0/24" or "2001:db8::/32"', value) from None
+    given = ipaddress.ip_interface(value)
+    if given.ip != found.network_address:
+        raise ValueError(f"{value} has bits behind its mask; write {found} (or {given.ip} for that one address)")
+    return Network(str(given.ip) if found.prefixlen == found.max_prefixlen else str(found))
+
+
+def _hostname(value: object) -> str | None:
+    lowered = value.lower() if isinstance(value, str) else ""
+    return lowered if len(lowered) <= 253 and _HOSTNAME.fullmatch(lowered) else None
+
+
+def _sni(value: object) -> SniPattern:
+    if isinstance(value, str):
+        if value == "*":
+            return SniPattern("*")
+        suffix = value.removeprefix("*.")
+        if name := _hostname(suffix):
+            return SniPattern(name if suffix == value else f"*.{name}")
+    raise expected('a host name, "*.example.org" for all below it, or "*" for any name', value)
+
+
+def _http_host(value: object) -> HttpHost:
+    if name := _hostname(value):
+        return HttpHost(name)
+    raise expected("a host name", value)
+
+
+def _version(value: object) -> Version:
+    if value != 1 or isinstance(value, (bool, float)):
+        raise ValueError(f"this agent reads version 1 of the desired state, got {shown(value)}")
+    return Version(1)
+
+
+SCALARS: dict[object, Hook] = {
+    Version: _version,
+    Name: structure.matching(
+        r"[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?",
+        "a name: at most 63 of a-z 0-9 . _ - that begins and ends with a letter or a digit",
+    ),
+    Port: structure.whole(1, MAX_PORT),
+    Count: structure.whole(1, MAX_CONNECTIONS),
+    Serial: structure.whole(0, MAX_SERIAL),
+    Weight: structure.whole(0, 256),
+    Checks: structure.whole(1, 1_000),
+    HttpStatus: structure.whole(100, 599),
+    Milliseconds: structure.milliseconds,
+    Address: _address,
+    Network: _network,
+    SniPattern: _sni,
+    HttpPath: structure.matching(
+        r"/[A-Za-z0-9._~/=&?+:@%,;-]{0,254}", 'a path, such as "/readyz", of at most 255 plain characters'
+    ),
+    HttpHost: _http_host,
+    Endpoint: _endpoint,
+}
+
+CONVERTER = structure.converter(SCALARS)

@@ -1,0 +1,1 @@
+"""What people and machines read of the agent: the status document and the tables."""

@@ -1,0 +1,207 @@
+"""status.json, schema 1: the one document that `agent status`, `agent sync` and other people's scripts read."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Any
+
+from attrs import frozen
+
+from agent.errors import Finding, Violation, dotted
+from agent.model.desired import Backend, DesiredState, Frontend
+from agent.model.observed import FrontendSeen, Observation, ServerSeen
+from agent.model.report import Report
+
+SCHEMA = 1
+_MOST = 100  # violations and findings told one by one; a junk file can have as many as it has lines
+
+
+@frozen(kw_only=True)
+class Agent:
+    """Who wrote the status: its version, pid, since when (seconds since the epoch), and as which command."""
+
+    version: str
+    pid: int
+    started: float
+    command: str
+
+
+@frozen(kw_only=True)
+class Live:
+    """The live generation, and its state where this version of the agent can read it."""
+
+    generation: int
+    digest: str
+    name: str
+    serial: int | None
+    since: float
+    state: DesiredState | None
+
+
+@frozen(kw_only=True)
+class Held:
+    """The document that is held back, why, and since when (seconds since the epoch)."""
+
+    digest: str
+    reason: str
+    since: float
+
+
+def when(seconds: float) -> str:
+    """Seconds since the epoch as ISO 8601 in UTC: `2026-11-24T03:44:52Z`."""
+    return dt.datetime.fromtimestamp(seconds, tz=dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def document(
+    *, agent: Agent, report: Report | None, live: Live | None, held: Held | None, seen: Observation | None, now: float
+) -> dict[str, Any]:
+    """All of status.json. `report`: of the last converge, None before the first; `seen` None: HAProxy is silent."""
+    state = live.state if live else None
+    index = _Index.of(seen)
+    pools = {one.name: one for one in state.backends} if state else {}
+    return {
+        "schema": SCHEMA,
+        "at": when(now),
+        "agent": {
+            "version": agent.version,
+            "pid": agent.pid,
+            "command": agent.command,
+            "started": when(agent.started),
+        },
+        "desired": _desired(report),
+        "live": None if live is None else _live(live),
+        "outcome": report.outcome.value if report else None,
+        "message": report.message if report else "",
+        "remedy": report.remedy if report else "",
+        "held": None if held is None else {"digest": held.digest, "reason": held.reason, "since": when(held.since)},
+        "violations": [_violation(report, one) for one in report.violations[:_MOST]] if report else [],
+        "violations_total": len(report.violations) if report else 0,
+        "findings": [_finding(one) for one in report.findings[:_MOST]] if report else [],
+        "frontends": [_frontend(one, pools, index) for one in state.frontends] if state else [],
+        "backends": [_backend(one, index) for one in state.backends] if state else [],
+        "haproxy": None if seen is None else _haproxy(seen),
+        "timings": dict(report.timings) if report else {},
+    }
+
+
+def _desired(report: Report | None) -> dict[str, Any] | None:
+    if report is None:
+        return None
+    return {
+        "file": report.file,
+        "digest": report.digest,
+        "name": report.name,
+        "serial": report.serial,
+        "read": when(report.at),
+    }
+
+
+def _live(live: Live) -> dict[str, Any]:
+    return {
+        "generation": live.generation,
+        "digest": live.digest,
+        "name": live.name,
+        "serial": live.serial,
+        "since": when(live.since),
+    }
+
+
+def _violation(report: Report, one: Violation) -> dict[str, Any]:
+    return {"file": report.file, "line": one.line, "path": dotted(one.path), "message": one.message}
+
+
+def _finding(one: Finding) -> dict[str, Any]:
+    return {"where": one.where, "line": one.line, "message": one.message, "remedy": one.remedy}
+
+
+def _haproxy(seen: Observation) -> dict[str, Any]:
+    process = seen.process
+    return {
+        "pid": process.pid,
+        "version": process.version,
+        "uptime": process.uptime,
+        "generation": process.generation,
+    }
+
+
+@frozen(kw_only=True)
+class _Index:
+    """An observation by name. `answered`: whether there was one."""
+
+    answered: bool
+    frontends: dict[str, FrontendSeen]
+    servers: dict[str, dict[str, ServerSeen]]
+
+    @classmethod
+    def of(cls, seen: Observation | None) -> _Index:
+        servers: dict[str, dict[str, ServerSeen]] = {}
+        for one in seen.servers if seen else ():
+            servers.setdefault(one.backend, {})[one.name] = one
+        frontends = {one.name: one for one in seen.frontends} if seen else {}
+        return cls(answered=seen is not None, frontends=frontends, servers=servers)
+
+    def count(self, backend: Backend) -> tuple[int, int]:
+        """Servers that get clients, and servers that should: those taken out on purpose count in neither."""
+        if not self.answered:
+            return 0, sum(not server.disabled for server in backend.servers)
+        wanted = [one for one in self.servers.get(backend.name, {}).values() if one.wanted]
+        return sum(one.up for one in wanted), len(wanted)
+
+
+def _frontend(frontend: Frontend, pools: dict[str, Backend], index: _Index) -> dict[str, Any]:
+    found = index.frontends.get(frontend.name)
+    is_open = found is not None and found.open
+    counts = [index.count(pools[name]) for name in frontend.backends]
+    return {
+        "name": frontend.name,
+        "state": _state(counts) if is_open else "down",
+        "binds": [
+            {
+                "address": str(endpoint),
+                "state": "listening" if is_open else "closed",
+                "reason": "" if is_open else _why_closed(found, index),
+            }
+            for endpoint in frontend.binds
+        ],
+        "backends": list(frontend.backends),
+        "servers_up": sum(up for up, _ in counts),
+        "servers_total": sum(total for _, total in counts),
+        "sessions": found.sessions if found else 0,
+    }
+
+
+def _state(counts: list[tuple[int, int]]) -> str:
+    """Of an open frontend. `up`: all servers get clients; `degraded`: not all; `down`: none does."""
+    if not any(up for up, _ in counts):
+        return "down"
+    return "up" if all(up == total for up, total in counts) else "degraded"
+
+
+def _why_closed(found: FrontendSeen | None, index: _Index) -> str:
+    if not index.answered:
+        return "HAProxy does not answer"
+    return "not in the running HAProxy" if found is None else "the frontend is stopped in HAProxy"
+
+
+def _backend(backend: Backend, index: _Index) -> dict[str, Any]:
+    found = index.servers.get(backend.name, {})
+    up, total = index.count(backend)
+    return {
+        "name": backend.name,
+        "application": backend.application.value,
+        "proxy_protocol": backend.proxy_protocol.value,
+        "servers_up": up,
+        "servers_total": total,
+        "servers": [
+            {
+                "name": server.name,
+                "address": str(server.address),
+                "weight": server.weight,
+                "backup": server.backup,
+                "status": found[server.name].status if server.name in found else "unknown",
+                "check": found[server.name].check if server.name in found else "",
+                "sessions": found[server.name].sessions if server.name in found else 0,
+            }
+            for server in backend.servers
+        ],
+    }

@@ -1,0 +1,147 @@
+"""Status, history and plans as people read them in a terminal. Text in, text out; colour only where asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import click
+
+from agent.model.generation import Generation
+from agent.model.plan import Reload
+from agent.view.status import when
+
+_COLOURS = {"up": "green", "listening": "green", "degraded": "yellow", "quarantined": "magenta"}
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Columns as wide as they must be; the last one as long as it likes."""
+    lines = [list(head), *([str(cell) for cell in row] for row in rows)]
+    widths = [max(len(click.unstyle(line[column])) for line in lines) for column in range(len(head))]
+    return "".join(
+        "  ".join(
+            cell + " " * (width - len(click.unstyle(cell))) for cell, width in zip(line, widths, strict=True)
+        ).rstrip()
+        + "\n"
+        for line in lines
+    )
+
+
+def _state(word: str) -> str:
+    return click.style(word, fg=_COLOURS.get(word, "red"))
+
+
+def status(document: dict[str, Any], *, running: bool) -> str:
+    """The status document, in a screenful. `running`: whether an agent holds these folders now."""
+    text = _headline(document) + "\n\n"
+    text += table(
+        ("FRONTEND", "STATE", "SERVERS", "SESSIONS", "ADDRESSES"),
+        (
+            (
+                one["name"],
+                _state(one["state"]),
+                f"{one['servers_up']}/{one['servers_total']}",
+                one["sessions"],
+                ", ".join(_bind(bind) for bind in one["binds"]),
+            )
+            for one in document["frontends"]
+        ),
+    )
+    text += "\n" + table(
+        ("BACKEND", "SERVER", "ADDRESS", "STATUS", "CHECK", "SESSIONS"),
+        (
+            (pool["name"], one["name"], one["address"], one["status"], one["check"], one["sessions"])
+            for pool in document["backends"]
+            for one in pool["servers"]
+        ),
+    )
+    return text + "\n" + "\n".join(_facts(document, running=running)) + "\n"
+
+
+def _bind(bind: dict[str, Any]) -> str:
+    if bind["state"] == "listening":
+        return str(bind["address"])
+    return f"{bind['address']} ({bind['state']}: {bind['reason']})"
+
+
+def _headline(document: dict[str, Any]) -> str:
+    """One sentence: all are serving, or which is not."""
+    frontends = document["frontends"]
+    if not frontends:
+        return "Nothing is live." if document["live"] is None else "What is live has no frontend."
+    bad = [one for one in frontends if one["state"] != "up"]
+    if not bad:
+        return f"All {len(frontends)} frontends are serving." if len(frontends) > 1 else "The one frontend is serving."
+    names = ", ".join(f"{one['name']} is {one['state']}" for one in bad[:5])
+    rest = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
+    return f"{len(frontends) - len(bad)} of {len(frontends)} frontends are fully serving; {names}{rest}."
+
+
+def _facts(document: dict[str, Any], *, running: bool) -> Iterable[str]:
+    live, haproxy, agent = document["live"], document["haproxy"], document["agent"]
+    if live:
+        serial = f", serial {live['serial']}" if live["serial"] is not None else ""
+        yield f"live:    generation {live['generation']}{serial}, sha256 {live['digest'][:12]}, since {live['since']}"
+    if haproxy:
+        yield f"haproxy: {haproxy['version']}, pid {haproxy['pid']}, up {haproxy['uptime']} s"
+    else:
+        yield "haproxy: " + click.style("does not answer", fg="red")
+    if running:
+        yield f"agent:   {agent['version']}, pid {agent['pid']}"
+    else:
+        yield "agent:   " + click.style("not running", fg="red") + " (start it with `agent run`, or its service)"
+    if document["outcome"] is not None:
+        yield f"last:    {document['outcome']}, desired sha256 {(document['desired']['digest'] or 'none')[:12]}"
+    if held := document["held"]:
+        yield f"held:    sha256 {held['digest'][:12]} since {held['since']}: {held['reason']}"
+    if document["message"]:
+        yield f"why:     {document['message']}"
+    if document["remedy"]:
+        yield f"do:      {document['remedy']}"
+    for finding in document["findings"]:
+        where = f"{finding['where']}: " if finding["where"] else ""
+        remedy = f" ({finding['remedy']})" if finding["remedy"] else ""
+        yield f"note:    {where}{finding['message']}{remedy}"
+
+
+def history(generations: Sequence[Generation]) -> str:
+    """What was live and when, newest first."""
+    newest = generations[-1].number if generations else None
+    return table(
+        ("GENERATION", "LIVE SINCE", "OUTCOME", "SERIAL", "SHA256", "TOOK", "WHY"),
+        (
+            (
+                f"{one.number}{' *' if one.number == newest else ''}",
+                when(one.at),
+                one.outcome,
+                "-" if one.serial is None else one.serial,
+                one.digest[:12],
+                f"{one.seconds * 1000:.0f} ms",
+                _reasons(one.reasons),
+            )
+            for one in reversed(generations)
+        ),
+    )
+
+
+def _reasons(reasons: Sequence[str]) -> str:
+    return "; ".join(reasons[:3]) + (f"; and {len(reasons) - 3} more" if len(reasons) > 3 else "")
+
+
+def coloured_diff(text: str) -> str:
+    """A unified diff as terminals show it."""
+    colours = {"+": "green", "-": "red", "@": "cyan"}
+    return "".join(click.style(line, fg=colours.get(line[:1])) for line in text.splitlines(keepends=True))
+
+
+def plan(step: object, difference: str, sessions: int) -> str:
+    """What would happen, why, and the difference it makes."""
+    if not isinstance(step, Reload):
+        return "No change: HAProxy already does what this says.\n"
+    text = "Reload: a new HAProxy process takes the listening sockets over; no connection is refused.\n"
+    text += "".join(f"  - {reason}\n" for reason in step.reasons)
+    if sessions:
+        text += (
+            f"Sessions at risk: none at once; {sessions} stay with the old process until they end or hard-stop-after.\n"
+        )
+    return text + (f"\n{coloured_diff(difference)}" if difference else "")

@@ -1,0 +1,102 @@
+"""What the command costs to start, and what a large state costs: ratios and medians of one run, never bounds.
+
+`make bench` prints a table and writes bench/results.json.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+
+from agent.host import templates
+from agent.model.desired import parse
+from agent.model.observed import Running
+from agent.model.plan import Committed, Wanted, plan
+from agent.model.render import CONFIG_TEMPLATE, Process, render
+
+HERE = Path(__file__).parent
+ROUNDS = 15
+AGENT = Path(sys.executable).parent / "agent"
+
+
+def wall(*argv: str | Path) -> float:
+    """Seconds of a whole process."""
+    start = time.perf_counter()
+    subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)  # noqa: S603  # our own words
+    return time.perf_counter() - start
+
+
+def timed(what: Callable[[], object]) -> float:
+    """Seconds of one call."""
+    start = time.perf_counter()
+    what()
+    return time.perf_counter() - start
+
+
+def median(what: Callable[[], float]) -> float:
+    """Of ROUNDS rounds."""
+    return statistics.median(what() for _ in range(ROUNDS))
+
+
+def large_state(frontends: int, servers: int) -> bytes:
+    """A JSON state of so many frontends, each with a backend of so many servers."""
+    state = {
+        "version": 1,
+        "frontends": {
+            f"f{one}": {"bind": [f"192.0.{one // 250}.{one % 250 + 1}:25"], "backend": f"b{one}"}
+            for one in range(frontends)
+        },
+        "backends": {
+            f"b{one}": {
+                "servers": {
+                    f"s{n}": {"address": f"198.51.{one // 250}.{one % 250 + 1}:{3000 + n}"} for n in range(servers)
+                }
+            }
+            for one in range(frontends)
+        },
+    }
+    return json.dumps(state).encode()
+
+
+def load_plan_render(data: bytes) -> None:
+    """What a converge does before it touches anything."""
+    process = Process(socket=PurePosixPath("/s"), server_state=PurePosixPath("/t"), maxconn=100, hard_stop_after=1_000)
+    parsed = parse(data, file="large.json")
+    config = render(parsed.state, process, templates.load(CONFIG_TEMPLATE, ""))
+    before = Committed(
+        number=1, loaded=1, digest="old", config=config.stamped(digest="old", generation=1), state=parsed.state
+    )
+    plan(
+        before,
+        Running(pid=1, version="", uptime=0, generation=1),
+        Wanted(digest="x", state=parsed.state, config=config),
+    )
+
+
+def main() -> None:
+    """Measure, print, write."""
+    control = median(lambda: wall(sys.executable, "-c", "import click"))
+    again = median(lambda: wall(sys.executable, "-c", "import click"))
+    version = median(lambda: wall(AGENT, "--version"))
+    data = large_state(1_000, 4)
+    load_plan_render(data)  # imports, once
+    large = median(lambda: timed(lambda: load_plan_render(data)))
+    results = {
+        "python -c 'import click' (s)": control,
+        "the same again, as a control (ratio)": again / control,
+        "agent --version (ratio to import click; target 3)": version / control,
+        "1,000 frontends of 4 servers, JSON: load, plan, render (s; target 1)": large,
+    }
+    width = max(map(len, results))
+    for name, value in results.items():
+        print(f"{name:<{width}}  {value:.3f}")
+    (HERE / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

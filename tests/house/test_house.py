@@ -1,0 +1,132 @@
+"""The house itself: the wheel, the Makefile, the README, what may stand in the tree."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from kit.left_out import leave_out
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from what git tracks, so that no file of this checkout alone can make it work."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    tracked = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for name in tracked.stdout.splitlines():
+        if (ROOT / name).is_file():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, source / name)
+    built = subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", out, source],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert built.returncode == 0, built.stderr
+    (found,) = out.glob("edgeagent-*.whl")
+    return found
+
+
+def test_the_wheel_holds_the_templates_as_a_package_and_no_tests(wheel: Path):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {"agent/templates/__init__.py", "agent/templates/haproxy.cfg.j2", "agent/py.typed", "agent/cli.py"} <= names
+    assert not [name for name in names if name.startswith(("tests", "kit", "templates"))]
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "agent").rglob("*.py")}
+    assert modules <= names
+
+
+def test_an_installed_wheel_plans_and_checks_with_its_own_templates(wheel: Path, any_haproxy: Path, tmp_path: Path):
+    site = tmp_path / "site"
+    installed = subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", site, wheel],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert installed.returncode == 0, installed.stderr
+    settings = tmp_path / "agent.toml"
+    settings.write_text(
+        f'[paths]\nstate = "{tmp_path}/s"\nrun = "/tmp/r"\ndesired = "{tmp_path}/d"\n'
+        f'[haproxy]\nbinary = "{any_haproxy}"\n'
+    )
+    code = (
+        f"import sys; sys.path.insert(0, {str(site)!r})\n"
+        "import agent.cli, agent.templates\n"
+        f"assert agent.cli.__file__.startswith({str(site)!r}), agent.cli.__file__\n"
+        f"assert agent.templates.__file__.startswith({str(site)!r}), agent.templates.__file__\n"
+        "agent.cli.main(prog_name='agent')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", code, "--settings", settings, "plan", ROOT / "examples/mail-edge.yaml"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "+frontend smtp\n" in done.stdout
+
+
+@pytest.mark.parametrize("make", ["make", "bmake"])
+def test_the_makefile_is_read_by_gnu_and_bsd_make(make: str):
+    if shutil.which(make) is None:
+        leave_out(f"{make} is not here")
+    for target in ("demo", "test", "bench", "clean"):
+        done = subprocess.run([make, "-n", target], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+def test_shell_scripts_are_posix_sh():
+    done = subprocess.run(["sh", "-n", ROOT / "tests/prepare.sh"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_documents_link_to_what_is_there():
+    for document in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]:
+        prose = re.sub(r"`[^`]*`", "", document.read_text())
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", prose):
+            assert (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+def test_settings_are_documented_key_by_key():
+    import attrs
+
+    from agent.settings import Settings
+
+    text = (ROOT / "docs/settings.md").read_text()
+    for section in attrs.fields(Settings):
+        for key in attrs.fields(section.type if isinstance(section.type, type) else type(section.default)):
+            assert f"`{section.name}.{key.name}`" in text, f"{section.name}.{key.name}"
+
+
+def test_the_schema_is_documented_key_by_key():
+    import attrs
+
+    from agent.model import schema
+
+    text = (ROOT / "docs/desired-state.md").read_text()
+    for kind in (schema.Written, schema.Frontend, schema.Backend, schema.Server, schema.Health, schema.RateLimit):
+        for key in attrs.fields(kind):
+            assert f"`{key.name}`" in text, f"{kind.__name__}.{key.name}"
+
+
+def test_the_changelog_names_this_version():
+    from agent import __version__
+
+    assert re.search(
+        rf"^## \[?({re.escape(__version__)}|Unreleased)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE
+    )

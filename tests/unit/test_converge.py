@@ -1,0 +1,378 @@
+"""The story, step by step, on a real store and a HAProxy that does as it is told."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pytest
+from attrs import define, evolve, field
+from kit.states import state
+
+from agent.converge import Story
+from agent.errors import (
+    InvalidError,
+    NoAnswerError,
+    Outcome,
+    RefusedError,
+    StoreError,
+    SwitchError,
+    UsageError,
+    Violation,
+)
+from agent.host import templates
+from agent.host.store import Store
+from agent.model.desired import Limits, digest_of
+from agent.model.observed import FrontendSeen, Observation, Running
+from agent.model.render import CONFIG_TEMPLATE, Process
+
+
+@define
+class FakeProxy:
+    """Notes what it is asked. `fail`: what to raise, by step; each time, or once per entry of a list."""
+
+    now: Running | None = None
+    calls: list[Any] = field(factory=list)
+    fail: dict[str, Callable[[], None]] = field(factory=dict)
+    pids: int = 100
+
+    def _do(self, step: str, *what: object) -> None:
+        self.calls.append((step, *what) if what else step)
+        if step in self.fail:
+            self.fail[step]()
+
+    def running(self) -> Running | None:
+        return self.now
+
+    def observe(self) -> Observation:
+        if self.now is None:
+            raise NoAnswerError("silent")
+        seen = FrontendSeen(name="a", open=True, sessions=3, connections=9)
+        return Observation(process=self.now, frontends=(seen,), servers=())
+
+    def server_states(self) -> str:
+        self._do("server_states")
+        return "1\n"
+
+    def check(self, config: Path) -> None:
+        assert config.read_bytes()
+        self._do("check")
+
+    def switch(self, config: Path, old: Running | None) -> None:
+        text = config.read_text()
+        generation = int(text.split("edgeagent generation ")[1].split('"')[0])
+        self._do("switch", generation, old.generation if old else None)
+        self.pids += 1
+        self.now = Running(pid=self.pids, version="2.8", uptime=0, generation=generation)
+
+    def prove(self, generation: int, frontends: frozenset[str], old: Running | None) -> Running:
+        self._do("prove", generation, sorted(frontends))
+        assert self.now is not None
+        return self.now
+
+
+class Clock:
+    """Each look at it is a millisecond later."""
+
+    def __init__(self) -> None:
+        self.at = 0.0
+
+    def now(self) -> float:
+        return 1_000_000 + self.at
+
+    def monotonic(self) -> float:
+        self.at += 0.001
+        return self.at
+
+
+@pytest.fixture
+def proxy() -> FakeProxy:
+    return FakeProxy()
+
+
+@pytest.fixture
+def story(tmp_path: Path, proxy: FakeProxy) -> Story:
+    store = Store(tmp_path / "state", tmp_path / "run")
+    store.prepare()
+    return Story(
+        file=Path("desired.yaml"),
+        max_bytes=100_000,
+        limits=Limits(),
+        process=Process(
+            socket=PurePosixPath("/s"), server_state=PurePosixPath("/st"), maxconn=10, hard_stop_after=1_000
+        ),
+        template=lambda: templates.load(CONFIG_TEMPLATE, ""),
+        proxy=proxy,
+        store=store,
+        clock=Clock(),
+    )
+
+
+def data(**servers: int) -> bytes:
+    return json.dumps(state(**servers)).encode()
+
+
+def files(story: Story) -> dict[str, bytes]:
+    root = Path(story.store.config).parent
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def raising(error: BaseException, times: int = 1_000) -> Callable[[], None]:
+    left = [times]
+
+    def fail() -> None:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise error
+
+    return fail
+
+
+def test_the_first_state_goes_live_step_by_step(story: Story, proxy: FakeProxy):
+    stages: list[str] = []
+    report = evolve(story, on_stage=stages.append).converge(data(a=1))
+    assert stages == ["recover", "load", "plan", "check", "swap", "switch", "verify", "commit"]
+    assert proxy.calls == ["check", ("switch", 1, None), ("prove", 1, ["a"])]
+    assert (report.outcome, report.generation, report.plan) == (Outcome.COMMITTED, 1, "reload")
+    assert report.digest == digest_of(data(a=1))
+    assert [name for name, _ in report.timings] == stages
+    assert set(files(story)) == {"haproxy.cfg"} | {
+        f"generations/000001/{name}" for name in ("desired.yaml", "haproxy.cfg", "report.json")
+    }
+    assert files(story)["generations/000001/desired.yaml"] == data(a=1)
+
+
+def test_the_second_hands_sockets_and_server_state_over(story: Story, proxy: FakeProxy):
+    story.converge(data(a=1))
+    proxy.calls.clear()
+    report = story.converge(data(a=2))
+    assert proxy.calls == ["check", "server_states", ("switch", 2, 1), ("prove", 2, ["a"])]
+    assert report.reasons == ("server a/b added",)
+
+
+def test_what_is_live_already_is_left_alone(story: Story, proxy: FakeProxy):
+    story.converge(data(a=1))
+    before = files(story)
+    proxy.calls.clear()
+    assert story.converge(data(a=1)).outcome is Outcome.UNCHANGED
+    assert (proxy.calls, files(story)) == ([], before)
+
+
+MISSING = InvalidError("desired.yaml", (Violation((), "there is no such file"),))
+
+
+@pytest.mark.parametrize("bad", [MISSING, b"", b"version: 2", b"\xff", b"x" * 200_000])
+def test_an_invalid_document_touches_nothing(story: Story, proxy: FakeProxy, bad: bytes | InvalidError):
+    story.converge(data(a=1))
+    before = files(story)
+    proxy.calls.clear()
+    report = story.converge(bad)
+    assert (report.outcome, report.generation) == (Outcome.INVALID, 1)
+    assert report.digest == (digest_of(bad) if isinstance(bad, bytes) else None)
+    assert report.violations
+    assert (proxy.calls, files(story)) == ([], before)
+
+
+def test_what_haproxy_refuses_touches_nothing(story: Story, proxy: FakeProxy):
+    story.converge(data(a=1))
+    before = files(story)
+    proxy.calls.clear()
+    proxy.fail["check"] = raising(RefusedError("no", remedy="do"))
+    report = story.converge(data(a=2))
+    assert (report.outcome, report.message, report.remedy, report.generation) == (Outcome.REFUSED, "no", "do", 1)
+    assert proxy.calls == ["check"]
+    assert {**files(story)} == before | {name: content for name, content in files(story).items() if ".staged" in name}
+    assert story.converge(data(a=1)).outcome is Outcome.UNCHANGED
+    assert files(story) == before
+
+
+@pytest.mark.parametrize("step", ["switch", "prove"])
+def test_a_switch_that_fails_is_put_back_to_the_previous_bytes_and_held(story: Story, proxy: FakeProxy, step: str):
+    story.converge(data(a=1))
+    before = files(story)
+    proxy.calls.clear()
+    proxy.fail[step] = raising(SwitchError("died"), times=1)
+    report = story.converge(data(a=2))
+    assert (report.outcome, report.message, report.generation) == (Outcome.ROLLED_BACK, "died", 1)
+    assert {name: text for name, text in files(story).items() if name != "hold.json"} == before
+    assert proxy.now is not None
+    assert proxy.now.generation == 1
+    # Held: not tried again, however often it is looked at; another document lifts it.
+    proxy.calls.clear()
+    again = story.converge(data(a=2))
+    assert (again.outcome, proxy.calls) == (Outcome.ROLLED_BACK, [])
+    assert "held since it was rolled back: died" in again.message
+    assert story.converge(data(a=3)).outcome is Outcome.COMMITTED
+    assert story.store.hold() is None
+
+
+def test_a_process_that_took_over_and_died_is_replaced_by_the_previous_one(story: Story, proxy: FakeProxy):
+    story.converge(data(a=1))
+
+    def die() -> None:
+        proxy.now = None
+        proxy.fail.clear()
+        raise SwitchError("gone")
+
+    proxy.fail["prove"] = die
+    assert story.converge(data(a=2)).outcome is Outcome.ROLLED_BACK
+    assert proxy.calls[-2:] == [("switch", 1, None), ("prove", 1, ["a"])]
+    assert proxy.now is not None
+    assert proxy.now.generation == 1
+
+
+def test_when_the_previous_one_does_not_start_either_that_is_told(story: Story, proxy: FakeProxy):
+    story.converge(data(a=1))
+    proxy.fail["switch"] = raising(SwitchError("busy"))
+
+    def die() -> None:
+        proxy.now = None
+        raise SwitchError("busy")
+
+    proxy.fail["switch"] = die
+    report = story.converge(data(a=2))
+    assert "what was live does not start either: busy" in report.findings[-1].message
+
+
+def test_a_first_start_that_fails_is_refused_not_held_and_tried_again(story: Story, proxy: FakeProxy):
+    proxy.fail["switch"] = raising(SwitchError("port in use"), times=1)
+    report = story.converge(data(a=1))
+    assert (report.outcome, report.generation) == (Outcome.REFUSED, None)
+    assert files(story) == {}
+    assert story.converge(data(a=1)).outcome is Outcome.COMMITTED
+
+
+def test_haproxy_that_is_gone_is_started_with_what_is_live_whatever_the_document_says(story: Story, proxy: FakeProxy):
+    story.converge(data(a=1))
+    proxy.now = None
+    proxy.calls.clear()
+    assert story.converge(b"junk: [").outcome is Outcome.INVALID
+    assert proxy.calls == [("switch", 1, None), ("prove", 1, ["a"])]
+
+
+@pytest.mark.parametrize("generation", [None, 1])
+def test_a_running_haproxy_is_adopted_without_a_reload(story: Story, proxy: FakeProxy, generation: int | None):
+    story.converge(data(a=1))
+    if generation is not None:
+        proxy.calls.clear()
+        assert story.converge(data(a=1)).outcome is Outcome.UNCHANGED
+        assert proxy.calls == []
+    else:  # a process that does not say what it runs is not ours to trust
+        proxy.now = evolve(proxy.now, generation=None)
+        assert story.converge(data(a=1)).reasons == (
+            "HAProxy runs a file without a generation; generation 1 is committed",
+        )
+
+
+def test_another_document_of_the_same_configuration_is_a_generation_without_a_reload(story: Story, proxy: FakeProxy):
+    story.converge(data(a=1))
+    proxy.calls.clear()
+    renamed = json.dumps({**state(a=1), "serial": 5}).encode()
+    report = story.converge(renamed)
+    assert (report.outcome, report.generation, proxy.calls) == (Outcome.UNCHANGED, 2, [])
+    live = story.store.live()
+    assert live is not None
+    assert (live.serial, live.loaded) == (5, 1)
+    assert story.converge(renamed).generation == 2
+    # And when HAProxy dies, it is started with the newest file.
+    proxy.now = None
+    story.converge(renamed)
+    assert proxy.now is not None
+    assert story.converge(renamed).outcome is Outcome.UNCHANGED
+
+
+def test_a_crash_between_switch_and_commit_is_finished(story: Story, proxy: FakeProxy, monkeypatch: pytest.MonkeyPatch):
+    story.converge(data(a=1))
+    with monkeypatch.context() as patched:
+        crash = raising(KeyboardInterrupt())
+        patched.setattr(Store, "commit", lambda *_: crash())
+        with pytest.raises(KeyboardInterrupt):
+            story.converge(data(a=2))
+    proxy.calls.clear()
+    report = story.converge(data(a=2))
+    assert (report.outcome, report.generation, proxy.calls) == (Outcome.UNCHANGED, 2, [])
+    assert "journal.json" not in files(story)
+    live = story.store.live()
+    assert live is not None
+    assert live.reasons == ("finished after the agent was interrupted",)
+
+
+@pytest.mark.parametrize("step", ["check", "server_states", "switch"])
+def test_a_crash_before_the_switch_leaves_the_old_generation(story: Story, proxy: FakeProxy, step: str):
+    story.converge(data(a=1))
+    before = files(story)
+    proxy.fail[step] = raising(KeyboardInterrupt(), times=1)
+    with pytest.raises(KeyboardInterrupt):
+        story.converge(data(a=2))
+    proxy.calls.clear()
+    assert story.converge(b"junk: [").outcome is Outcome.INVALID
+    assert (files(story), proxy.calls) == (before, [])
+
+
+@pytest.mark.parametrize("method", ["stage", "begin", "swap", "write_server_state", "commit"])
+def test_a_full_disk_at_any_write_leaves_the_old_generation_live(
+    story: Story, proxy: FakeProxy, monkeypatch: pytest.MonkeyPatch, method: str
+):
+    story.converge(data(a=1))
+    before = files(story)
+    with monkeypatch.context() as patched:
+        real = getattr(Store, method)
+        full = raising(StoreError("no space"), times=1)
+
+        def fail_once(self: Store, *words: object, **more: object) -> object:
+            full()
+            return real(self, *words, **more)
+
+        patched.setattr(Store, method, fail_once)
+        report = story.converge(data(a=2))
+    assert (report.outcome, report.message, report.generation) == (Outcome.REFUSED, "no space", 1)
+    story.converge(b"junk: [")
+    assert proxy.now is not None
+    assert (files(story), proxy.now.generation) == (before, 1)
+
+
+def test_a_proposal_touches_nothing_and_counts_the_sessions(story: Story, proxy: FakeProxy):
+    story.converge(data(a=1))
+    before = files(story)
+    proxy.calls.clear()
+    proposal = story.propose(data(a=2))
+    assert (proposal.sessions, proxy.calls, files(story)) == (3, [], before)
+    assert "+    server b" in proposal.diff
+    assert story.propose(data(a=1)).diff == ""
+
+
+def test_a_hold_ends_with_the_document_it_is_for(story: Story, proxy: FakeProxy):
+    story.converge(data(a=1))
+    proxy.fail["switch"] = raising(SwitchError("died"), times=1)
+    assert story.converge(data(a=2)).outcome is Outcome.ROLLED_BACK
+    assert story.converge(data(a=1)).outcome is Outcome.UNCHANGED
+    assert story.store.hold() is None
+    assert story.converge(data(a=2)).outcome is Outcome.COMMITTED
+
+
+@pytest.mark.parametrize("error", [StoreError("no space"), UsageError("no haproxy")])
+def test_whatever_is_wrong_with_the_host_what_is_live_is_started(
+    story: Story, proxy: FakeProxy, monkeypatch: pytest.MonkeyPatch, error: Exception
+):
+    story.converge(data(a=1))
+    proxy.now = None
+    monkeypatch.setattr(Store, "stage", lambda *_, **__: raising(error)())
+    report = story.converge(data(a=2))
+    assert (report.outcome, report.message) == (Outcome.REFUSED, str(error))
+    assert proxy.now is not None
+    assert proxy.now.generation == 1
+
+
+def test_a_running_process_whose_generation_is_lost_is_left_to_serve(story: Story, proxy: FakeProxy):
+    story.converge(data(a=1))
+    story.converge(data(a=2))
+    (Path(story.store.config).parent / "generations/000002/haproxy.cfg").write_bytes(b"")
+    proxy.calls.clear()
+    assert story.converge(b"junk: [").outcome is Outcome.INVALID
+    assert proxy.calls == []
+    # And started again it must be, it is with the newest generation that is whole.
+    proxy.now = None
+    story.converge(b"junk: [")
+    assert proxy.calls == [("switch", 1, None), ("prove", 1, ["a"])]

@@ -1,0 +1,170 @@
+"""status.json and the tables: what people and scripts read."""
+
+from __future__ import annotations
+
+import json
+
+import click
+import pytest
+from kit.states import state
+
+from agent.errors import Finding, Outcome, Violation
+from agent.model.desired import parse
+from agent.model.generation import Generation
+from agent.model.observed import FrontendSeen, Observation, Running, ServerSeen
+from agent.model.plan import Reload, Unchanged
+from agent.model.report import Report
+from agent.view import status as view
+from agent.view import tables
+
+AGENT = view.Agent(version="1.2.3", pid=7, started=0.0, command="run")
+
+
+def live(**servers: int) -> view.Live:
+    desired = parse(json.dumps(state(**servers)).encode(), file="d").state
+    return view.Live(generation=3, digest="ab" * 32, name="edge", serial=9, since=60.0, state=desired)
+
+
+def seen(*statuses: str, is_open: bool = True) -> Observation:
+    servers = [
+        ServerSeen(backend="a", name=chr(ord("a") + index), status=status, check="L4OK", sessions=index)
+        for index, status in enumerate(statuses)
+    ]
+    frontend = FrontendSeen(name="a", open=is_open, sessions=4, connections=9)
+    process = Running(pid=99, version="2.8.1", uptime=5, generation=3)
+    return Observation(process=process, frontends=(frontend,), servers=tuple(servers))
+
+
+def document(observation: Observation | None, report: Report | None = None, held: view.Held | None = None):
+    return view.document(agent=AGENT, report=report, live=live(a=2), held=held, seen=observation, now=120.0)
+
+
+@pytest.mark.parametrize(
+    ("statuses", "state_", "up", "total"),
+    [
+        (("UP", "UP"), "up", 2, 2),
+        (("no check", "UP 1/3"), "up", 2, 2),
+        (("UP", "DOWN"), "degraded", 1, 2),
+        (("UP", "MAINT"), "up", 1, 1),
+        (("UP", "DRAIN"), "degraded", 1, 2),
+        (("DOWN", "DOWN 1/2"), "down", 0, 2),
+        (("MAINT", "MAINT"), "down", 0, 0),
+    ],
+)
+def test_the_state_of_a_frontend(statuses, state_, up, total):
+    (found,) = document(seen(*statuses))["frontends"]
+    assert (found["state"], found["servers_up"], found["servers_total"], found["sessions"]) == (state_, up, total, 4)
+    assert found["binds"] == [{"address": "192.0.2.1:1000", "state": "listening", "reason": ""}]
+
+
+def test_a_frontend_that_is_not_open_is_down_with_the_reason():
+    (found,) = document(seen("UP", "UP", is_open=False))["frontends"]
+    assert (found["state"], found["binds"][0]["state"]) == ("down", "closed")
+    assert found["binds"][0]["reason"] == "the frontend is stopped in HAProxy"
+    (silent,) = document(None)["frontends"]
+    assert (silent["state"], silent["binds"][0]["reason"]) == ("down", "HAProxy does not answer")
+    assert silent["servers_total"] == 2
+
+
+def test_the_document_has_all_of_the_contract_and_is_json():
+    report = Report(
+        outcome=Outcome.INVALID,
+        at=60.0,
+        file="d.yaml",
+        digest="cd" * 32,
+        message="m",
+        violations=tuple(Violation(("a", 0), "bad", 4) for _ in range(150)),
+        findings=(Finding("x", "odd", "mend"),),
+        timings=(("load", 0.5),),
+    )
+    found = json.loads(json.dumps(document(seen("UP", "UP"), report, view.Held(digest="d", reason="r", since=0.0))))
+    assert {
+        "schema",
+        "agent",
+        "desired",
+        "live",
+        "outcome",
+        "findings",
+        "frontends",
+        "backends",
+        "haproxy",
+        "timings",
+    } <= set(found)
+    assert (found["schema"], found["at"], found["outcome"]) == (1, "1970-01-01T00:02:00Z", "invalid")
+    assert (len(found["violations"]), found["violations_total"]) == (100, 150)
+    assert found["violations"][0] == {"file": "d.yaml", "line": 4, "path": "a[0]", "message": "bad"}
+    assert found["live"] == {
+        "generation": 3,
+        "digest": "ab" * 32,
+        "name": "edge",
+        "serial": 9,
+        "since": "1970-01-01T00:01:00Z",
+    }
+    assert found["held"] == {"digest": "d", "reason": "r", "since": "1970-01-01T00:00:00Z"}
+    assert found["backends"][0]["servers"][1] == {
+        "name": "b",
+        "address": "198.51.100.2:2000",
+        "weight": 1,
+        "backup": False,
+        "status": "UP",
+        "check": "L4OK",
+        "sessions": 1,
+    }
+
+
+def test_the_status_table_says_in_one_sentence_what_is_wrong():
+    text = click.unstyle(tables.status(document(seen("UP", "DOWN")), running=True))
+    assert text.startswith("0 of 1 frontends are fully serving; a is degraded.\n")
+    assert "a         degraded  1/2      4         192.0.2.1:1000\n" in text
+    assert "live:    generation 3, serial 9, sha256 abababababab, since 1970-01-01T00:01:00Z\n" in text
+    assert "agent:   1.2.3, pid 7\n" in text
+    assert click.unstyle(tables.status(document(seen("UP", "UP")), running=True)).startswith(
+        "The one frontend is serving."
+    )
+    silent = click.unstyle(tables.status(document(None), running=False))
+    assert "192.0.2.1:1000 (closed: HAProxy does not answer)" in silent
+    assert "haproxy: does not answer\n" in silent
+    assert "agent:   not running" in silent
+
+
+def test_history_is_newest_first_and_marks_what_is_live():
+    one = Generation(
+        number=1, digest="a" * 64, config_digest="", loaded=1, at=0.0, outcome="committed", serial=4, seconds=0.25
+    )
+    two = Generation(
+        number=2,
+        digest="b" * 64,
+        config_digest="",
+        loaded=1,
+        at=60.0,
+        outcome="unchanged",
+        reasons=("a", "b", "c", "d"),
+        seconds=0.1,
+    )
+    assert [line.split() for line in tables.history([one, two]).splitlines()[1:]] == [
+        [
+            "2",
+            "*",
+            "1970-01-01T00:01:00Z",
+            "unchanged",
+            "-",
+            "bbbbbbbbbbbb",
+            "100",
+            "ms",
+            "a;",
+            "b;",
+            "c;",
+            "and",
+            "1",
+            "more",
+        ],
+        ["1", "1970-01-01T00:00:00Z", "committed", "4", "aaaaaaaaaaaa", "250", "ms"],
+    ]
+
+
+def test_a_plan_is_told_with_reasons_sessions_and_difference():
+    assert tables.plan(Unchanged(record=False), "", 0) == "No change: HAProxy already does what this says.\n"
+    text = click.unstyle(tables.plan(Reload(reasons=("server a/b added",)), "+x\n", 12))
+    assert "  - server a/b added\n" in text
+    assert "12 stay with the old process until they end or hard-stop-after" in text
+    assert text.endswith("\n+x\n")
