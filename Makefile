@@ -45,6 +45,10 @@ unit: $(VENV)/test
 integration: $(VENV)/test
 	$(BIN)/python -m pytest tests/golden tests/property tests/integration tests/mail tests/house
 
+# The properties without HAProxy, at length: minutes.
+fuzz: $(VENV)/test
+	HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest tests/property -k "not haproxy"
+
 format: $(VENV)/test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -55,4 +59,4 @@ bench: $(VENV)/test
 clean:
 	rm -rf $(VENV) .cache build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
-.PHONY: all demo test system lint unit integration format bench clean
+.PHONY: all demo test system lint unit integration fuzz format bench clean

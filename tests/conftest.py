@@ -16,7 +16,9 @@ from kit.left_out import leave_out, left_out
 # `make fuzz` for as long as it takes.
 hypothesis.settings.register_profile("ci", derandomize=True)
 hypothesis.settings.register_profile("fuzz", max_examples=20_000)
-hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") == "true" else "default"))
+hypothesis.settings.load_profile(
+    os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") == "true" else "default")
+)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

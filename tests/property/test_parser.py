@@ -26,7 +26,7 @@ from agent.model.desired import Parsed, parse
 from agent.model.render import CONFIG_TEMPLATE, Process, render
 
 PLACE = re.compile(r"d\.(yaml|json)(:\d+)?: \S")
-PLAIN = settings(max_examples=300, deadline=None)
+PLAIN = settings(max_examples=max(300, settings.default.max_examples), deadline=None)
 WITH_HAPROXY = settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
