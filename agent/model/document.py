@@ -58,7 +58,7 @@ def read(data: bytes, *, file: str, max_bytes: int) -> Document:
     every mistake is told at once.
     """
     if len(data) > max_bytes:
-        raise _refusal(file, f"the document has {len(data):,} bytes; at most {max_bytes:,} are read (sync.max_bytes)")
+        raise _refusal(file, f"the document is too long; at most {max_bytes:,} bytes are read (sync.max_bytes)")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

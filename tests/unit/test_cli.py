@@ -106,7 +106,7 @@ def test_a_desired_state_that_is_no_regular_file_is_refused_and_not_waited_for(s
 def test_a_huge_or_endless_file_costs_nothing(settings: Path):
     done = agent("--settings", settings, "check", "/dev/zero")
     assert done.exit_code == 3
-    assert "at most 1,048,576 are read" in done.stderr
+    assert "at most 1,048,576 bytes are read" in done.stderr
 
 
 def test_no_haproxy_is_a_usage_error_that_says_what_to_do(settings: Path, tmp_path: Path):

@@ -405,7 +405,7 @@ def test_a_hundred_thousand_servers_in_a_group_are_one_violation():
     data = json.dumps(changed("nodes/workers", {f"n{i}": "192.0.2.1" for i in range(100_000)})).encode()
     with pytest.raises(InvalidError, match="100,000 nodes in one group; at most 1,000 are taken"):
         parse(data, file="d", max_bytes=10_000_000)
-    with pytest.raises(InvalidError, match="at most 1,048,576 are read"):
+    with pytest.raises(InvalidError, match="at most 1,048,576 bytes are read"):
         parse(data, file="d")
 
 

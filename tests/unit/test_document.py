@@ -139,7 +139,7 @@ def test_json_that_cannot_be_read_is_one_clear_refusal(data, message):
 
 def test_a_document_over_the_limit_is_refused_with_both_numbers():
     assert refusal(b"a" * 1001, max_bytes=1000) == (
-        "desired.yaml: the document has 1,001 bytes; at most 1,000 are read (sync.max_bytes)"
+        "desired.yaml: the document is too long; at most 1,000 bytes are read (sync.max_bytes)"
     )
 
 
