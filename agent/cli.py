@@ -12,7 +12,7 @@ import os
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -132,12 +132,12 @@ def check(settings_file: Path | None, file: Path | None) -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 @click.pass_obj
 def plan(settings_file: Path | None, file: Path | None, *, as_json: bool) -> None:
-    """What would change, and why; a unified diff of haproxy.cfg. Touches nothing.
+    """What would change, and why: no-op, runtime or reload; a unified diff of haproxy.cfg. Touches nothing.
 
-    The result is also put before `haproxy -c`. Exit 3 when invalid, 4 when HAProxy refuses it.
+    Addresses are tried, new servers are asked whether they answer, and the result is put before `haproxy -c`.
+    Exit 3 when invalid, 4 when it would be refused.
     """
     from agent.compose import Host, label, read
-    from agent.model.plan import Reload
     from agent.view import tables
 
     settings = _settings(settings_file)
@@ -147,34 +147,34 @@ def plan(settings_file: Path | None, file: Path | None, *, as_json: bool) -> Non
     proposal = host.story.propose(data)
     with tempfile.TemporaryDirectory(prefix="edgeagent-plan-") as folder:
         staged = Path(folder) / "haproxy.cfg"
-        staged.write_bytes(host.story.staged_config(data))
+        staged.write_bytes(host.story.staged_config(proposal))
         host.proxy.check(staged)
-    reload = isinstance(proposal.plan, Reload)
+    findings = (*proposal.parsed.findings, *proposal.findings)
     if as_json:
-        _print_json(
-            {
-                "plan": "reload" if reload else "unchanged",
-                "reasons": list(proposal.plan.reasons) if isinstance(proposal.plan, Reload) else [],
-                "digest": proposal.parsed.digest,
-                "sessions": proposal.sessions,
-                "findings": [finding.text(label(path)) for finding in proposal.parsed.findings],
-                "diff": proposal.diff,
-            }
-        )
-        return
-    for finding in proposal.parsed.findings:
-        click.echo(f"warning: {finding.text(label(path))}", err=True)
-    click.echo(tables.plan(proposal.plan, proposal.diff, proposal.sessions), nl=False)
+        _print_json(tables.plan_document(proposal.plan, proposal.diff, proposal.sessions) | {
+            "digest": proposal.parsed.digest,
+            "findings": [finding.text(label(path)) for finding in findings],
+            "refused": list(proposal.losses),
+        })  # fmt: skip
+    else:
+        for finding in findings:
+            click.echo(f"warning: {finding.text(label(path))}", err=True)
+        click.echo(tables.plan(proposal.plan, proposal.diff, proposal.sessions), nl=False)
+    if proposal.losses:
+        click.echo(f"agent: would be refused: {'; '.join(proposal.losses)}", err=True)
+        sys.exit(ExitCode.REFUSED)
 
 
 @main.command(epilog="Example: agent apply new.yaml")
 @_DESIRED
+@click.option("--force", is_flag=True, help="Even if a frontend that serves now is left without a server that answers.")
 @click.pass_obj
-def apply(settings_file: Path | None, file: Path | None) -> None:
+def apply(settings_file: Path | None, file: Path | None, *, force: bool) -> None:
     """Make the desired state live now, and say what became of it.
 
     FILE becomes the desired state: a valid one is copied into its place, an invalid one touches nothing. Beside a
-    running agent, apply waits its turn.
+    running agent, apply waits its turn. What would leave a frontend that serves now without a server that answers
+    is refused.
     """
     from agent.compose import Host, label, make_folder, read
     from agent.host.store import write
@@ -193,13 +193,8 @@ def apply(settings_file: Path | None, file: Path | None) -> None:
             target = settings.desired.resolve()  # a link stays a link
             make_folder(target.parent)
             write(target, data, mode=target.stat().st_mode & 0o777 if target.exists() else 0o640)
-        report = host.converge()
-    try:
-        _print_report(report)
-        sys.stdout.flush()
-    except OSError:  # a full disk behind stdout takes the words, not the outcome
-        os._exit(report.outcome.exit_code)
-    sys.exit(report.outcome.exit_code)
+        report = host.converge(force=force)
+    _end(report)
 
 
 @main.command(epilog="Example: agent status --json | jq .frontends")
@@ -247,6 +242,24 @@ def history(settings_file: Path | None, *, as_json: bool) -> None:
         click.echo("Nothing was live yet.", err=True)
 
 
+@main.command(epilog="Example: agent rollback 41")
+@click.argument("generation", required=False, type=click.IntRange(min=1))
+@click.pass_obj
+def rollback(settings_file: Path | None, generation: int | None) -> None:
+    """Put an earlier generation back, and hold the present file.
+
+    Without GENERATION, the last one whose document was another. The desired file stays as it is and is not applied
+    again until it changes; `agent status` shows the hold. `agent history` lists the generations.
+    """
+    from agent.compose import Host
+
+    host = Host(_settings(settings_file), command="rollback", on_stage=_progress())
+    host.store.prepare()
+    with host.store.lock(waiting=lambda: click.echo("waiting for another change to finish", err=True)):
+        report = host.rollback(generation)
+    _end(report)
+
+
 @main.command(epilog="Example: agent demo --stay")
 @click.option("--stay", is_flag=True, help="Keep it up to play with, until Ctrl-C.")
 def demo(*, stay: bool) -> None:
@@ -279,6 +292,16 @@ def _progress() -> Any:
     return lambda stage: click.echo(f"\r\033[K{stage} ...\r", nl=False, err=True)
 
 
+def _end(report: Report) -> NoReturn:
+    """Print what became of it, and exit as it says."""
+    try:
+        _print_report(report)
+        sys.stdout.flush()
+    except OSError:  # a full disk behind stdout takes the words, not the outcome
+        os._exit(report.outcome.exit_code)
+    sys.exit(report.outcome.exit_code)
+
+
 def _print_report(report: Report) -> None:
     if sys.stderr is not None and sys.stderr.isatty():
         click.echo("\r\033[K", nl=False, err=True)
@@ -290,6 +313,7 @@ def _print_report(report: Report) -> None:
         click.echo(f"agent: {report.remedy}", err=True)
     digest = f", sha256 {report.digest[:12]}" if report.digest else ""
     live = f"generation {report.generation} is live" if report.generation is not None else "nothing is live"
-    click.echo(f"{report.outcome.value}: {live}{digest} ({report.seconds * 1000:.0f} ms)")
+    how = {"runtime": ", without a reload", "reload": ", by a reload"}.get(report.plan or "", "") * report.switched
+    click.echo(f"{report.outcome.value}: {live}{how}{digest} ({report.seconds * 1000:.0f} ms)")
     for reason in report.reasons:
         click.echo(f"  - {reason}")

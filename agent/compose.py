@@ -10,22 +10,26 @@ import logging
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from agent import __version__
 from agent.converge import Story
-from agent.errors import InvalidError, NoAnswerError, Outcome, StoreError, UsageError, Violation
+from agent.errors import InvalidError, LaterError, NoAnswerError, Outcome, StoreError, UsageError, Violation
 from agent.host import templates
 from agent.host.haproxy import HAProxy, file_limit, find_ca_file
+from agent.host.prober import HostProber
 from agent.host.store import Store
 from agent.model.desired import Limits, digest_of
 from agent.model.render import CONFIG_TEMPLATE, Process
 from agent.model.report import Report
+from agent.ports import Ports
 from agent.settings import Settings
 from agent.view import status as view
 
+BUSY_SECONDS = 0.1  # until the next try where another process has the lock
 STATUS_SECONDS = 5.0
 STATUS_SHARE = 200  # a status that takes 100 ms to make is made every 20 s: half a percent of a core
 _MOST_LOGGED = 20
@@ -44,6 +48,10 @@ class SystemClock:
         """Seconds, for durations."""
         return time.monotonic()
 
+    def sleep(self, seconds: float) -> None:
+        """Wait where nothing else can be waited for."""
+        time.sleep(seconds)
+
 
 class Host:
     """The parts of this host, put together from the settings."""
@@ -61,6 +69,7 @@ class Host:
         self._command = command
         self._started = time.time()
         self._last: Report | None = None
+        self._counters: Counter[str] = Counter()
         self._trouble = ""  # the last thing said of status.json
         self._publish_at = 0.0
         self.store: Store = Store(settings.state, settings.run, keep=settings.apply.keep_generations)
@@ -70,6 +79,7 @@ class Host:
             state=settings.state,
             run=settings.run,
             start_timeout=settings.apply.verify_timeout / 1000,
+            max_draining=settings.haproxy.max_draining,
         )
         self.story: Story = Story(
             file=file or settings.desired,
@@ -77,9 +87,10 @@ class Host:
             limits=Limits(process_maxconn=settings.haproxy.maxconn, file_limit=file_limit()),
             process=process_of(settings),
             template=lambda: templates.load(CONFIG_TEMPLATE, settings.paths.templates),
-            proxy=self.proxy,
-            store=self.store,
-            clock=SystemClock(),
+            ports=Ports(proxy=self.proxy, store=self.store, prober=HostProber(self.store.config), clock=SystemClock()),
+            verify_seconds=settings.apply.verify_timeout / 1000,
+            # A person who applies by hand is not made to wait; a file that never rests is.
+            burst=settings.haproxy.max_draining if command == "run" else sys.maxsize,
             on_stage=on_stage or (lambda _: None),
         )
 
@@ -91,11 +102,29 @@ class Host:
         except UsageError as error:
             return f"({error})"
 
-    def converge(self) -> Report:
+    def converge(self, *, force: bool = False) -> Report:
         """One converge of the desired file as it is now, and the status of it. The caller holds the lock."""
-        self._last = self.story.converge(self._desired())
+        return self._told(self.story.converge(self._desired(), force=force))
+
+    def rollback(self, generation: int | None) -> Report:
+        """Put a generation's document back, and hold the present file. The caller holds the lock."""
+        present = self._desired()
+        return self._told(self.story.rollback(generation, present if isinstance(present, bytes) else None))
+
+    def _told(self, report: Report) -> Report:
+        self._last = report
+        self._count(report)
         self._publish()
-        return self._last
+        return report
+
+    def _count(self, report: Report) -> None:
+        """What has happened since this agent started, for the status; the metrics are made from it."""
+        switched = report.outcome in (Outcome.COMMITTED, Outcome.DEGRADED, Outcome.ROLLED_BACK) and report.switched
+        self._counters["reloads"] += switched and report.plan == "reload"
+        self._counters["runtime_updates"] += switched and report.plan == "runtime"
+        self._counters["rollbacks"] += report.outcome is Outcome.ROLLED_BACK and report.switched
+        for kind in report.drift:
+            self._counters[f"drift_corrections.{kind}"] += 1
 
     def _desired(self) -> bytes | InvalidError:
         """The desired file, or why it cannot be read: what is live must be kept serving all the same."""
@@ -111,17 +140,24 @@ class Host:
         data = self._desired()
         return self._last is None or self._last.digest != (digest_of(data) if isinstance(data, bytes) else None)
 
-    def converge_and_log(self) -> bool:
-        """What the service does at each look: converge, and log what is new. False: somebody else has the lock."""
+    def converge_and_log(self) -> float:
+        """What the service does at each look: converge, and log what is new.
+
+        Returns in how many seconds to look again because it could not be done now; 0.0 where it was.
+        """
         before = self._last
         self.store.prepare()  # pfSense wipes /var/run while we run
         with self.store.try_lock() as ours:
             if not ours:
-                return False
-            report = self.converge()
+                return BUSY_SECONDS
+            try:
+                report = self.converge()
+            except LaterError as later:
+                _log.info("%s", later)
+                return later.seconds
         if before is None or _gist(before) != _gist(report):
             _log_report(report)
-        return True
+        return 0.0
 
     def healthy(self) -> bool:
         """Whether HAProxy answers; the status is renewed on the way, large ones less often."""
@@ -150,7 +186,7 @@ class Host:
 
     def status(self, report: Report | None) -> dict[str, Any]:
         """The status document as of now."""
-        live, committed, hold = self.store.live(), self.story.committed(), self.store.hold()
+        live, hold = self.story.live(), self.store.hold()
         seen = None
         with contextlib.suppress(NoAnswerError):  # said in the document: "haproxy": null
             seen = self.proxy.observe()
@@ -160,15 +196,17 @@ class Host:
             live=None
             if live is None
             else view.Live(
-                generation=live.number,
-                digest=live.digest,
-                name=live.name,
-                serial=live.serial,
-                since=live.at,
-                state=committed.state if committed else None,
+                generation=live[0].number,
+                digest=live[0].digest,
+                name=live[0].name,
+                serial=live[0].serial,
+                since=live[0].at,
+                state=live[1],
+                quarantined=live[0].quarantined,
             ),
             held=None if hold is None else view.Held(digest=hold.digest, reason=hold.reason, since=hold.since),
             seen=seen,
+            counters=dict(self._counters),
             now=time.time(),
         )
 

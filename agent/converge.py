@@ -1,389 +1,499 @@
-"""The story, top to bottom: load, plan, check, swap, switch, verify, commit or put back, report.
+"""The story, top to bottom: load, preflight, plan, check, swap, switch, verify, commit or put back, report.
 
-Everything it touches comes in through the ports below, so that each step can be seen to fail. Whoever calls
+Everything it touches comes in through `ports`, so that each step can be seen to fail. Whoever calls
 `Story.converge` holds the store's lock. It returns a Report for everything that can be wrong with a desired state,
-with HAProxy or with a file; what it still raises is wrong with this host (no haproxy, folders of somebody else).
+with HAProxy or with a file; what it still raises is wrong with this host (no haproxy, folders of somebody else), or
+a LaterError: not now.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 from attrs import evolve, field, frozen
 
 from agent.errors import (
     AgentError,
+    CommandError,
     Finding,
     InvalidError,
+    LaterError,
     NoAnswerError,
     Outcome,
     RefusedError,
-    StoreError,
     SwitchError,
+    UsageError,
 )
-from agent.model import serverstate
-from agent.model.desired import Limits, Parsed, digest_of, parse
-from agent.model.generation import Generation, Hold, Journal
-from agent.model.observed import Observation, Running
-from agent.model.plan import Committed, Plan, Reload, Wanted, diff, plan
+from agent.model import preflight
+from agent.model.desired import DesiredState, Limits, Parsed, digest_of, parse
+from agent.model.generation import Generation, Hold, Quarantined
+from agent.model.observed import Key, Observation, Running
+from agent.model.pace import Pace
+from agent.model.plan import Committed, Plan, Reload, Runtime, Unchanged, Wanted, diff, plan
+from agent.model.preflight import Questions
 from agent.model.render import Config, Process, Template, render
 from agent.model.report import Report
+from agent.model.schema import Endpoint
+from agent.ports import Ports
+from agent.switch import KNOCK_SECONDS, Change, Switch
+from agent.telling import Told
 
-
-class Proxy(Protocol):
-    """The HAProxy of this host. See `agent.host.haproxy`."""
-
-    def running(self) -> Running | None: ...
-    def observe(self) -> Observation: ...
-    def server_states(self) -> str: ...
-    def check(self, config: Path) -> None: ...
-    def switch(self, config: Path, old: Running | None) -> None: ...
-    def prove(self, generation: int, frontends: frozenset[str], old: Running | None) -> Running: ...
-
-
-class Files(Protocol):
-    """The agent's files. See `agent.host.store`."""
-
-    @property
-    def config(self) -> Path: ...
-    def live(self) -> Generation | None: ...
-    def next_number(self) -> int: ...
-    def desired_of(self, number: int) -> bytes: ...
-    def config_of(self, number: int) -> bytes: ...
-    def stage(self, number: int, *, desired: bytes, config: bytes) -> Path: ...
-    def staged(self, number: int) -> tuple[bytes, bytes] | None: ...
-    def unstage(self) -> None: ...
-    def swap(self, config: bytes | None) -> None: ...
-    def swapped(self) -> bytes | None: ...
-    def commit(self, generation: Generation) -> None: ...
-    def begin(self, journal: Journal) -> None: ...
-    def end(self) -> None: ...
-    def hold(self) -> Hold | None: ...
-    def set_hold(self, hold: Hold | None) -> None: ...
-    def write_server_state(self, dump: str) -> None: ...
-    def ensure_server_state(self) -> None: ...
-
-
-class Clock(Protocol):
-    """Time. `now`: seconds since the epoch, for people; `monotonic`: seconds, for durations."""
-
-    def now(self) -> float: ...
-    def monotonic(self) -> float: ...
+FORCE = "`--force` does it anyway; without it, it is looked at again at every resync"
 
 
 @frozen(kw_only=True)
 class Proposal:
     """What a converge would do now, and nothing done: the plan, the diff of haproxy.cfg, sessions at risk.
 
-    `sessions`: open now, and left to the replaced process until they end or hard-stop-after ends them.
+    `sessions`: open now, and left to the replaced process until they end or hard-stop-after ends them. `losses`: why
+    it would be refused. `silent`: new servers that do not answer, as `backend/server`.
     """
 
     parsed: Parsed
     plan: Plan
     diff: str
     sessions: int
+    quarantined: tuple[Quarantined, ...] = ()
+    losses: tuple[str, ...] = ()
+    silent: tuple[str, ...] = ()
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What people should know before it is done."""
+        silent = (
+            Finding(
+                f"backends.{name.replace('/', '.servers.', 1)}",
+                "does not answer: no client is sent there before it does",
+            )
+            for name in self.silent
+        )
+        remarks = () if isinstance(self.plan, Reload) else self.plan.remarks
+        return (*preflight.findings(self.quarantined), *silent, *remarks)
 
 
 @frozen(kw_only=True)
 class Story:
-    """Turns desired bytes into a live HAProxy, or says why not. `file` names the desired state in messages."""
+    """Turns desired bytes into a live HAProxy, or says why not. `file` names the desired state in messages.
+
+    `verify_seconds`: how long a switch has to show that it did not hurt. `burst`: reloads that need not be paced.
+    """
 
     file: Path
     max_bytes: int
     limits: Limits
     process: Process
     template: Callable[[], Template]
-    proxy: Proxy
-    store: Files
-    clock: Clock
+    ports: Ports
+    verify_seconds: float = 10.0
+    burst: int = 1_000_000
     on_stage: Callable[[str], None] = field(default=lambda _: None)
+    _pace: Pace = field(init=False)
 
-    def converge(self, data: bytes | InvalidError) -> Report:
-        """Make `data` live, in the smallest step that does it; an InvalidError says why there is none to read."""
-        told = _Told(self, digest_of(data) if isinstance(data, bytes) else None)
+    @_pace.default
+    def _make_pace(self) -> Pace:
+        return Pace(self.burst)
+
+    @property
+    def _switch(self) -> Switch:
+        return Switch(ports=self.ports, pace=self._pace, verify_seconds=self.verify_seconds)
+
+    def converge(self, data: bytes | InvalidError, *, force: bool = False) -> Report:
+        """Make `data` live, in the smallest step that does it; an InvalidError says why there is none to read.
+
+        `force`: although a frontend that serves now would have no server that answers.
+        """
+        told = self._told(digest_of(data) if isinstance(data, bytes) else None)
         try:
-            with told.stage("recover"):
-                self._recover()
-                self._lift_hold(told.digest)
+            self._recover(told)
+            self._lift_hold(told.digest)
             with told.stage("load"):
                 if isinstance(data, InvalidError):
                     raise data
-                parsed, wanted = self._load(data)
-            told.parsed = parsed
-            self._refuse_held(wanted)
-            with told.stage("plan"):
-                committed, running = self.committed(), self.proxy.running()
-                step = plan(committed, running, wanted)
-            told.step = step
-            if isinstance(step, Reload):
-                self._reload(told, wanted, step, data)
-                return told.report(Outcome.COMMITTED)
-            if step.record and committed is not None:
-                self._record(told, wanted, committed, data)
-            return told.report(Outcome.UNCHANGED)
+                told.parsed = _parsed(data, str(self.file), self.max_bytes, self.limits)
+            self._refuse_held(told.parsed.digest)
+            return self._make_live(told, told.parsed, data, force=force)
+        except LaterError:  # what runs is as it was, and serves
+            raise
         except AgentError as error:
-            with told.stage("keep"):
-                trouble = self._keep_serving(told.tried)
-            return told.failure(error, trouble)
+            return self._failed(told, error)
+
+    def rollback(self, number: int | None, present: bytes | None) -> Report:
+        """Put the document of generation `number` back (None: the last one before the live one that differs).
+
+        `present`: the desired file as it is, which is held until it changes. Raises UsageError for a generation
+        that is not there.
+        """
+        number = self._previous() if number is None else number
+        if all(one.number != number for one in self.ports.store.generations()):
+            raise UsageError(f"there is no generation {number}", remedy="`agent history` lists them")
+        data = self.ports.store.desired_of(number)
+        told = self._told(digest_of(data))
+        earlier = self.ports.store.hold()
+        if present is not None and digest_of(present) != told.digest:
+            reason = f"generation {number} was put back by hand"
+            self.ports.store.set_hold(Hold(digest=digest_of(present), reason=reason, since=self.ports.clock.now()))
+        try:
+            self._recover(told)
+            with told.stage("load"):
+                told.parsed = _parsed(data, str(self.file), len(data), self.limits)
+            return self._make_live(told, told.parsed, data, force=False)
+        except AgentError as error:
+            self.ports.store.set_hold(earlier)
+            return self._failed(told, error)
 
     def propose(self, data: bytes) -> Proposal:
-        """The plan for `data`, without a side effect. Raises InvalidError."""
-        parsed, wanted = self._load(data)
-        committed, running = self.committed(), self.proxy.running()
-        step = plan(committed, running, wanted)
-        number = self.store.next_number()
+        """The plan for `data`, without a side effect. Raises InvalidError, RefusedError."""
+        parsed = _parsed(data, str(self.file), self.max_bytes, self.limits)
+        committed, seen = self._committed(), self._seen()
+        flight = self._preflight(parsed.state, committed, seen)
+        wanted = self._wanted(parsed, flight)
+        step = self._plan(committed, seen, wanted, flight)
+        number = self.ports.store.next_number()
         config = wanted.config.stamped(digest=wanted.digest, generation=number)
-        sessions = 0
-        if isinstance(step, Reload) and running is not None:
-            with contextlib.suppress(NoAnswerError):  # it answered a moment ago; if it is gone, so are its sessions
-                sessions = sum(one.sessions for one in self.proxy.observe().frontends)
-        difference = diff(committed, config, number=number) if isinstance(step, Reload) else ""
-        return Proposal(parsed=parsed, plan=step, diff=difference, sessions=sessions)
+        risky = isinstance(step, Reload) and seen is not None
+        change = _change(committed, wanted, data, seen, flight)
+        return Proposal(
+            parsed=parsed,
+            plan=step,
+            diff="" if isinstance(step, Unchanged) else diff(committed, config, number=number),
+            sessions=sum(one.sessions for one in seen.frontends) if risky and seen else 0,
+            quarantined=flight.quarantined,
+            losses=() if isinstance(step, Unchanged) else _losses(change),
+            silent=tuple("/".join(key) for key in sorted(change.down)),
+        )
 
-    def staged_config(self, data: bytes) -> bytes:
-        """The haproxy.cfg that `data` would become. Raises InvalidError."""
-        _, wanted = self._load(data)
-        return wanted.config.stamped(digest=wanted.digest, generation=self.store.next_number())
+    def staged_config(self, proposal: Proposal) -> bytes:
+        """The haproxy.cfg that a proposal would become."""
+        state = preflight.without(proposal.parsed.state, proposal.quarantined)
+        config = _rendered(state, self.process, self.template())
+        return config.stamped(digest=proposal.parsed.digest, generation=self.ports.store.next_number())
 
-    def committed(self) -> Committed | None:
-        """The live generation, with its state where this version of the agent can read it."""
-        live = self.store.live()
+    def live(self) -> tuple[Generation, DesiredState | None] | None:
+        """The live generation, and its whole state where this version of the agent can read it."""
+        live = self.ports.store.live()
         if live is None:
             return None
-        desired = self.store.desired_of(live.number)
+        parsed = self._document(live.number)
+        return live, parsed.state if parsed else None
+
+    # --- the steps
+
+    def _told(self, digest: str | None) -> Told:
+        return Told(ports=self.ports, file=str(self.file), on_stage=self.on_stage, digest=digest)
+
+    def _make_live(self, told: Told, parsed: Parsed, data: bytes, *, force: bool) -> Report:
+        committed, seen = self._committed(), self._seen()
+        with told.stage("preflight"):
+            flight = self._preflight(parsed.state, committed, seen)
+            told.quarantined = flight.quarantined
+        with told.stage("plan"):
+            wanted = self._wanted(parsed, flight)
+            step = told.step = self._plan(committed, seen, wanted, flight)
+        change = _change(committed, wanted, data, seen, flight)
+        if isinstance(step, Unchanged):
+            return self._unchanged(told, change, step)
+        losses = _losses(change)
+        if losses and not force:
+            raise RefusedError("; ".join(losses), remedy=f"nothing was touched; {FORCE}")
+        change = evolve(change, at_stake=tuple(one for one in change.at_stake if not _losses(change, one)))
         try:
-            state = _parsed(desired, str(self.file), len(desired), self.limits).state
-        except InvalidError:  # written by an agent with other rules
-            state = None
+            self._step(told, change, step)
+        except SwitchError as error:
+            with told.stage("roll back"):
+                raise self._switch.put_back(error, change) from error
+        corrected = isinstance(told.step, Runtime) and not told.step.record
+        return told.report(Outcome.UNCHANGED if corrected else Outcome.COMMITTED)
+
+    def _step(self, told: Told, change: Change, step: Runtime | Reload) -> None:
+        if isinstance(step, Runtime):
+            told.findings += step.remarks
+            try:
+                self._switch.tell(told, change, step)
+            except (CommandError, NoAnswerError) as error:
+                step = told.step = Reload(reasons=(*step.reasons, f"the running HAProxy could not do it: {error}"))
+            else:
+                told.drift += ["server"] * len(step.drift)
+                return
+        elif change.old is not None and (wait := self._pace.wait(self.ports.clock.monotonic())) > 0:
+            raise LaterError(f"reloads are paced: the next one in {wait:.1f} s", seconds=wait)
+        self._switch.reload(told, change, step)
+
+    def _unchanged(self, told: Told, change: Change, step: Unchanged) -> Report:
+        self._switch.forget(step.leaving)
+        told.findings += step.remarks
+        told.findings += self._shared(change.wanted.state)
+        if step.record:
+            self._switch.record(told, change)
+        return told.report(Outcome.UNCHANGED)
+
+    def _shared(self, state: DesiredState) -> list[Finding]:
+        ours = [endpoint for one in state.frontends for endpoint in one.binds]
+        return [
+            Finding("haproxy", f"{endpoint} is also listened on by {who}: it takes a share of the clients", "end it")
+            for endpoint, who in self.ports.prober.shared(ours)
+        ]
+
+    def _seen(self) -> Observation | None:
+        """The running process in detail, None where none answers. Raises NoAnswerError for one that answers half."""
+        return None if self.ports.proxy.running() is None else self.ports.proxy.observe()
+
+    def _preflight(self, state: DesiredState, committed: Committed | None, seen: Observation | None) -> _Flight:
+        asked = preflight.questions(
+            state, live=committed.state if committed else None, seen=seen, held=_held(committed, seen)
+        )
+        unbound = self.ports.prober.unbound(asked.binds) if asked.binds else {}
+        reached = self.ports.prober.reached(asked.servers, timeout=KNOCK_SECONDS) if asked.servers else frozenset()
+        return _Flight(asked=asked, reached=reached, quarantined=preflight.quarantine(state, unbound))
+
+    def _wanted(self, parsed: Parsed, flight: _Flight) -> Wanted:
+        state = preflight.without(parsed.state, flight.quarantined)
+        config = _rendered(state, self.process, self.template())
+        return Wanted(digest=parsed.digest, state=state, config=config, quarantined=flight.quarantined)
+
+    def _plan(self, committed: Committed | None, seen: Observation | None, wanted: Wanted, flight: _Flight) -> Plan:
+        running = seen.process if seen else None
+        servers = seen.servers if seen else ()
+        return plan(committed, running, wanted, servers=servers, reached=flight.reached)
+
+    def _document(self, number: int) -> Parsed | None:
+        data = self.ports.store.desired_of(number)
+        with contextlib.suppress(InvalidError):  # written by an agent with other rules
+            return _parsed(data, str(self.file), len(data), self.limits)
+        return None
+
+    def _committed(self) -> Committed | None:
+        live = self.ports.store.live()
+        if live is None:
+            return None
+        parsed, today = self._document(live.number), None
+        state = preflight.without(parsed.state, live.quarantined) if parsed else None
+        with contextlib.suppress(InvalidError, RefusedError, UsageError):  # told where the wanted one is rendered
+            today = _rendered(state, self.process, self.template()) if state else None
         return Committed(
             number=live.number,
             loaded=live.loaded,
             digest=live.digest,
-            config=self.store.config_of(live.number),
+            config=self.ports.store.config_of(live.number),
             state=state,
+            today=today,
+            quarantined=live.quarantined,
         )
-
-    # --- the steps
-
-    def _load(self, data: bytes) -> tuple[Parsed, Wanted]:
-        parsed = _parsed(data, str(self.file), self.max_bytes, self.limits)
-        config = _rendered(parsed, self.process, self.template())
-        return parsed, Wanted(digest=parsed.digest, state=parsed.state, config=config)
 
     def _lift_hold(self, digest: str | None) -> None:
         """A hold ends with the document it is for: when that comes again, it is somebody's wish to try again."""
-        hold = self.store.hold()
+        hold = self.ports.store.hold()
         if hold is not None and digest is not None and hold.digest != digest:
-            self.store.set_hold(None)
+            self.ports.store.set_hold(None)
 
-    def _refuse_held(self, wanted: Wanted) -> None:
-        if (hold := self.store.hold()) is not None and hold.digest == wanted.digest:
-            raise SwitchError(
-                f"held since it was rolled back: {hold.reason}",
-                remedy="the previous state stays live until the desired state changes",
-            )
+    def _refuse_held(self, digest: str) -> None:
+        if (hold := self.ports.store.hold()) is not None and hold.digest == digest:
+            raise SwitchError(f"held: {hold.reason}", remedy="what is live stays so until the desired state changes")
 
-    def _reload(self, told: _Told, wanted: Wanted, step: Reload, desired: bytes) -> None:
-        committed, old = self.committed(), self.proxy.running()
-        number = self.store.next_number()
-        config = wanted.config.stamped(digest=wanted.digest, generation=number)
-        with told.stage("check"):
-            self.store.ensure_server_state()
-            self.proxy.check(self.store.stage(number, desired=desired, config=config))
-        with told.stage("swap"):
-            self.store.begin(Journal(before=committed.number if committed else None, after=number))
-            self._hand_over_servers(committed, wanted, old)
-            self.store.swap(config)
-        told.tried = number
-        try:
-            with told.stage("switch"):
-                self.proxy.switch(self.store.config, old)
-            with told.stage("verify"):
-                self.proxy.prove(number, frozenset(one.name for one in wanted.state.frontends), old)
-        except SwitchError as error:
-            with told.stage("roll back"):
-                raise self._put_back(error, wanted, committed, old) from error
-        with told.stage("commit"):
-            self.store.commit(
-                Generation(
-                    number=number,
-                    digest=wanted.digest,
-                    config_digest=digest_of(config),
-                    loaded=number,
-                    at=self.clock.now(),
-                    outcome=Outcome.COMMITTED.value,
-                    name=wanted.state.name,
-                    serial=wanted.state.serial,
-                    reasons=step.reasons,
-                    seconds=round(told.seconds, 3),
-                )
-            )
-            self.store.end()
+    def _previous(self) -> int:
+        *earlier, live = self.ports.store.generations() or (None,)
+        found = [one.number for one in earlier if one and live and one.config_digest != live.config_digest]
+        found = [one.number for one in earlier if one and live and one.digest != live.digest] or found
+        if not found:
+            raise UsageError("there is no earlier generation", remedy="`agent history` lists them")
+        return found[-1]
 
-    def _hand_over_servers(self, committed: Committed | None, wanted: Wanted, old: Running | None) -> None:
-        dump = serverstate.EMPTY
-        if old is not None:
-            with contextlib.suppress(NoAnswerError):  # without it, new checks find out what is up
-                dump = self.proxy.server_states()
-        before = committed.state if committed else None
-        self.store.write_server_state(serverstate.carried(dump, before, wanted.state))
+    # --- what is live goes on, whatever happens
 
-    def _record(self, told: _Told, wanted: Wanted, committed: Committed, desired: bytes) -> None:
-        """Another document, the same configuration: a generation of its own, and HAProxy is left alone."""
-        with told.stage("commit"):
-            number = self.store.next_number()
-            config = wanted.config.stamped(digest=wanted.digest, generation=number)
-            self.store.stage(number, desired=desired, config=config)
-            self.store.commit(
-                Generation(
-                    number=number,
-                    digest=wanted.digest,
-                    config_digest=digest_of(config),
-                    loaded=committed.loaded,
-                    at=self.clock.now(),
-                    outcome=Outcome.UNCHANGED.value,
-                    name=wanted.state.name,
-                    serial=wanted.state.serial,
-                    reasons=("the document changed, the configuration did not",),
-                    seconds=round(told.seconds, 3),
-                )
-            )
-            self.store.swap(config)
+    def _failed(self, told: Told, error: AgentError) -> Report:
+        with told.stage("keep"):
+            trouble = self._keep_serving(told)
+        return told.failure(error, trouble)
 
-    def _put_back(
-        self, error: SwitchError, wanted: Wanted, committed: Committed | None, old: Running | None
-    ) -> AgentError:
-        """Undo a switch: the previous bytes, and a process that runs them. Returns what to report."""
-        self.store.swap(committed.config if committed else None)
-        self.store.unstage()
-        self.store.end()
-        if committed is None or old is None:
-            # Nothing served before, so nothing got worse; `_keep_serving` starts what was live, if anything was.
-            return RefusedError(str(error), remedy="it is tried again at every resync")
-        self.store.set_hold(Hold(digest=wanted.digest, reason=str(error), since=self.clock.now()))
-        return SwitchError(str(error), remedy="the previous state is live; this document is held until it changes")
-
-    def _keep_serving(self, tried: int | None) -> str:
+    def _keep_serving(self, told: Told) -> str:
         """What is live must run, whatever became of the new document. Returns what is wrong with that, or ""."""
         try:
-            committed = self.committed()
-            running = self.proxy.running()
-            if committed is None or self._serves(committed, running, tried):
+            committed, running = self._committed(), self.ports.proxy.running()
+            if committed is None:
                 return ""
-            frontends = frozenset(one.name for one in committed.state.frontends) if committed.state else frozenset()
-            if self.store.swapped() != committed.config:
-                self.store.swap(committed.config)
-            with contextlib.suppress(StoreError):  # a full run folder costs a warning of HAProxy's, not the service
-                self.store.ensure_server_state()
-            self.proxy.switch(self.store.config, running)
-            self.proxy.prove(committed.number, frontends, running)
+            if running is None:
+                self._revive(told, committed)
+            elif told.touched or not self._serves(committed, running, told.tried):
+                was = told.parsed.state if told.parsed else None
+                self._switch.start(committed, running, was=was)
+            else:
+                self._tend(told, committed)
         except AgentError as error:
             return f"what was live does not start either: {error}"
         return ""
 
-    def _serves(self, committed: Committed, running: Running | None, tried: int | None) -> bool:
+    def _serves(self, committed: Committed, running: Running, tried: int | None) -> bool:
         """Whether what runs is to be left alone: it is what is live, or newer than all that can still be read.
 
         Not so the generation that was `tried` just now and failed.
         """
-        if running is None or (tried is not None and running.generation == tried):
+        if tried is not None and running.generation == tried:
             return False
         return running.generation in (committed.number, committed.loaded, None) or (
             running.generation > committed.number
         )
 
-    def _recover(self) -> None:
-        """Finish or undo what a crash left: afterwards the newest whole generation is what haproxy.cfg says.
+    def _tend(self, told: Told, committed: Committed) -> None:
+        """Look after what is live as if it were still wanted: addresses that are free again, drift, leftovers.
+
+        Not where template or settings have changed: they came with what was just refused.
+        """
+        parsed = self._document(committed.number)
+        running = self.ports.proxy.running()
+        ours = running is not None and running.generation in (committed.number, committed.loaded)
+        if parsed is None or not ours or not committed.as_today:
+            return
+        aside = told.aside(committed.digest)
+        data = self.ports.store.desired_of(committed.number)
+        try:
+            self._make_live(aside, parsed, data, force=False)
+        except AgentError:  # refused, paced or put back: the next resync looks again, unless it is broken now
+            running = self.ports.proxy.running()
+            if running is None or aside.touched or not self._serves(committed, running, aside.tried):
+                self._switch.start(committed, running, was=parsed.state)
+
+    def _revive(self, told: Told, committed: Committed) -> None:
+        """HAProxy does not run: start what was live, without addresses that cannot be bound now. Raises SwitchError."""
+        parsed = self._document(committed.number)
+        if parsed is None:
+            self._switch.start(committed, None, was=None)
+            return
+        flight = self._preflight(parsed.state, committed, None)
+        if _places(flight.quarantined) == _places(committed.quarantined):
+            down = flight.asked.servers.keys() - flight.reached
+            self._switch.start(committed, None, was=None, down=down)
+            return
+        data = self.ports.store.desired_of(committed.number)
+        change = _change(committed, self._wanted(parsed, flight), data, None, flight)
+        try:
+            self._switch.reload(told.aside(committed.digest), change, Reload(reasons=("HAProxy is not running",)))
+        except SwitchError as error:
+            raise self._switch.put_back(error, change) from error
+
+    def _recover(self, told: Told) -> None:
+        """Finish or undo what a crash left, and have HAProxy run: afterwards the newest whole generation is live.
 
         Asks the running process rather than the journal, which may be as old as the crash: a process that answers
         as a staged generation has taken over, and everything else never happened.
         """
-        live, running = self.store.live(), self.proxy.running()
-        reached = running.generation if running is not None else None
-        if reached is not None and (live is None or reached > live.number):
-            staged = self.store.staged(reached)
-            if staged is not None:
-                desired, config = staged
-                live = Generation(
-                    number=reached,
-                    digest=digest_of(desired),
-                    config_digest=digest_of(config),
-                    loaded=reached,
-                    at=self.clock.now(),
-                    outcome=Outcome.COMMITTED.value,
-                    reasons=("finished after the agent was interrupted",),
-                )
-                with contextlib.suppress(InvalidError):  # the label and serial are all that is lost
-                    state = _parsed(desired, str(self.file), len(desired), self.limits).state
-                    live = evolve(live, name=state.name, serial=state.serial)
-                self.store.swap(config)
-                self.store.commit(live)
-        expected = self.store.config_of(live.number) if live is not None else None
-        if expected is not None and self.store.swapped() != expected:
-            self.store.swap(expected)
-        self.store.unstage()
-        self.store.end()
+        with told.stage("recover"):
+            store = self.ports.store
+            live, running = store.live(), self.ports.proxy.running()
+            reached = running.generation if running is not None else None
+            if reached is not None and (live is None or reached > live.number):
+                live = self._finish(reached) or live
+            expected = store.config_of(live.number) if live is not None else None
+            if expected is not None and store.swapped() != expected:
+                if store.journal() is None:
+                    told.drift.append("file")
+                store.swap(expected)
+            if live is not None and running is not None:
+                self._undo_commands(live, running)
+            store.unstage()
+            store.end()
+        if live is None or running is not None or (committed := self._committed()) is None:
+            return
+        with told.stage("revive"):
+            told.drift.append("process")
+            try:
+                self._revive(told, committed)
+            except (SwitchError, RefusedError) as error:  # the document may still bring one that starts
+                told.findings.append(Finding("haproxy", f"what was live does not start: {error}", "look at its log"))
 
-
-class _Told:
-    """Gathers what a converge has to tell: stages with their time, and at the end the Report."""
-
-    def __init__(self, story: Story, digest: str | None) -> None:
-        self._story = story
-        self.digest = digest
-        self._timings: list[tuple[str, float]] = []
-        self.parsed: Parsed | None = None
-        self.tried: int | None = None  # the generation a process was started for
-        self.step: Plan | None = None
-
-    @property
-    def seconds(self) -> float:
-        return sum(seconds for _, seconds in self._timings)
-
-    @contextlib.contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        self._story.on_stage(name)
-        start = self._story.clock.monotonic()
-        try:
-            yield
-        finally:
-            self._timings.append((name, round(self._story.clock.monotonic() - start, 6)))
-
-    def report(self, outcome: Outcome) -> Report:
-        live = None
-        with contextlib.suppress(StoreError):  # told already: this is the report of it
-            live = self._story.store.live()
-        parsed, step = self.parsed, self.step
-        return Report(
-            outcome=outcome,
-            at=self._story.clock.now(),
-            file=str(self._story.file),
-            digest=self.digest,
-            name=parsed.state.name if parsed else "",
-            serial=parsed.state.serial if parsed else None,
-            generation=live.number if live else None,
-            plan=None if step is None else "reload" if isinstance(step, Reload) else "unchanged",
-            reasons=step.reasons if isinstance(step, Reload) else (),
-            findings=parsed.findings if parsed else (),
-            timings=tuple(self._timings),
+    def _finish(self, number: int) -> Generation | None:
+        """Commit a staged generation whose process runs already."""
+        store, staged = self.ports.store, self.ports.store.staged(number)
+        if staged is None:
+            return None
+        desired, config = staged
+        live = Generation(
+            number=number,
+            digest=digest_of(desired),
+            config_digest=digest_of(config),
+            loaded=number,
+            at=self.ports.clock.now(),
+            outcome=Outcome.COMMITTED.value,
+            reasons=("finished after the agent was interrupted",),
         )
+        with contextlib.suppress(InvalidError):  # the label, serial and quarantine are all that is lost
+            state = _parsed(desired, str(self.file), len(desired), self.limits).state
+            bound = config.decode(errors="replace")
+            missing = tuple(
+                Quarantined(frontend=one.name, address=str(endpoint), reason="failed", detail="it was left out")
+                for one in state.frontends
+                for endpoint in one.binds
+                if f"    bind {endpoint}" not in bound
+            )
+            live = evolve(live, name=state.name, serial=state.serial, quarantined=missing)
+        store.swap(config)
+        store.commit(live)
+        return live
 
-    def failure(self, error: AgentError, trouble: str) -> Report:
-        report = self.report(error.outcome or Outcome.REFUSED)
-        violations = error.violations if isinstance(error, InvalidError) else ()
-        if trouble:
-            report = evolve(report, findings=(*report.findings, Finding("haproxy", trouble, "look at HAProxy's log")))
-        return evolve(
-            report,
-            file=error.file if isinstance(error, InvalidError) else report.file,
-            message=str(error),
-            remedy=error.remedy,
-            violations=violations,
-        )
+    def _undo_commands(self, live: Generation, running: Running) -> None:
+        """Commands that were under way when the agent ended, and were never committed."""
+        journal = self.ports.store.journal()
+        if journal is None or not journal.runtime or live.number != journal.before:
+            return
+        committed, staged = self._committed(), self.ports.store.staged(journal.after)
+        if committed is None or committed.state is None or committed.today is None or staged is None:
+            return
+        with contextlib.suppress(InvalidError):  # not whole: then no command was sent either
+            was = _parsed(staged[0], str(self.file), len(staged[0]), self.limits).state
+            wanted = Wanted(digest=committed.digest, state=committed.state, config=committed.today)
+            everyone = frozenset((pool.name, one.name) for pool in committed.state.backends for one in pool.servers)
+            servers = self.ports.proxy.observe().servers
+            step = plan(committed, running, wanted, servers=servers, reached=everyone, before=was)
+            try:
+                for command in step.commands if isinstance(step, Runtime) else ():
+                    self.ports.proxy.tell(command)
+            except CommandError:
+                self._switch.start(committed, running, was=was)
+
+
+@frozen(kw_only=True)
+class _Flight:
+    """What preflight found."""
+
+    asked: Questions
+    reached: frozenset[Key]
+    quarantined: tuple[Quarantined, ...]
+
+
+def _change(
+    committed: Committed | None, wanted: Wanted, data: bytes, seen: Observation | None, flight: _Flight
+) -> Change:
+    live = committed.state if committed else None
+    return Change(
+        committed=committed,
+        wanted=wanted,
+        data=data,
+        seen=seen,
+        asked=flight.asked,
+        reached=flight.reached,
+        at_stake=preflight.stakes(live, seen, wanted.state),
+    )
+
+
+def _losses(change: Change, *stakes: preflight.Stake) -> tuple[str, ...]:
+    return preflight.losses(stakes or change.at_stake, change.wanted.state, change.seen, change.asked, change.reached)
+
+
+def _held(committed: Committed | None, seen: Observation | None) -> Callable[[Endpoint], bool]:
+    """Which addresses the running process holds: sockets handed over by it need no bind (FACTS, HAProxy 1)."""
+    if seen is None:
+        return lambda _: False
+    if committed is None or committed.state is None:
+        return lambda _: True  # nobody knows: HAProxy itself will tell
+    if seen.process.generation not in (committed.number, committed.loaded):
+        return lambda _: True
+    bound = frozenset(endpoint for one in committed.state.frontends for endpoint in one.binds)
+    return bound.__contains__
+
+
+def _places(quarantined: tuple[Quarantined, ...]) -> frozenset[tuple[str, str]]:
+    return frozenset((one.frontend, one.address) for one in quarantined)
 
 
 @functools.lru_cache(maxsize=4)
@@ -392,6 +502,6 @@ def _parsed(data: bytes, file: str, max_bytes: int, limits: Limits) -> Parsed:
     return parse(data, file=file, max_bytes=max_bytes, limits=limits)
 
 
-@functools.lru_cache(maxsize=2)
-def _rendered(parsed: Parsed, process: Process, template: Template) -> Config:
-    return render(parsed.state, process, template)
+@functools.lru_cache(maxsize=4)
+def _rendered(state: DesiredState, process: Process, template: Template) -> Config:
+    return render(state, process, template)

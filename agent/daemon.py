@@ -20,7 +20,6 @@ from agent.settings import Settings
 
 HINT, LOOK, STOP = "hint", "look", "stop"
 HEALTH_SECONDS = 1.0  # how soon a dead HAProxy is noticed
-BUSY_SECONDS = 0.1  # until the next try where another process has the lock
 DEBOUNCE_CEILING = 20  # times the debounce: a file that never comes to rest is read all the same
 
 _log = logging.getLogger(__name__)
@@ -30,12 +29,12 @@ _log = logging.getLogger(__name__)
 class Service:
     """The loop, around three things the command line gives it.
 
-    `converge` makes the desired state live, or says False: somebody else is at it. `changed`: is the file another one
-    than at that time. `healthy`: does HAProxy answer.
+    `converge` makes the desired state live, or says in how many seconds that can be tried again. `changed`: is the
+    file another one than at that time. `healthy`: does HAProxy answer.
     """
 
     settings: Settings
-    converge: Callable[[], bool]
+    converge: Callable[[], float]
     changed: Callable[[], bool]
     healthy: Callable[[], bool]
 
@@ -94,7 +93,7 @@ class Service:
     def _converge(self, resync: float) -> float:
         """Returns in how many seconds to look again. Never waits for a lock: a signal must be heard meanwhile."""
         try:
-            return resync if self.converge() else BUSY_SECONDS
+            return self.converge() or resync
         except AgentError as error:
             # Of this host (a full disk, no haproxy): what serves goes on, and the next tick tries again.
             _log.error("%s%s", error, f" ({error.remedy})" if error.remedy else "")

@@ -153,6 +153,23 @@ class SwitchError(AgentError):
     outcome = Outcome.ROLLED_BACK
 
 
+class CommandError(AgentError):
+    """HAProxy did not do what it was told at its socket."""
+
+    exit_code = ExitCode.ROLLED_BACK
+    outcome = Outcome.ROLLED_BACK
+
+
+class LaterError(AgentError):
+    """Not now: too many reloads in a short time. `seconds`: until it may be tried again."""
+
+    exit_code = ExitCode.NO_ANSWER
+
+    def __init__(self, message: str, *, seconds: float) -> None:
+        super().__init__(message)
+        self.seconds = seconds
+
+
 class NoAnswerError(AgentError):
     """HAProxy's socket, or the agent, did not answer in time."""
 

@@ -17,7 +17,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from attrs import frozen
@@ -26,6 +26,8 @@ from agent.errors import NoAnswerError, RefusedError, StoreError, SwitchError, U
 from agent.host import processes
 from agent.host.runtime import StatsSocket
 from agent.model.observed import Observation, Running
+from agent.model.plan import Command, Delete
+from agent.model.rehearsal import SOCKET, rehearsal
 
 _log = logging.getLogger(__name__)
 
@@ -97,7 +99,7 @@ class HAProxy:
 
     `binary` is what `find_binary` takes; it is looked for when it is needed, and not before.
     `state` holds the named link to the binary; it is durable and large enough (/var/run is neither on pfSense).
-    `start_timeout`: seconds for a new process to prove itself.
+    `start_timeout`: seconds for a new process to prove itself. `max_draining`: replaced processes alive at once.
     """
 
     binary: str | Path
@@ -105,6 +107,7 @@ class HAProxy:
     state: Path
     run: Path
     start_timeout: float = 10.0
+    max_draining: int = 4
 
     @property
     def socket(self) -> StatsSocket:
@@ -141,6 +144,75 @@ class HAProxy:
         """What the running process knows of its servers. Raises NoAnswerError."""
         return self.socket.server_states()
 
+    def tell(self, command: Command) -> None:
+        """Have the running process do one thing. Raises CommandError, NoAnswerError."""
+        self.socket.tell(command)
+
+    def forget(self, command: Delete) -> bool:
+        """Delete a server that has left, or False while it has sessions. Raises CommandError, NoAnswerError."""
+        return self.socket.forget(command)
+
+    def try_out(self, config: Path, generation: int) -> None:
+        """`haproxy -c` on a staged file, and beside it a rehearsal: a process that really starts with it.
+
+        Raises RefusedError with HAProxy's own words.
+        """
+        with self._rehearsing(config) as child:
+            self.check(config)
+            self._answers(child, generation)
+
+    @contextlib.contextmanager
+    def _rehearsing(self, config: Path) -> Iterator[subprocess.Popen[bytes]]:
+        """The candidate, started aside and ended again. In the foreground: a child cannot be lost, nor be mistaken."""
+        folder = self._stage_folder
+        if folder.exists():  # of an agent that was killed while it rehearsed
+            for left in processes.started_on(folder / "c"):
+                _signal(left.pid, signal.SIGKILL)
+            shutil.rmtree(folder)
+        try:
+            folder.mkdir(mode=0o700)
+            (folder / "c").write_bytes(rehearsal(config.read_bytes(), folder))
+            talk = (folder / "talk").open("w+b")
+        except OSError as error:
+            raise StoreError(f"cannot write {folder}: {error.strerror}", remedy="is there space left?") from error
+        try:
+            with talk:
+                child = subprocess.Popen(  # noqa: S603  # an argument list, no shell; paths are the administrator's
+                    [str(self.named_binary()), "-db", "-f", str(folder / "c")],
+                    stdin=subprocess.DEVNULL,
+                    stdout=talk,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    cwd="/",
+                )
+                try:
+                    yield child
+                finally:
+                    child.kill()
+                    child.wait()
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    @property
+    def _stage_folder(self) -> Path:
+        return self.run / "r"
+
+    def _answers(self, child: subprocess.Popen[bytes], generation: int) -> None:
+        """Wait until the rehearsing process answers by itself. Raises RefusedError when it ends or stays silent."""
+        own = StatsSocket(self._stage_folder / SOCKET)
+        deadline = time.monotonic() + self.start_timeout
+        while (code := child.poll()) is None and time.monotonic() < deadline:
+            process = own.running()
+            if process is not None and process.pid == child.pid and process.generation in (generation, None):
+                return
+            time.sleep(_POLL_SECONDS)  # no event tells of a socket that begins to answer
+        said = (self._stage_folder / "talk").read_bytes()[:_MAX_TALK].decode(errors="replace")
+        how = "does not answer" if code is None else f"ends (exit {code})"
+        raise RefusedError(
+            f"the configuration passes haproxy -c, but a process that starts with it {how}:\n{_complaints(said)}",
+            remedy="nothing was touched; what HAProxy says is about agent.toml, the template or this host",
+        )
+
     def check(self, config: Path) -> None:
         """`haproxy -c` on a staged file. Raises RefusedError with HAProxy's own words."""
         done = _talk([str(self.found), "-c", "-f", str(config)])
@@ -158,27 +230,39 @@ class HAProxy:
         nothing proves nothing: `prove` does.
         """
         argv = [str(self.named_binary()), "-D", "-f", str(config), "-p", str(self.pid_file)]
-        silent: frozenset[int] = frozenset()
+        ours = [one.pid for one in processes.started_on(config)]
         if old is not None:
+            self._make_room([pid for pid in ours if pid != old.pid])
             # A dead -x socket is fatal to the start (FACTS, HAProxy 4); `old` just answered on this one.
             argv += ["-x", str(self.socket.path), "-sf", str(old.pid)]
-        else:
-            silent = processes.started_on(config)
-            argv += ["-sf", *map(str, sorted(silent))] if silent else []
+        elif ours:
+            argv += ["-sf", *map(str, sorted(ours))]
         done = _talk(argv)
         if done.code != 0:
             raise SwitchError(f"HAProxy did not start (exit {done.code}):\n{_complaints(done.text)}")
-        for pid in silent:
+        for pid in ours if old is None else ():
             self._retire(pid, config)
+
+    def _make_room(self, draining: list[int]) -> None:
+        """One more is about to drain: end the oldest where there are `max_draining` already (FACTS, HAProxy 7)."""
+        for pid in draining[: max(len(draining) - self.max_draining + 1, 0)]:
+            count = processes.sessions(pid)
+            _log.warning(
+                "ending HAProxy process %d, the oldest of %d that were replaced, with %s: haproxy.max_draining is %d",
+                pid,
+                len(draining),
+                "an unknown number of sessions" if count is None else f"{count} sessions",
+                self.max_draining,
+            )
+            _signal(pid, signal.SIGTERM)
 
     def _retire(self, pid: int, config: Path) -> None:
         """See that a process told to finish gives up its listeners; one that hangs cannot, and is ended."""
         deadline = time.monotonic() + _STUBBORN_SECONDS
         while processes.listens(pid):
-            if time.monotonic() > deadline and pid in processes.started_on(config):
+            if time.monotonic() > deadline and any(one.pid == pid for one in processes.started_on(config)):
                 _log.warning("ending HAProxy process %d: it was told to finish and still listens", pid)
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+                _signal(pid, signal.SIGKILL)
                 return
             time.sleep(_POLL_SECONDS)  # not our child: no event tells
 
@@ -261,6 +345,11 @@ class HAProxy:
                 return False
             time.sleep(_POLL_SECONDS)  # not our child: no event tells of its end
         return True
+
+
+def _signal(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+        os.kill(pid, number)
 
 
 def _replace(path: Path, make: Callable[[Path], None]) -> None:

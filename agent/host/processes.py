@@ -10,27 +10,38 @@ import contextlib
 import importlib.util
 import itertools
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
+
+from attrs import frozen
 
 # pfSense has it only as a package; what is lost without it is said at each function.
 psutil: Any = importlib.import_module("psutil") if importlib.util.find_spec("psutil") else None
 
 
-def started_on(config: Path) -> frozenset[int]:
-    """The pids of all live processes whose command line says `-f CONFIG`: the serving one and those draining."""
-    found = set()
-    for pid, words in _command_lines():
-        follows = list(itertools.pairwise(words))
-        if ("-f", str(config)) in follows and "-D" in words:
-            found.add(pid)
-    return frozenset(found)
+@frozen
+class Process:
+    """A live process: its pid and when it began (seconds since the epoch)."""
+
+    pid: int
+    started: float
+
+
+def started_on(config: Path) -> tuple[Process, ...]:
+    """All live processes whose command line says `-f CONFIG`, oldest first: the serving one and those draining."""
+    found = [
+        Process(pid, started)
+        for pid, started, words in _command_lines()
+        if ("-f", str(config)) in itertools.pairwise(words) and "-c" not in words
+    ]
+    return tuple(sorted(found, key=lambda one: (one.started, one.pid)))
 
 
 def alive(pid: int) -> bool:
     """Whether a process runs; one that ended and was not reaped does not (without psutil: it counts as running)."""
     if psutil is None:
-        return pid in {found for found, _ in _command_lines()}
+        return pid in {found for found, _, _ in _command_lines()}
     with contextlib.suppress(psutil.Error):
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     return False
@@ -46,20 +57,35 @@ def listens(pid: int) -> bool:
     return False
 
 
-def _command_lines() -> list[tuple[int, list[str]]]:
+def sessions(pid: int) -> int | None:
+    """About how many clients a process serves: each has two connections. None where it cannot be known."""
+    if psutil is None:
+        return None
+    with contextlib.suppress(psutil.Error):
+        sockets = psutil.Process(pid).net_connections(kind="tcp")
+        return int(sum(one.status == psutil.CONN_ESTABLISHED for one in sockets)) // 2
+    return None
+
+
+def _command_lines() -> list[tuple[int, float, list[str]]]:
     if psutil is not None:
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                found.append((process.pid, process.cmdline()))
+                found.append((process.pid, process.create_time(), process.cmdline()))
         return found
     done = subprocess.run(  # fixed words
-        ["/bin/ps", "-axww", "-o", "pid=", "-o", "args="],
+        ["/bin/ps", "-axww", "-o", "pid=", "-o", "etimes=", "-o", "args="],
         capture_output=True,
         text=True,
         errors="replace",
         timeout=10,
         check=False,
     )
+    now = time.time()
     lines = [line.split() for line in done.stdout.splitlines()]
-    return [(int(words[0]), words[1:]) for words in lines if words and words[0].isdecimal()]
+    return [
+        (int(words[0]), now - int(words[1]), words[2:])
+        for words in lines
+        if len(words) > 2 and words[0].isdecimal() and words[1].isdecimal()
+    ]

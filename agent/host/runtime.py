@@ -14,12 +14,29 @@ from pathlib import Path
 
 from attrs import frozen
 
-from agent.errors import NoAnswerError, UsageError
+from agent.errors import CommandError, NoAnswerError, UsageError
 from agent.model.observed import FrontendSeen, Observation, Running, ServerSeen
+from agent.model.plan import AddServer, Command, Delete, EnableHealth, Move, SetHealth, SetState, SetWeight
 from agent.model.render import DESCRIPTION
 
 _GENERATION = re.compile(re.escape(DESCRIPTION) + r"(\d{1,18})")
-_ROWS = {"frontend": "0", "server": "2"}  # the `type` column of `show stat` (HAProxy's management guide, 9.1)
+_FRONTEND, _SERVER = "0", "2"  # the `type` column of `show stat` (HAProxy's management guide, 9.1)
+_STATISTICS = "show info;show stat -1 5 -1"  # 5: frontends and servers, no backends
+
+# What HAProxy says when it has done so, to the letter (M: 2.6, 2.8, 3.0). Anything else is a failure.
+_DONE: dict[type[Command], re.Pattern[str]] = {
+    AddServer: re.compile(r"New server registered\."),
+    EnableHealth: re.compile(r""),
+    SetState: re.compile(r""),
+    SetHealth: re.compile(r""),
+    SetWeight: re.compile(r""),
+    Move: re.compile(
+        r"nothing changed|(?:(?:IP changed from '\S+' to '\S+'|no need to change the addr)(?:, )?)?"
+        r"(?:port changed from '\d+' to '\d+'|no need to change the port)?(?: by 'stats socket command')"
+    ),
+    Delete: re.compile(r"Server deleted\."),
+}
+_BUSY = "Server still has connections attached to it, cannot remove it."
 
 
 @frozen
@@ -57,16 +74,34 @@ class StatsSocket:
 
     def observe(self) -> Observation:
         """Process, frontends and servers at one moment. Raises NoAnswerError."""
-        answer = self.ask("show info;show stat")
+        answer = self.ask(_STATISTICS)
         info, mark, stat = answer.partition("# pxname")
         if not mark:
             raise NoAnswerError(f"HAProxy's socket {self.path} gave no statistics")
-        rows = [*csv.DictReader(io.StringIO(mark.removeprefix("# ") + stat))]
+        head, *rows = csv.reader(io.StringIO(mark.removeprefix("# ") + stat))
+        column = {name: index for index, name in enumerate(head)}
+        kind = column["type"]
+        rows = [row for row in rows if len(row) > kind]
         return Observation(
             process=_running(info),
-            frontends=tuple(_frontend(row) for row in rows if row["type"] == _ROWS["frontend"]),
-            servers=tuple(_server(row) for row in rows if row["type"] == _ROWS["server"]),
+            frontends=tuple(_frontend(row, column) for row in rows if row[kind] == _FRONTEND),
+            servers=tuple(_server(row, column) for row in rows if row[kind] == _SERVER),
         )
+
+    def tell(self, command: Command) -> None:
+        """Have one command done. Raises CommandError for any answer but its own "done"; NoAnswerError."""
+        said = self.ask(str(command)).strip()
+        if not _DONE[type(command)].fullmatch(said):
+            raise CommandError(f"HAProxy answered `{command}` with: {said or 'nothing'}")
+
+    def forget(self, command: Delete) -> bool:
+        """Delete a server that has left. Whether it is gone; False while it still has sessions."""
+        said = self.ask(str(command)).strip()
+        if said == _BUSY:
+            return False
+        if not _DONE[Delete].fullmatch(said):
+            raise CommandError(f"HAProxy answered `{command}` with: {said or 'nothing'}")
+        return True
 
     def server_states(self) -> str:
         """The dump that a later process can read as its server-state file. Raises NoAnswerError."""
@@ -87,20 +122,23 @@ def _running(info: str) -> Running:
         raise NoAnswerError(f"`show info` answered without {error}") from error
 
 
-def _frontend(row: dict[str, str]) -> FrontendSeen:
+def _frontend(row: list[str], column: dict[str, int]) -> FrontendSeen:
     return FrontendSeen(
-        name=row["pxname"],
-        open=row["status"] == "OPEN",
-        sessions=int(row["scur"] or 0),
-        connections=int(row["stot"] or 0),
+        name=row[column["pxname"]],
+        open=row[column["status"]] == "OPEN",
+        sessions=int(row[column["scur"]] or 0),
+        connections=int(row[column["stot"]] or 0),
     )
 
 
-def _server(row: dict[str, str]) -> ServerSeen:
+def _server(row: list[str], column: dict[str, int]) -> ServerSeen:
     return ServerSeen(
-        backend=row["pxname"],
-        name=row["svname"],
-        status=row["status"],
-        check=row.get("check_status") or "",
-        sessions=int(row["scur"] or 0),
+        backend=row[column["pxname"]],
+        name=row[column["svname"]],
+        status=row[column["status"]],
+        check=row[column["check_status"]],
+        sessions=int(row[column["scur"]] or 0),
+        address=row[column["addr"]],
+        weight=int(row[column["uweight"]] or 0),
+        backup=row[column["bck"]] == "1",
     )

@@ -270,6 +270,13 @@ class Store:
         """From here on a switch is under way."""
         write(self.state / "journal.json", json.dumps(asdict(journal)).encode())
 
+    def journal(self) -> Journal | None:
+        """The switch that was under way when the agent ended, None where none was or nobody can tell."""
+        try:
+            return Journal(**(_json(self.state / "journal.json") or {}))
+        except (TypeError, ValueError):  # absent, or not as we write it
+            return None
+
     def end(self) -> None:
         """The switch is over, one way or the other."""
         _remove(self.state / "journal.json")

@@ -22,6 +22,22 @@ _text = instance_of(str)
 
 
 @frozen(kw_only=True)
+class Quarantined:
+    """An address that is left out because it cannot be bound: `reason` in one word, `detail` for people."""
+
+    frontend: str = field(validator=_text)
+    address: str = field(validator=_text)
+    reason: str = field(validator=_text)
+    detail: str = field(default="", validator=_text)
+
+
+def _quarantines(found: object) -> tuple[Quarantined, ...]:
+    if not isinstance(found, (list, tuple)):
+        raise TypeError(f"quarantined: {found!r} is no list")
+    return tuple(one if isinstance(one, Quarantined) else Quarantined(**one) for one in found)
+
+
+@frozen(kw_only=True)
 class Generation:
     """One state that was live. `at`: seconds since the epoch; `loaded`: whose process carried it at first.
 
@@ -38,14 +54,19 @@ class Generation:
     serial: int | None = field(default=None, validator=optional(instance_of(int)))
     reasons: tuple[str, ...] = field(default=(), validator=deep_iterable(_text, instance_of(tuple)))
     seconds: float = field(default=0.0, validator=_seconds)
+    quarantined: tuple[Quarantined, ...] = field(default=(), converter=_quarantines)
 
 
 @frozen(kw_only=True)
 class Journal:
-    """A switch that is under way: from which generation (None: nothing was live) to which."""
+    """A switch that is under way: from which generation (None: nothing was live) to which.
 
-    before: int | None
-    after: int
+    `runtime`: by commands to the running process, so that it may have taken some of them.
+    """
+
+    before: int | None = field(validator=optional(instance_of(int)))
+    after: int = field(validator=instance_of(int))
+    runtime: bool = field(default=False, validator=instance_of(bool))
 
 
 @frozen(kw_only=True)

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from attrs import frozen
 
+Key = tuple[str, str]
+"""A server: its backend and its name."""
+
+_PASSED = ("OK", "OKC")  # L4OK, L6OK, L7OK, L7OKC (HAProxy's management guide, 9.1, check_status)
+_NO_CHECK_YET = ("", "UNK", "INI", "SOCKERR")  # SOCKERR: this host had no socket for it, which says nothing of it
+
 
 @frozen(kw_only=True)
 class Running:
@@ -31,13 +37,25 @@ class FrontendSeen:
 
 @frozen(kw_only=True)
 class ServerSeen:
-    """A server: HAProxy's own word for its state (`UP`, `DOWN`, `MAINT`, `DRAIN`, `no check`, ...)."""
+    """A server: HAProxy's own word for its state (`UP`, `DOWN`, `MAINT`, `DRAIN`, `no check`, ...).
+
+    `address`: `192.0.2.1:25`, `[2001:db8::1]:25`. `check`: how its last check ended (`L4OK`, `L7STS`, ...; empty or
+    `INI`: none yet). `weight`: the one set by configuration or socket.
+    """
 
     backend: str
     name: str
     status: str
     check: str
     sessions: int
+    address: str = ""
+    weight: int = 1
+    backup: bool = False
+
+    @property
+    def key(self) -> Key:
+        """Backend and name."""
+        return (self.backend, self.name)
 
     @property
     def up(self) -> bool:
@@ -45,9 +63,32 @@ class ServerSeen:
         return self.status.startswith(("UP", "no check"))
 
     @property
+    def down(self) -> bool:
+        """Whether HAProxy thinks it dead."""
+        return self.status.startswith("DOWN")
+
+    @property
+    def maintenance(self) -> bool:
+        """Whether it was taken out, by the file or by hand."""
+        return self.status.startswith("MAINT")
+
+    @property
+    def draining(self) -> bool:
+        """Whether it was told by hand to take no new clients."""
+        return self.status.startswith("DRAIN")
+
+    @property
     def wanted(self) -> bool:
         """Whether it counts: not taken out by somebody on purpose."""
-        return not self.status.startswith("MAINT")
+        return not self.maintenance
+
+    @property
+    def passed(self) -> bool | None:
+        """How its last check ended; None where there was none yet."""
+        word = self.check.removeprefix("* ")
+        if word in _NO_CHECK_YET:
+            return None
+        return word.endswith(_PASSED)
 
 
 @frozen(kw_only=True)

@@ -1,25 +1,32 @@
-"""What a wanted configuration is worth: nothing to do, or a reload and why. Pure.
+"""What a wanted configuration is worth: nothing to do, a few words at the socket, or a reload and why. Pure.
 
-Small on purpose: the plan is made whole before the first side effect, and printed as it is.
+The plan is made whole before the first side effect, and printed as it is. Everything of a server but its fixed
+words can be changed in the running process; whatever else differs takes a new process. What servers *are* is taken
+from the running process, so that the same step corrects what somebody, or a crash, has changed there.
 """
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable, Iterator, Mapping
 
 import attrs
-from attrs import AttrsInstance, frozen
+from attrs import AttrsInstance, evolve, field, frozen
 
+from agent.errors import Finding
 from agent.model.desired import Backend, DesiredState, Frontend, Server
-from agent.model.observed import Running
-from agent.model.render import Config
+from agent.model.generation import Quarantined
+from agent.model.observed import Key, Running, ServerSeen
+from agent.model.render import Config, ServerLine
+from agent.model.schema import Application, HealthType
 
 
 @frozen(kw_only=True)
 class Committed:
     """The live generation: its number, whose process may carry it (`loaded`), its digest and exact bytes.
 
-    `state` is None where this version of the agent can no longer read it.
+    `state`: what it serves, without its quarantined addresses; None where this version of the agent can no longer
+    read it. `today`: how the template and settings of today would write it, None where they cannot.
     """
 
     number: int
@@ -27,22 +34,132 @@ class Committed:
     digest: str
     config: bytes
     state: DesiredState | None
+    today: Config | None = None
+    quarantined: tuple[Quarantined, ...] = ()
+
+    @property
+    def as_today(self) -> bool:
+        """Whether settings and template are still those it was written with."""
+        return self.today is not None and self.today.stamped(digest=self.digest, generation=self.number) == self.config
 
 
 @frozen(kw_only=True)
 class Wanted:
-    """What shall be live: the document's digest, its state, its configuration."""
+    """What shall be live: the document's digest, its state without quarantined addresses, its configuration."""
 
     digest: str
     state: DesiredState
     config: Config
+    quarantined: tuple[Quarantined, ...] = ()
+
+
+# --- commands
+
+
+@frozen
+class Command:
+    """One line for the stats socket, about one server."""
+
+    backend: str
+    server: str
+
+    @property
+    def at(self) -> str:
+        """`backend/server`"""
+        return f"{self.backend}/{self.server}"
+
+
+@frozen
+class AddServer(Command):
+    """A new server, in maintenance until it is told otherwise. It inherits nothing (FACTS, HAProxy 6)."""
+
+    line: ServerLine
+
+    def __str__(self) -> str:
+        return f"add server {self.at} {self.line.address} {' '.join([f'weight {self.line.weight}', *self.line.fixed])}"
+
+
+@frozen
+class EnableHealth(Command):
+    """Begin the checks of an added server."""
+
+    def __str__(self) -> str:
+        return f"enable health {self.at}"
+
+
+@frozen
+class SetState(Command):
+    """`ready`, `drain` (no new clients) or `maint` (no clients, no checks; sessions go on)."""
+
+    state: str
+
+    def __str__(self) -> str:
+        return f"set server {self.at} state {self.state}"
+
+
+@frozen
+class SetHealth(Command):
+    """What checks have found, until the next one finds otherwise: `up` or `down`."""
+
+    health: str
+
+    def __str__(self) -> str:
+        return f"set server {self.at} health {self.health}"
+
+
+@frozen
+class Move(Command):
+    """The server is at another address."""
+
+    line: ServerLine
+
+    def __str__(self) -> str:
+        return f"set server {self.at} addr {self.line.address.host} port {self.line.address.port}"
+
+
+@frozen
+class SetWeight(Command):
+    """Its share of the clients, 0 to 256."""
+
+    weight: int
+
+    def __str__(self) -> str:
+        return f"set server {self.at} weight {self.weight}"
+
+
+@frozen
+class Delete(Command):
+    """Forget a server. Only one in maintenance, without a session."""
+
+    def __str__(self) -> str:
+        return f"del server {self.at}"
+
+
+# --- plans
 
 
 @frozen(kw_only=True)
 class Unchanged:
-    """HAProxy does already what is wanted. `record`: the document is another one all the same."""
+    """HAProxy does already what is wanted. `record`: the document is another one all the same.
+
+    `leaving`: removed servers that wait for their last session. `remarks`: what somebody did by hand.
+    """
 
     record: bool
+    leaving: tuple[Delete, ...] = ()
+    remarks: tuple[Finding, ...] = ()
+
+
+@frozen(kw_only=True)
+class Runtime:
+    """The running process is told, and goes on. `drift`: what was not as this agent had left it."""
+
+    commands: tuple[Command, ...]
+    reasons: tuple[str, ...]
+    record: bool
+    drift: tuple[str, ...] = ()
+    leaving: tuple[Delete, ...] = ()
+    remarks: tuple[Finding, ...] = ()
 
 
 @frozen(kw_only=True)
@@ -52,11 +169,23 @@ class Reload:
     reasons: tuple[str, ...]
 
 
-Plan = Unchanged | Reload
+Plan = Unchanged | Runtime | Reload
 
 
-def plan(committed: Committed | None, running: Running | None, wanted: Wanted) -> Plan:
-    """The smallest step from what is committed and running to what is wanted."""
+def plan(
+    committed: Committed | None,
+    running: Running | None,
+    wanted: Wanted,
+    *,
+    servers: Iterable[ServerSeen] = (),
+    reached: frozenset[Key] = frozenset(),
+    before: DesiredState | None = None,
+) -> Plan:
+    """The smallest step from what is committed and running to what is wanted.
+
+    `servers`: those of the running process. `reached`: those that answered just now, of all that had to be asked.
+    `before`: what weights and maintenance were last set by, where that is not the committed state (after a crash).
+    """
     reasons = []
     if running is None:
         reasons.append("HAProxy is not running")
@@ -66,11 +195,150 @@ def plan(committed: Committed | None, running: Running | None, wanted: Wanted) -
     if running is not None and running.generation not in (committed.number, committed.loaded):
         held = "a file without a generation" if running.generation is None else f"generation {running.generation}"
         reasons.append(f"HAProxy runs {held}; generation {committed.number} is committed")
-    if wanted.config.stamped(digest=committed.digest, generation=committed.number) != committed.config:
-        reasons += changes(committed.state, wanted.state) or ["the settings or the template changed"]
-    if reasons:
-        return Reload(reasons=tuple(reasons))
-    return Unchanged(record=committed.digest != wanted.digest)
+    same = wanted.config.stamped(digest=committed.digest, generation=committed.number) == committed.config
+    found = [] if same else changes(committed.state, wanted.state)
+    if not same and not (committed.state and committed.as_today and _shell(committed.state) == _shell(wanted.state)):
+        reasons += found or ["the settings or the template changed"]
+    if reasons or committed.state is None:
+        return Reload(reasons=tuple(reasons) or ("what is live cannot be read by this version of the agent",))
+    steps = _Steps(committed, wanted, reached, before or committed.state)
+    steps.take(servers)
+    if steps.reload:
+        return Reload(reasons=(*found, *steps.reload))
+    record = not same or committed.digest != wanted.digest
+    leaving, remarks = tuple(steps.leaving), tuple(steps.remarks)
+    if not steps.commands:
+        return Unchanged(record=record, leaving=leaving, remarks=remarks)
+    return Runtime(
+        commands=tuple(steps.commands),
+        reasons=(*found, *steps.drift, *steps.other),
+        record=record,
+        drift=tuple(steps.drift),
+        leaving=leaving,
+        remarks=remarks,
+    )
+
+
+def _shell(state: DesiredState) -> DesiredState:
+    """What only a new process can change: not the document's label and number, what the probe speaks, the servers."""
+    backends = tuple(evolve(backend, servers=(), application=Application.RAW) for backend in state.backends)
+    return evolve(state, name="", serial=None, backends=backends)
+
+
+@frozen
+class _Steps:
+    """Gathers the commands from what servers are to what they shall be; `reload`: what no command can do."""
+
+    committed: Committed
+    wanted: Wanted
+    reached: frozenset[Key]
+    before: DesiredState
+    commands: list[Command] = field(factory=list)
+    leaving: list[Delete] = field(factory=list)
+    drift: list[str] = field(factory=list)
+    other: list[str] = field(factory=list)
+    remarks: list[Finding] = field(factory=list)
+    reload: list[str] = field(factory=list)
+
+    def take(self, servers: Iterable[ServerSeen]) -> None:
+        """What is added or changed first, what is removed last: a backend is never without a server in between."""
+        seen: dict[str, dict[str, ServerSeen]] = {}
+        for one in servers:
+            seen.setdefault(one.backend, {})[one.name] = one
+        old = {pool.name: {one.name: one for one in pool.servers} for pool in self.before.backends}
+        goodbyes: list[Command] = []
+        for pool in self.wanted.state.backends:
+            now, before = seen.get(pool.name, {}), old.get(pool.name, {})
+            for server in pool.servers:
+                self._server(pool, server, before.get(server.name), now.get(server.name))
+            goodbyes.extend(self._removed(pool, now, before))
+        self.commands.extend(goodbyes)
+
+    def _server(self, pool: Backend, server: Server, before: Server | None, now: ServerSeen | None) -> None:
+        key = (pool.name, server.name)
+        line = self.wanted.config.servers[key]
+        if now is None:
+            if before is not None and before == server:
+                self.drift.append(f"server {pool.name}/{server.name} is gone from the running HAProxy")
+            if not self.wanted.config.holds(line):
+                self.reload.append(f"the template writes server {pool.name}/{server.name} in its own way")
+            self.commands.append(AddServer(*key, line))
+            self._begin(pool, server)
+            return
+        if not self._same_words(key, line, now):
+            self.reload.append(f"server {pool.name}/{server.name} cannot be changed in the running HAProxy")
+            return
+        self._address(pool, server, before, now, line)
+        if now.weight != server.weight and (before is None or before.weight != server.weight):
+            self.commands.append(SetWeight(*key, server.weight))
+        self._presence(pool, server, before, now)
+
+    def _begin(self, pool: Backend, server: Server) -> None:
+        key = (pool.name, server.name)
+        if pool.health.type is not HealthType.NONE:
+            self.commands.append(EnableHealth(*key))
+        if not server.disabled:
+            self._enter(pool, server)
+
+    def _enter(self, pool: Backend, server: Server) -> None:
+        """Out of maintenance. HAProxy starts it as up, unseen: one that nobody reached starts as down (FACTS, 5)."""
+        key = (pool.name, server.name)
+        if key not in self.reached:
+            # In this order it gets no client in between (M: 2.6, 2.8, 3.0; `health down` before `ready` is forgotten).
+            self.commands.extend([SetState(*key, "drain"), SetHealth(*key, "down")])
+        self.commands.append(SetState(*key, "ready"))
+
+    def _same_words(self, key: Key, line: ServerLine, now: ServerSeen) -> bool:
+        """Whether the running server has the fixed words of `line`."""
+        known = self.committed.today.servers.get(key) if self.committed.today else None
+        if known is not None:
+            return known.fixed == line.fixed
+        # One that left and comes back before its last session ended. Its words are those of its backend, which did
+        # not change, or this would be a reload; its own are its address and whether it is a backup.
+        return now.address == str(line.address) and now.backup == ("backup" in line.fixed)
+
+    def _address(self, pool: Backend, server: Server, before: Server | None, now: ServerSeen, line: ServerLine) -> None:
+        key = (pool.name, server.name)
+        if now.address == str(server.address):
+            # Nothing but this agent takes an unchecked server for dead, so nothing else brings it up again.
+            if pool.health.type is HealthType.NONE and now.down and key in self.reached:
+                self.commands.append(SetHealth(*key, "up"))
+                self.other.append(f"server {pool.name}/{server.name} answers")
+            return
+        if before is not None and before.address == server.address:
+            self.drift.append(f"server {pool.name}/{server.name} was at {now.address}, not at {server.address}")
+        if key not in self.reached and not now.maintenance:
+            self.commands.append(SetHealth(*key, "down"))
+        self.commands.append(Move(*key, line))
+        if pool.health.type is HealthType.NONE and now.down and key in self.reached:
+            self.commands.append(SetHealth(*key, "up"))
+
+    def _presence(self, pool: Backend, server: Server, before: Server | None, now: ServerSeen) -> None:
+        key = (pool.name, server.name)
+        where = f"backends.{pool.name}.servers.{server.name}"
+        if server.disabled:
+            if not now.maintenance:
+                if before is not None and before.disabled:
+                    self.drift.append(f"server {pool.name}/{server.name} was in service, but is disabled")
+                self.commands.append(SetState(*key, "maint"))
+        elif now.maintenance and (before is None or before.disabled):
+            self._enter(pool, server)
+        elif now.maintenance or now.draining:
+            how = "in maintenance" if now.maintenance else "draining"
+            self.remarks.append(
+                Finding(where, f"is {how}, by hand", f"`set server {pool.name}/{server.name} state ready` ends it")
+            )
+        elif before is not None and now.weight != server.weight and before.weight == server.weight:
+            self.remarks.append(Finding(where, f"has weight {now.weight} by hand, not {server.weight}"))
+
+    def _removed(self, pool: Backend, now: Mapping[str, ServerSeen], before: Mapping[str, Server]) -> Iterator[Command]:
+        wanted = {server.name for server in pool.servers}
+        for name in sorted(now.keys() - wanted):
+            if not now[name].maintenance:
+                if name not in before:
+                    self.drift.append(f"server {pool.name}/{name} is in the running HAProxy, but nobody asked for it")
+                yield SetState(pool.name, name, "maint")
+            self.leaving.append(Delete(pool.name, name))
 
 
 def diff(committed: Committed | None, config: bytes, *, number: int) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
 
 import jinja2
-from attrs import frozen
+from attrs import field, frozen
 
 from agent.errors import InvalidError, RefusedError, Violation
 from agent.model.desired import Backend, DesiredState, Frontend, Server
@@ -57,11 +57,31 @@ class Template:
     text: str
 
 
+@frozen(kw_only=True)
+class ServerLine:
+    """One server's line. `fixed`: the words that only a new process can change."""
+
+    name: str
+    address: Endpoint
+    weight: int
+    fixed: tuple[str, ...]
+    disabled: bool
+
+    def __str__(self) -> str:
+        words = ["server", self.name, str(self.address), f"weight {self.weight}", *self.fixed]
+        return " ".join([*words, "disabled"] if self.disabled else words)
+
+
 @frozen
 class Config:
-    """A rendered configuration that has no generation yet."""
+    """A rendered configuration that has no generation yet. `servers`: the line of each, by backend and name."""
 
     _text: str
+    servers: dict[tuple[str, str], ServerLine] = field(eq=False, factory=dict)
+
+    def holds(self, line: ServerLine) -> bool:
+        """Whether the text says of a server what `line` says: a template may have written it otherwise."""
+        return f"\n    {line}\n" in self._text
 
     def stamped(self, *, digest: str, generation: int) -> bytes:
         """The bytes of haproxy.cfg, as `generation` of the document with that `digest`."""
@@ -102,6 +122,9 @@ def render(state: DesiredState, process: Process, template: Template) -> Config:
         keep_trailing_newline=True,
         auto_reload=False,
     )
+    servers = {
+        (pool.name, server.name): _server(server, pool, process) for pool in state.backends for server in pool.servers
+    }
     try:
         text = environment.get_template(CONFIG_TEMPLATE).render(
             digest=_DIGEST_MARK,
@@ -114,7 +137,7 @@ def render(state: DesiredState, process: Process, template: Template) -> Config:
                 _BackendSection(
                     name=one.name,
                     lines=tuple(_backend(one)),
-                    servers=tuple(_server(server, one, process) for server in one.servers),
+                    servers=tuple(str(servers[one.name, server.name]) for server in one.servers),
                 )
                 for one in state.backends
             ),
@@ -129,7 +152,7 @@ def render(state: DesiredState, process: Process, template: Template) -> Config:
     if f"{DESCRIPTION}{_GENERATION_MARK}" not in text:
         what = 'the global section must keep `description "{{ description }}"`: by it the agent knows what runs'
         raise InvalidError(template.file, (Violation((), what),))
-    return Config(text)
+    return Config(text, servers)
 
 
 def _template_line(error: BaseException, file: str) -> int | None:
@@ -288,8 +311,8 @@ def _backend(backend: Backend) -> Iterator[str]:
         yield f"http-check expect status {health.status}"
 
 
-def _server(server: Server, backend: Backend, process: Process) -> str:
-    words = ["server", server.name, str(server.address), f"weight {server.weight}"]
+def _server(server: Server, backend: Backend, process: Process) -> ServerLine:
+    words = []
     if backend.proxy_protocol is ProxyProtocol.V2:
         words.append("send-proxy-v2")
     elif backend.proxy_protocol is ProxyProtocol.V1:
@@ -297,9 +320,13 @@ def _server(server: Server, backend: Backend, process: Process) -> str:
     words += _check(server, backend, process)
     if server.backup:
         words.append("backup")
-    if server.disabled:
-        words.append("disabled")
-    return " ".join(words)
+    return ServerLine(
+        name=server.name,
+        address=server.address,
+        weight=server.weight,
+        fixed=tuple(words),
+        disabled=server.disabled,
+    )
 
 
 def _check(server: Server, backend: Backend, process: Process) -> Iterable[str]:

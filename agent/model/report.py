@@ -11,7 +11,8 @@ from agent.errors import Finding, Outcome, Violation
 class Report:
     """One converge, told. `digest`: of the document looked at, None where there was none to read.
 
-    `generation`: what is live now. `plan`: "unchanged" or "reload", None where it did not come to a plan.
+    `generation`: what is live now. `plan`: "unchanged", "runtime" or "reload", None where it did not come to a plan.
+    `drift`: what was not as this agent had left it, and was corrected, by kind.
     `violations` stand in `file`. `timings`: seconds by stage, in order. `at`: seconds since the epoch.
     """
 
@@ -24,11 +25,17 @@ class Report:
     generation: int | None = None
     plan: str | None = None
     reasons: tuple[str, ...] = ()
+    drift: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
     violations: tuple[Violation, ...] = ()
     message: str = ""
     remedy: str = ""
     timings: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def switched(self) -> bool:
+        """Whether it came to a switch, by commands or by a new process."""
+        return any(stage == "switch" for stage, _ in self.timings)
 
     @property
     def seconds(self) -> float:

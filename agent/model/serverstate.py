@@ -2,49 +2,74 @@
 
 Without it dead servers get traffic after a reload until their first check (FACTS, HAProxy 5). But only what is
 still the same server may be carried over: HAProxy matches by name alone, so a line of a server that has moved
-would call the new address up because the old one was.
+would call the new address up because the old one was. A server that nobody has reached gets a line of its own, by
+which HAProxy starts it as down.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
+
 from agent.model.desired import Backend, DesiredState, Server
+from agent.model.observed import Key
 from agent.model.schema import HealthType
 
 EMPTY = "1\n"
 """A server-state file that knows nothing (its format's version; without a file HAProxy 2.6 warns)."""
 
-_BACKEND, _NAME, _OPERATIONAL, _ADMIN, _CHECK_PORT = 1, 3, 5, 6, 21
+_BACKEND, _NAME, _ADDRESS, _OPERATIONAL, _ADMIN = 1, 3, 4, 5, 6
+_CHECK_STATUS, _CHECK_RESULT, _PORT, _CHECK_PORT = 10, 11, 18, 21
 _FORCED = 0x01 | 0x08  # maintenance or drain set by an operator at the socket (HAProxy, server-t.h: FMAINT, FDRAIN)
 _RUNNING = "2"
+_NOT_YET, _UNKNOWN = "1", "0"  # of a check: its status (HCHK_STATUS_INI) and its result (HAProxy, check-t.h)
+
+Pair = tuple[Backend, Server]
 
 
-def carried(dump: str, before: DesiredState | None, after: DesiredState) -> str:
-    """The lines of `dump` that hold for `after`. `before`: the state the dump was made of, None if unknown."""
-    if before is None:
-        return EMPTY
-    old = {(backend.name, server.name): (backend, server) for backend in before.backends for server in backend.servers}
-    new = {(backend.name, server.name): (backend, server) for backend in after.backends for server in backend.servers}
-    lines = []
-    for line in dump.splitlines():
-        words = line.split(" ")
-        if line.startswith("#"):
-            lines.append(line)
-        elif len(words) > _ADMIN:
-            key = (words[_BACKEND], words[_NAME])
-            if key in old and key in new and (kept := _kept(words, *old[key], *new[key])) is not None:
-                lines.append(kept)
+def carried(dump: str, before: DesiredState | None, after: DesiredState, *, down: Collection[Key] = frozenset()) -> str:
+    """The lines of `dump` that hold for `after`, and one for each server that is `down`.
+
+    `before`: the state the dump was made of, None if unknown. `down`: servers that must start as down.
+    """
+    old, new = _pairs(before), _pairs(after)
+    lines = [_down(key, new[key][1]) for key in sorted(down) if key in new]
+    for words in (line.split(" ") for line in dump.splitlines() if not line.startswith("#")):
+        key = (words[_BACKEND], words[_NAME]) if len(words) > _ADMIN else None
+        if key is not None and key in old and key in new and key not in down:
+            lines += _kept(words, old[key], new[key])
     return EMPTY + "".join(f"{line}\n" for line in lines)
 
 
-def _kept(words: list[str], old_pool: Backend, old: Server, new_pool: Backend, new: Server) -> str | None:
+def _pairs(state: DesiredState | None) -> dict[Key, Pair]:
+    return (
+        {}
+        if state is None
+        else {(one.name, server.name): (one, server) for one in state.backends for server in one.servers}
+    )
+
+
+def _kept(words: list[str], before: Pair, after: Pair) -> Iterator[str]:
+    (old_pool, old), (new_pool, new) = before, after
     if old.address != new.address or old.disabled or new.disabled:
-        return None
+        return
     if len(words) > _CHECK_PORT:
+        if (words[_ADDRESS], words[_PORT]) != (new.address.host, str(new.address.port)):
+            return  # moved by hand; HAProxy would take the address from this line
         # HAProxy restores it where the new file names no port, and would go on checking the old one (M: 2.6, 2.8, 3.0).
         words = [*words[:_CHECK_PORT], "0", *words[_CHECK_PORT + 1 :]]
+        if (old_pool.health, old_pool.proxy_protocol) != (new_pool.health, new_pool.proxy_protocol):
+            # What another check found is no finding of this one; HAProxy would show it as such.
+            words[_CHECK_STATUS], words[_CHECK_RESULT] = _NOT_YET, _UNKNOWN
     if new_pool.health.type is not HealthType.NONE and old_pool.health.type is not HealthType.NONE:
-        return " ".join(words)
+        yield " ".join(words)
     # Without checks nothing would ever bring up a server that is carried over as down.
-    if int(words[_ADMIN]) & _FORCED:
-        return " ".join([*words[:_OPERATIONAL], _RUNNING, *words[_ADMIN:]])
-    return None
+    elif int(words[_ADMIN]) & _FORCED:
+        yield " ".join([*words[:_OPERATIONAL], _RUNNING, *words[_ADMIN:]])
+
+
+def _down(key: Key, server: Server) -> str:
+    """All 25 words: HAProxy reads a line whole or not at all (its manual, `show servers state`; M: 2.6, 2.8, 3.0)."""
+    backend, name = key
+    address, weight = server.address, server.weight
+    health = f"0 {_NOT_YET} {_UNKNOWN} 0 0 0 0 0"
+    return f"1 {backend} 1 {name} {address.host} 0 0 {weight} {weight} {health} - {address.port} - 0 0 - - 0"

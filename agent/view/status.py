@@ -9,6 +9,7 @@ from attrs import frozen
 
 from agent.errors import Finding, Violation, dotted
 from agent.model.desired import Backend, DesiredState, Frontend
+from agent.model.generation import Quarantined
 from agent.model.observed import FrontendSeen, Observation, ServerSeen
 from agent.model.report import Report
 
@@ -36,6 +37,7 @@ class Live:
     serial: int | None
     since: float
     state: DesiredState | None
+    quarantined: tuple[Quarantined, ...] = ()
 
 
 @frozen(kw_only=True)
@@ -53,11 +55,19 @@ def when(seconds: float) -> str:
 
 
 def document(
-    *, agent: Agent, report: Report | None, live: Live | None, held: Held | None, seen: Observation | None, now: float
+    *,
+    agent: Agent,
+    report: Report | None,
+    live: Live | None,
+    held: Held | None,
+    seen: Observation | None,
+    now: float,
+    counters: dict[str, int] | None = None,
 ) -> dict[str, Any]:
     """All of status.json. `report`: of the last converge, None before the first; `seen` None: HAProxy is silent."""
     state = live.state if live else None
     index = _Index.of(seen)
+    aside = {(one.frontend, one.address): one for one in live.quarantined} if live else {}
     pools = {one.name: one for one in state.backends} if state else {}
     return {
         "schema": SCHEMA,
@@ -77,10 +87,12 @@ def document(
         "violations": [_violation(report, one) for one in report.violations[:_MOST]] if report else [],
         "violations_total": len(report.violations) if report else 0,
         "findings": [_finding(one) for one in report.findings[:_MOST]] if report else [],
-        "frontends": [_frontend(one, pools, index) for one in state.frontends] if state else [],
+        "frontends": [_frontend(one, pools, index, aside) for one in state.frontends] if state else [],
         "backends": [_backend(one, index) for one in state.backends] if state else [],
         "haproxy": None if seen is None else _haproxy(seen),
         "timings": dict(report.timings) if report else {},
+        "plan": report.plan if report else None,
+        "counters": counters or {},
     }
 
 
@@ -148,26 +160,35 @@ class _Index:
         return sum(one.up for one in wanted), len(wanted)
 
 
-def _frontend(frontend: Frontend, pools: dict[str, Backend], index: _Index) -> dict[str, Any]:
+def _frontend(
+    frontend: Frontend, pools: dict[str, Backend], index: _Index, aside: dict[tuple[str, str], Quarantined]
+) -> dict[str, Any]:
     found = index.frontends.get(frontend.name)
     is_open = found is not None and found.open
     counts = [index.count(pools[name]) for name in frontend.backends]
+    gone = [one for one in frontend.binds if (frontend.name, str(one)) in aside]
+    state = _state(counts) if is_open else "down"
+    if len(gone) == len(frontend.binds):
+        state = "quarantined"
     return {
         "name": frontend.name,
-        "state": _state(counts) if is_open else "down",
+        "state": "degraded" if gone and state == "up" else state,
         "binds": [
-            {
-                "address": str(endpoint),
-                "state": "listening" if is_open else "closed",
-                "reason": "" if is_open else _why_closed(found, index),
-            }
-            for endpoint in frontend.binds
+            _bind(str(endpoint), aside.get((frontend.name, str(endpoint))), found, index) for endpoint in frontend.binds
         ],
         "backends": list(frontend.backends),
         "servers_up": sum(up for up, _ in counts),
         "servers_total": sum(total for _, total in counts),
         "sessions": found.sessions if found else 0,
     }
+
+
+def _bind(address: str, aside: Quarantined | None, found: FrontendSeen | None, index: _Index) -> dict[str, Any]:
+    if aside is not None:
+        return {"address": address, "state": "quarantined", "reason": aside.detail}
+    if found is not None and found.open:
+        return {"address": address, "state": "listening", "reason": ""}
+    return {"address": address, "state": "closed", "reason": _why_closed(found, index)}
 
 
 def _state(counts: list[tuple[int, int]]) -> str:

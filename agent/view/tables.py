@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from agent.model.generation import Generation
-from agent.model.plan import Reload
+from agent.model.plan import Plan, Runtime, Unchanged
 from agent.view.status import when
 
 _COLOURS = {"up": "green", "listening": "green", "degraded": "yellow", "quarantined": "magenta"}
@@ -134,10 +134,26 @@ def coloured_diff(text: str) -> str:
     return "".join(click.style(line, fg=colours.get(line[:1])) for line in text.splitlines(keepends=True))
 
 
-def plan(step: object, difference: str, sessions: int) -> str:
+def plan_document(step: Plan, difference: str, sessions: int) -> dict[str, Any]:
+    """A plan for programs."""
+    return {
+        "plan": type(step).__name__.lower(),
+        "reasons": [] if isinstance(step, Unchanged) else list(step.reasons),
+        "commands": [str(one) for one in step.commands] if isinstance(step, Runtime) else [],
+        "sessions": sessions,
+        "diff": difference,
+    }
+
+
+def plan(step: Plan, difference: str, sessions: int) -> str:
     """What would happen, why, and the difference it makes."""
-    if not isinstance(step, Reload):
+    if isinstance(step, Unchanged):
         return "No change: HAProxy already does what this says.\n"
+    if isinstance(step, Runtime):
+        text = "Runtime: the running HAProxy is told; no reload, no session is touched.\n"
+        text += "".join(f"  - {reason}\n" for reason in step.reasons)
+        text += "\n" + "".join(f"  > {command}\n" for command in step.commands)
+        return text + (f"\n{coloured_diff(difference)}" if difference else "")
     text = "Reload: a new HAProxy process takes the listening sockets over; no connection is refused.\n"
     text += "".join(f"  - {reason}\n" for reason in step.reasons)
     if sessions:

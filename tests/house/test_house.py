@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from kit.left_out import leave_out
+from kit.servers import free_port
 
 ROOT = Path(__file__).parents[2]
 
@@ -63,6 +64,10 @@ def test_an_installed_wheel_plans_and_checks_with_its_own_templates(wheel: Path,
         f'[paths]\nstate = "{tmp_path}/s"\nrun = "/tmp/r"\ndesired = "{tmp_path}/d"\n'
         f'[haproxy]\nbinary = "{any_haproxy}"\n'
     )
+    (tmp_path / "state.yaml").write_text(
+        f'{{version: 1, frontends: {{smtp: {{bind: ["127.0.0.1:{free_port()}"], backend: smtp}}}}, '
+        f'backends: {{smtp: {{servers: {{a: {{address: "127.0.0.1:{free_port()}"}}}}}}}}}}'
+    )
     code = (
         f"import sys; sys.path.insert(0, {str(site)!r})\n"
         "import agent.cli, agent.templates\n"
@@ -71,7 +76,7 @@ def test_an_installed_wheel_plans_and_checks_with_its_own_templates(wheel: Path,
         "agent.cli.main(prog_name='agent')"
     )
     done = subprocess.run(
-        [sys.executable, "-I", "-c", code, "--settings", settings, "plan", ROOT / "examples/mail-edge.yaml"],
+        [sys.executable, "-I", "-c", code, "--settings", settings, "plan", tmp_path / "state.yaml"],
         capture_output=True,
         text=True,
         check=False,

@@ -172,31 +172,26 @@ def test_a_broken_template_is_invalid_with_its_line(edge: Edge):
         assert f"{edge.folder}/templates/haproxy.cfg.j2:3: UndefinedError: 'missing' is undefined" in done.stderr
 
 
-def test_a_process_that_dies_after_saying_yes_is_rolled_back_and_held(root: None, edge: Edge):
+def test_a_process_that_would_die_after_saying_yes_is_found_out_before(root: None, edge: Edge):
     """FACTS, HAProxy 3: with a chroot that is not there, -c passes and -sf -x exits 0."""
     with echo("a") as a:
         edge.live(one(port := free_port(), a))
-        before = (edge.folder / "state/haproxy.cfg").read_bytes()
+        pid, before = edge.pid, (edge.folder / "state/haproxy.cfg").read_bytes()
         source = Path(__file__).parents[2] / "templates/haproxy.cfg.j2"
         bad = source.read_text().replace("global\n", "global\n    chroot /nonexistent/edge\n", 1)
         (edge.folder / "templates/haproxy.cfg.j2").write_text(bad)
-        state = one(port, a, balance="random")
-        done = edge.apply(state)
-        assert (done.returncode, done.stdout.split(":")[0]) == (5, "rolled_back")
-        assert (edge.folder / "state/haproxy.cfg").read_bytes() == before
-        assert first_line(port).startswith("a PROXY")
-        held = json.loads((edge.folder / "state/hold.json").read_text())
-        assert held["digest"] == digest_of(edge.desired.read_bytes())
-        pid = edge.pid
-        again = edge.agent("apply")
-        assert again.returncode == 5
-        assert "held since it was rolled back" in again.stderr
-        assert edge.pid == pid
-        assert "held:    sha256" in edge.agent("status").stdout
-        # Another document lifts it.
-        (edge.folder / "templates/haproxy.cfg.j2").unlink()
-        edge.live(one(port, a, balance="leastconn"))
+        with Load(port) as load:
+            done = edge.apply(one(port, a, balance="random"))
+            load.more(10)
+        assert load.failures == []
+        assert (done.returncode, done.stdout.split(":")[0]) == (4, "refused")
+        assert "a process that starts with it ends (exit 1)" in done.stderr
+        assert "/nonexistent/edge" in done.stderr
+        assert (edge.pid, (edge.folder / "state/haproxy.cfg").read_bytes()) == (pid, before)
         assert not (edge.folder / "state/hold.json").exists()
+        assert not (edge.folder / "run/r").exists()
+        (edge.folder / "templates/haproxy.cfg.j2").unlink()
+        assert edge.agent("apply").returncode == 0
 
 
 def test_sigterm_leaves_haproxy_serving_and_a_start_adopts_it_without_a_reload(edge: Edge):
@@ -317,12 +312,23 @@ def test_plan_tells_and_touches_nothing(edge: Edge):
         with connect(port):
             until(lambda: edge.haproxy.observe().frontends[0].sessions == 1, "a session")
             done = edge.agent("plan", "--json", edge.file(one(port, b)))
+            reload = edge.agent("plan", "--json", edge.file(one(port, b, balance="first")))
         told = json.loads(done.stdout)
-        assert (told["plan"], told["sessions"]) == ("reload", 1)
+        assert (told["plan"], told["sessions"]) == ("runtime", 0)
         assert told["reasons"] == ["server back/a removed", "server back/b added"]
+        assert told["commands"] == [
+            f"add server back/b {b.address} weight 1 send-proxy-v2 check inter 100ms rise 2 fall 3",
+            "enable health back/b",
+            "set server back/b state ready",
+            "set server back/a state maint",
+        ]
         assert f"+    server b {b.address} weight 1 send-proxy-v2 check" in told["diff"]
         text = edge.agent("plan", edge.file(one(port, b))).stdout
         assert "  - server back/b added\n" in text
+        assert "  > set server back/a state maint\n" in text
+        told = json.loads(reload.stdout)
+        assert (told["plan"], told["sessions"], told["commands"]) == ("reload", 1, [])
+        assert told["reasons"][0] == "backend back changed: balance"
         assert edge.agent("plan").stdout.startswith("No change")
         assert {path: path.read_bytes() for path in (edge.folder / "state").rglob("*") if path.is_file()} == before
         assert edge.pid == pid
@@ -360,7 +366,7 @@ def test_an_agent_that_dies_between_switch_and_commit_is_finished_by_the_next(ed
     with echo("a") as a, echo("b") as b:
         edge.live(one(port := free_port(), a))
         # What a kill at that moment leaves: the generation staged, its process in place, nothing committed.
-        edge.live(one(port, b))
+        edge.live(one(port, b, balance="first"))
         generations = edge.folder / "state/generations"
         (generations / "000002/report.json").unlink()
         (generations / "000002").rename(generations / "000002.staged")
@@ -391,8 +397,8 @@ def test_an_agent_that_dies_before_the_switch_leaves_the_old_generation(edge: Ed
 
 def test_dead_servers_stay_dead_over_a_reload_and_moved_ones_are_looked_at_anew(edge: Edge):
     """FACTS, HAProxy 5: without the server-state file, dead servers get traffic until their first check."""
-    dead, other = free_port(), free_port()
-    with echo("a") as a:
+    dead = free_port()
+    with echo("a") as a, echo("other") as other:
         state = one(port := free_port(), a)
         state["backends"]["back"]["servers"]["dead"] = {"address": f"127.0.0.1:{dead}"}
         edge.live(state)
@@ -402,9 +408,10 @@ def test_dead_servers_stay_dead_over_a_reload_and_moved_ones_are_looked_at_anew(
         edge.live(state)
         assert _server(edge, "dead").status == "DOWN"
         assert {first_line(port) for _ in range(10)} == {"a PROXY 127.0.0.1"}
-        state["backends"]["back"]["servers"]["dead"] = {"address": f"127.0.0.1:{other}"}
+        state["backends"]["back"]["servers"]["dead"] = {"address": other.address}
+        state["defaults"] = {"maxconn": 99}
         edge.live(state)
-        assert _server(edge, "dead").status != "DOWN"
+        assert _server(edge, "dead").up
 
 
 def _server(edge: Edge, name: str):
@@ -550,11 +557,13 @@ def test_an_https_check_with_a_path_a_host_and_a_status(edge: Edge, tmp_path: Pa
         thread.start()
         health = {"type": "http", "path": "/readyz", "host": "api.example.org", "status": 204, "tls": True,
                   "verify": True, "port": server.server_address[1], "interval": "100ms"}  # fmt: skip
-        edge.live(one(free_port(), a, health=health))
+        edge.live(one(port := free_port(), a, health=health))
         until(lambda: _server(edge, "a").check == "L7OK", "the check passes")
         assert set(asked) == {("/readyz", "api.example.org")}
-        edge.live(one(free_port(), a, health={**health, "host": "other.example.org"}))
-        until(lambda: _server(edge, "a").check == "L6RSP", "the certificate of another name is refused")
+        done = edge.apply(one(port, a, health={**health, "host": "other.example.org"}))
+        assert (done.returncode, done.stdout.split(":")[0]) == (5, "rolled_back"), done.stderr
+        assert "no server of backend back does: a UP 2/3 L6RSP" in done.stderr  # the certificate of another name
+        assert _server(edge, "a").status == "UP"
         server.shutdown()
         thread.join()
 

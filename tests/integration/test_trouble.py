@@ -149,8 +149,7 @@ def test_a_health_port_that_is_gone_from_the_file_is_gone_from_the_checks(edge: 
         document["backends"]["back"]["servers"]["dead"] = {"address": f"127.0.0.1:{free_port()}"}
         document["backends"]["back"]["health"] = {"port": check.port, "interval": "100ms", "fall": 1}
         edge.live(document)
-        servers = {one.name: one.status for one in edge.haproxy.observe().servers}
-        assert servers["dead"].startswith("UP")
+        until(lambda: {one.name: one.status for one in edge.haproxy.observe().servers}["dead"] == "UP", "its check")
         del document["backends"]["back"]["health"]["port"]
         edge.live(document)
         until(lambda: {one.name: one.status for one in edge.haproxy.observe().servers}["dead"] == "DOWN", "it is dead")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import string
 from typing import Any
 
@@ -92,7 +93,8 @@ junk = st.recursive(
 @st.composite
 def spoiled(draw: st.DrawFn) -> dict[str, Any]:
     """A state with junk put somewhere into it."""
-    document = draw(states())
+    # A copy: parts of it belong to the strategies, and junk put there would stay for the next example.
+    document = copy.deepcopy(draw(states()))
     for _ in range(draw(st.integers(1, 4))):
         at: Any = document
         while True:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import pytest
-from attrs import define, evolve, field
+from attrs import evolve
+from kit.fakes import Clock, FakeProber, FakeProxy
 from kit.states import state
 
 from agent.converge import Story
 from agent.errors import (
     InvalidError,
-    NoAnswerError,
     Outcome,
     RefusedError,
     StoreError,
@@ -25,66 +24,8 @@ from agent.errors import (
 from agent.host import templates
 from agent.host.store import Store
 from agent.model.desired import Limits, digest_of
-from agent.model.observed import FrontendSeen, Observation, Running
 from agent.model.render import CONFIG_TEMPLATE, Process
-
-
-@define
-class FakeProxy:
-    """Notes what it is asked. `fail`: what to raise, by step; each time, or once per entry of a list."""
-
-    now: Running | None = None
-    calls: list[Any] = field(factory=list)
-    fail: dict[str, Callable[[], None]] = field(factory=dict)
-    pids: int = 100
-
-    def _do(self, step: str, *what: object) -> None:
-        self.calls.append((step, *what) if what else step)
-        if step in self.fail:
-            self.fail[step]()
-
-    def running(self) -> Running | None:
-        return self.now
-
-    def observe(self) -> Observation:
-        if self.now is None:
-            raise NoAnswerError("silent")
-        seen = FrontendSeen(name="a", open=True, sessions=3, connections=9)
-        return Observation(process=self.now, frontends=(seen,), servers=())
-
-    def server_states(self) -> str:
-        self._do("server_states")
-        return "1\n"
-
-    def check(self, config: Path) -> None:
-        assert config.read_bytes()
-        self._do("check")
-
-    def switch(self, config: Path, old: Running | None) -> None:
-        text = config.read_text()
-        generation = int(text.split("edgeagent generation ")[1].split('"')[0])
-        self._do("switch", generation, old.generation if old else None)
-        self.pids += 1
-        self.now = Running(pid=self.pids, version="2.8", uptime=0, generation=generation)
-
-    def prove(self, generation: int, frontends: frozenset[str], old: Running | None) -> Running:
-        self._do("prove", generation, sorted(frontends))
-        assert self.now is not None
-        return self.now
-
-
-class Clock:
-    """Each look at it is a millisecond later."""
-
-    def __init__(self) -> None:
-        self.at = 0.0
-
-    def now(self) -> float:
-        return 1_000_000 + self.at
-
-    def monotonic(self) -> float:
-        self.at += 0.001
-        return self.at
+from agent.ports import Ports
 
 
 @pytest.fixture
@@ -104,9 +45,7 @@ def story(tmp_path: Path, proxy: FakeProxy) -> Story:
             socket=PurePosixPath("/s"), server_state=PurePosixPath("/st"), maxconn=10, hard_stop_after=1_000
         ),
         template=lambda: templates.load(CONFIG_TEMPLATE, ""),
-        proxy=proxy,
-        store=store,
-        clock=Clock(),
+        ports=Ports(proxy=proxy, store=store, prober=FakeProber(), clock=Clock()),
     )
 
 
@@ -114,8 +53,13 @@ def data(**servers: int) -> bytes:
     return json.dumps(state(**servers)).encode()
 
 
+def other(maxconn: int) -> bytes:
+    """A state that takes a new process."""
+    return json.dumps({**state(a=1), "defaults": {"maxconn": maxconn}}).encode()
+
+
 def files(story: Story) -> dict[str, bytes]:
-    root = Path(story.store.config).parent
+    root = Path(story.ports.store.config).parent
     return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
@@ -133,8 +77,8 @@ def raising(error: BaseException, times: int = 1_000) -> Callable[[], None]:
 def test_the_first_state_goes_live_step_by_step(story: Story, proxy: FakeProxy):
     stages: list[str] = []
     report = evolve(story, on_stage=stages.append).converge(data(a=1))
-    assert stages == ["recover", "load", "plan", "check", "swap", "switch", "verify", "commit"]
-    assert proxy.calls == ["check", ("switch", 1, None), ("prove", 1, ["a"])]
+    assert stages == ["recover", "load", "preflight", "plan", "check", "swap", "switch", "verify", "commit"]
+    assert proxy.calls == ["try_out", ("switch", 1, None), ("prove", 1, ["a"])]
     assert (report.outcome, report.generation, report.plan) == (Outcome.COMMITTED, 1, "reload")
     assert report.digest == digest_of(data(a=1))
     assert [name for name, _ in report.timings] == stages
@@ -147,9 +91,9 @@ def test_the_first_state_goes_live_step_by_step(story: Story, proxy: FakeProxy):
 def test_the_second_hands_sockets_and_server_state_over(story: Story, proxy: FakeProxy):
     story.converge(data(a=1))
     proxy.calls.clear()
-    report = story.converge(data(a=2))
-    assert proxy.calls == ["check", "server_states", ("switch", 2, 1), ("prove", 2, ["a"])]
-    assert report.reasons == ("server a/b added",)
+    report = story.converge(other(2))
+    assert proxy.calls == ["try_out", "server_states", ("switch", 2, 1), ("prove", 2, ["a"])]
+    assert report.reasons == ("defaults changed",)
 
 
 def test_what_is_live_already_is_left_alone(story: Story, proxy: FakeProxy):
@@ -179,10 +123,10 @@ def test_what_haproxy_refuses_touches_nothing(story: Story, proxy: FakeProxy):
     story.converge(data(a=1))
     before = files(story)
     proxy.calls.clear()
-    proxy.fail["check"] = raising(RefusedError("no", remedy="do"))
-    report = story.converge(data(a=2))
+    proxy.fail["try_out"] = raising(RefusedError("no", remedy="do"))
+    report = story.converge(other(2))
     assert (report.outcome, report.message, report.remedy, report.generation) == (Outcome.REFUSED, "no", "do", 1)
-    assert proxy.calls == ["check"]
+    assert proxy.calls == ["try_out"]
     assert {**files(story)} == before | {name: content for name, content in files(story).items() if ".staged" in name}
     assert story.converge(data(a=1)).outcome is Outcome.UNCHANGED
     assert files(story) == before
@@ -194,18 +138,18 @@ def test_a_switch_that_fails_is_put_back_to_the_previous_bytes_and_held(story: S
     before = files(story)
     proxy.calls.clear()
     proxy.fail[step] = raising(SwitchError("died"), times=1)
-    report = story.converge(data(a=2))
+    report = story.converge(other(2))
     assert (report.outcome, report.message, report.generation) == (Outcome.ROLLED_BACK, "died", 1)
     assert {name: text for name, text in files(story).items() if name != "hold.json"} == before
     assert proxy.now is not None
     assert proxy.now.generation == 1
     # Held: not tried again, however often it is looked at; another document lifts it.
     proxy.calls.clear()
-    again = story.converge(data(a=2))
+    again = story.converge(other(2))
     assert (again.outcome, proxy.calls) == (Outcome.ROLLED_BACK, [])
-    assert "held since it was rolled back: died" in again.message
-    assert story.converge(data(a=3)).outcome is Outcome.COMMITTED
-    assert story.store.hold() is None
+    assert "held: died" in again.message
+    assert story.converge(other(3)).outcome is Outcome.COMMITTED
+    assert story.ports.store.hold() is None
 
 
 def test_a_process_that_took_over_and_died_is_replaced_by_the_previous_one(story: Story, proxy: FakeProxy):
@@ -217,7 +161,7 @@ def test_a_process_that_took_over_and_died_is_replaced_by_the_previous_one(story
         raise SwitchError("gone")
 
     proxy.fail["prove"] = die
-    assert story.converge(data(a=2)).outcome is Outcome.ROLLED_BACK
+    assert story.converge(other(2)).outcome is Outcome.ROLLED_BACK
     assert proxy.calls[-2:] == [("switch", 1, None), ("prove", 1, ["a"])]
     assert proxy.now is not None
     assert proxy.now.generation == 1
@@ -232,7 +176,7 @@ def test_when_the_previous_one_does_not_start_either_that_is_told(story: Story, 
         raise SwitchError("busy")
 
     proxy.fail["switch"] = die
-    report = story.converge(data(a=2))
+    report = story.converge(other(2))
     assert "what was live does not start either: busy" in report.findings[-1].message
 
 
@@ -272,7 +216,7 @@ def test_another_document_of_the_same_configuration_is_a_generation_without_a_re
     renamed = json.dumps({**state(a=1), "serial": 5}).encode()
     report = story.converge(renamed)
     assert (report.outcome, report.generation, proxy.calls) == (Outcome.UNCHANGED, 2, [])
-    live = story.store.live()
+    live = story.ports.store.live()
     assert live is not None
     assert (live.serial, live.loaded) == (5, 1)
     assert story.converge(renamed).generation == 2
@@ -289,23 +233,23 @@ def test_a_crash_between_switch_and_commit_is_finished(story: Story, proxy: Fake
         crash = raising(KeyboardInterrupt())
         patched.setattr(Store, "commit", lambda *_: crash())
         with pytest.raises(KeyboardInterrupt):
-            story.converge(data(a=2))
+            story.converge(other(2))
     proxy.calls.clear()
-    report = story.converge(data(a=2))
+    report = story.converge(other(2))
     assert (report.outcome, report.generation, proxy.calls) == (Outcome.UNCHANGED, 2, [])
     assert "journal.json" not in files(story)
-    live = story.store.live()
+    live = story.ports.store.live()
     assert live is not None
     assert live.reasons == ("finished after the agent was interrupted",)
 
 
-@pytest.mark.parametrize("step", ["check", "server_states", "switch"])
+@pytest.mark.parametrize("step", ["try_out", "server_states", "switch"])
 def test_a_crash_before_the_switch_leaves_the_old_generation(story: Story, proxy: FakeProxy, step: str):
     story.converge(data(a=1))
     before = files(story)
     proxy.fail[step] = raising(KeyboardInterrupt(), times=1)
     with pytest.raises(KeyboardInterrupt):
-        story.converge(data(a=2))
+        story.converge(other(2))
     proxy.calls.clear()
     assert story.converge(b"junk: [").outcome is Outcome.INVALID
     assert (files(story), proxy.calls) == (before, [])
@@ -326,7 +270,7 @@ def test_a_full_disk_at_any_write_leaves_the_old_generation_live(
             return real(self, *words, **more)
 
         patched.setattr(Store, method, fail_once)
-        report = story.converge(data(a=2))
+        report = story.converge(other(2))
     assert (report.outcome, report.message, report.generation) == (Outcome.REFUSED, "no space", 1)
     story.converge(b"junk: [")
     assert proxy.now is not None
@@ -337,19 +281,19 @@ def test_a_proposal_touches_nothing_and_counts_the_sessions(story: Story, proxy:
     story.converge(data(a=1))
     before = files(story)
     proxy.calls.clear()
-    proposal = story.propose(data(a=2))
+    proposal = story.propose(other(2))
     assert (proposal.sessions, proxy.calls, files(story)) == (3, [], before)
-    assert "+    server b" in proposal.diff
+    assert "+    maxconn 2" in proposal.diff
     assert story.propose(data(a=1)).diff == ""
 
 
 def test_a_hold_ends_with_the_document_it_is_for(story: Story, proxy: FakeProxy):
     story.converge(data(a=1))
     proxy.fail["switch"] = raising(SwitchError("died"), times=1)
-    assert story.converge(data(a=2)).outcome is Outcome.ROLLED_BACK
+    assert story.converge(other(2)).outcome is Outcome.ROLLED_BACK
     assert story.converge(data(a=1)).outcome is Outcome.UNCHANGED
-    assert story.store.hold() is None
-    assert story.converge(data(a=2)).outcome is Outcome.COMMITTED
+    assert story.ports.store.hold() is None
+    assert story.converge(other(2)).outcome is Outcome.COMMITTED
 
 
 @pytest.mark.parametrize("error", [StoreError("no space"), UsageError("no haproxy")])
@@ -359,7 +303,7 @@ def test_whatever_is_wrong_with_the_host_what_is_live_is_started(
     story.converge(data(a=1))
     proxy.now = None
     monkeypatch.setattr(Store, "stage", lambda *_, **__: raising(error)())
-    report = story.converge(data(a=2))
+    report = story.converge(other(2))
     assert (report.outcome, report.message) == (Outcome.REFUSED, str(error))
     assert proxy.now is not None
     assert proxy.now.generation == 1
@@ -367,8 +311,8 @@ def test_whatever_is_wrong_with_the_host_what_is_live_is_started(
 
 def test_a_running_process_whose_generation_is_lost_is_left_to_serve(story: Story, proxy: FakeProxy):
     story.converge(data(a=1))
-    story.converge(data(a=2))
-    (Path(story.store.config).parent / "generations/000002/haproxy.cfg").write_bytes(b"")
+    story.converge(other(2))
+    (Path(story.ports.store.config).parent / "generations/000002/haproxy.cfg").write_bytes(b"")
     proxy.calls.clear()
     assert story.converge(b"junk: [").outcome is Outcome.INVALID
     assert proxy.calls == []

@@ -24,9 +24,9 @@ def service(folder: Path, converge, healthy=lambda: True, *, debounce: int = 25,
     )
     known = [_content(settings.desired)]
 
-    def look() -> bool:
+    def look() -> float:
         known[0] = _content(settings.desired)
-        return converge() is not False
+        return 0.1 if converge() is False else 0.0
 
     return Service(
         settings=settings, converge=look, changed=lambda: _content(settings.desired) != known[0], healthy=healthy

@@ -6,6 +6,7 @@ import json
 from pathlib import PurePosixPath
 
 import pytest
+from kit.fakes import servers_of
 from kit.states import state
 
 from agent.errors import InvalidError, RefusedError
@@ -13,7 +14,7 @@ from agent.host import templates
 from agent.model import serverstate
 from agent.model.desired import DesiredState, parse
 from agent.model.observed import Running
-from agent.model.plan import Committed, Reload, Unchanged, Wanted, changes, diff, plan
+from agent.model.plan import Committed, Plan, Reload, Unchanged, Wanted, changes, diff, plan
 from agent.model.render import CONFIG_TEMPLATE, Config, Process, Template, quoted, render
 from agent.model.structure import duration, milliseconds
 
@@ -40,22 +41,24 @@ def running(generation: int | None = 7) -> Running:
     return Running(pid=1, version="2.8", uptime=1, generation=generation)
 
 
+def planned(before: Committed, process: Running, target: Wanted) -> Plan:
+    """The plan where the servers of the process are those of its file."""
+    return plan(before, process, target, servers=servers_of(before.config.decode()).values())
+
+
 def test_nothing_to_do_when_the_same_configuration_is_committed_and_running():
-    assert plan(committed(state(a=1)), running(), wanted(state(a=1), "old")) == Unchanged(record=False)
+    assert planned(committed(state(a=1)), running(), wanted(state(a=1), "old")) == Unchanged(record=False)
 
 
 def test_another_document_of_the_same_configuration_is_recorded_only():
     renamed = {**state(a=1), "name": "other", "serial": 9}
-    assert plan(committed(state(a=1)), running(), wanted(renamed)) == Unchanged(record=True)
+    assert planned(committed(state(a=1)), running(), wanted(renamed)) == Unchanged(record=True)
 
 
 def test_a_generation_that_was_recorded_only_is_carried_by_the_process_of_an_older_one():
-    assert plan(committed(state(a=1), number=9, loaded=7), running(7), wanted(state(a=1), "old")) == Unchanged(
-        record=False
-    )
-    assert plan(committed(state(a=1), number=9, loaded=7), running(9), wanted(state(a=1), "old")) == Unchanged(
-        record=False
-    )
+    live = committed(state(a=1), number=9, loaded=7)
+    for generation in (7, 9):
+        assert planned(live, running(generation), wanted(state(a=1), "old")) == Unchanged(record=False)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +188,7 @@ def test_what_is_still_the_same_server_is_carried_over_and_nothing_else():
     after["backends"]["kept"]["servers"]["b"]["address"] = "198.51.100.77:1"
     after["backends"]["kept"]["servers"]["c"]["weight"] = 9
     dump = HEAD + line("kept", "a", 0) + line("kept", "b", 0) + line("kept", "c", 2) + line("gone", "a", 0) + "\n"
-    assert serverstate.carried(dump, before, of(after)) == HEAD + line("kept", "a", 0) + line("kept", "c", 2)
+    assert serverstate.carried(dump, before, of(after)) == "1\n" + line("kept", "a", 0) + line("kept", "c", 2)
 
 
 def test_without_knowing_what_it_was_nothing_is_carried_over():
@@ -197,10 +200,10 @@ def test_a_server_without_a_check_is_never_carried_over_as_down_for_nothing_woul
     unchecked["backends"]["kept"]["health"] = {"type": "none"}
     dump = HEAD + line("kept", "a", 0) + line("kept", "b", 0, admin=1)
     # The operator's maintenance is kept; it ends in a server that is up.
-    assert serverstate.carried(dump, of(unchecked), of(unchecked)) == HEAD + line("kept", "b", 2, admin=1)
+    assert serverstate.carried(dump, of(unchecked), of(unchecked)) == "1\n" + line("kept", "b", 2, admin=1)
 
 
 def test_a_server_that_is_enabled_again_is_looked_at_anew():
     disabled = state(kept=1)
     disabled["backends"]["kept"]["servers"]["a"]["disabled"] = True
-    assert serverstate.carried(HEAD + line("kept", "a", 0, admin=5), of(disabled), of(state(kept=1))) == HEAD
+    assert serverstate.carried(HEAD + line("kept", "a", 0, admin=5), of(disabled), of(state(kept=1))) == "1\n"

@@ -87,7 +87,7 @@ def test_junk_in_journal_hold_and_status_reads_as_absent(store: Store, junk: byt
 
 def test_journal_and_hold_come_back_as_they_were(store: Store):
     store.begin(Journal(before=None, after=4))
-    assert (store.state / "journal.json").read_text() == '{"before": null, "after": 4}'
+    assert (store.state / "journal.json").read_text() == '{"before": null, "after": 4, "runtime": false}'
     store.end()
     store.end()
     assert not (store.state / "journal.json").exists()

@@ -1,0 +1,61 @@
+"""Asks this host and the servers before anything is touched: the story's Prober."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from pathlib import Path
+
+from attrs import frozen
+
+from agent.host import handshake, listeners, processes
+from agent.model.observed import Key
+from agent.model.preflight import Unbound
+from agent.model.schema import Endpoint
+
+
+@frozen
+class HostProber:
+    """`config`: the file by which our own HAProxy processes are known."""
+
+    config: Path
+
+    def unbound(self, endpoints: Collection[Endpoint]) -> Mapping[Endpoint, Unbound]:
+        """Those that cannot be bound, and why, with the name of who holds them where the system tells.
+
+        A test-bind also fails against our own overlapping sockets, where a reload succeeds (FACTS, HAProxy 1).
+        """
+        refused = {one: why for one in endpoints if (why := listeners.unbound(one)) is not None}
+        if not any(why.reason == "in_use" for why in refused.values()):
+            return refused
+        everyone, ours = listeners.listeners(), self._ours()
+        found = {}
+        for endpoint, why in refused.items():
+            holding = listeners.holders(endpoint, everyone) if why.reason == "in_use" else ()
+            foreign = [one for one in holding if one.pid not in ours]
+            if foreign:
+                names = ", ".join(sorted({f"{one} at {one.endpoint}" for one in foreign}))
+                found[endpoint] = Unbound(reason=why.reason, detail=f"{why.detail}, by {names}")
+            elif not holding:
+                found[endpoint] = why
+        return found
+
+    def shared(self, endpoints: Collection[Endpoint]) -> Iterator[tuple[Endpoint, str]]:
+        """Addresses of ours on which a foreign process listens as well (FACTS, HAProxy 2), and which.
+
+        One that listens on all addresses is no finding where we name one: the kernel prefers the nearer match.
+        """
+        wanted = {(one.family, one.port) for one in endpoints}
+        near = [one for one in listeners.listeners() if (one.endpoint.family, one.endpoint.port) in wanted]
+        ours = self._ours() if near else frozenset()
+        foreign = [one for one in near if one.pid not in ours]
+        for endpoint in endpoints if foreign else ():
+            for one in listeners.holders(endpoint, foreign):
+                if endpoint.wildcard or not one.endpoint.wildcard:
+                    yield endpoint, str(one)
+
+    def reached(self, servers: Mapping[Key, Iterable[Endpoint]], *, timeout: float) -> frozenset[Key]:
+        """Those servers that answer within `timeout` seconds."""
+        return handshake.reached(servers, timeout=timeout)
+
+    def _ours(self) -> frozenset[int | None]:
+        return frozenset(one.pid for one in processes.started_on(self.config))

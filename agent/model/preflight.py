@@ -1,0 +1,183 @@
+"""Before anything is touched: which addresses and servers must be asked, and what the answers make of a state. Pure.
+
+HAProxy starts whole or not at all: one address that cannot be bound would take every frontend down (FACTS, HAProxy
+1). So such an address is left out, and only it. And nobody is sent to a server that nobody has reached (FACTS,
+HAProxy 5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+from attrs import evolve, field, frozen
+
+from agent.errors import Finding
+from agent.model.desired import Backend, DesiredState, Server
+from agent.model.generation import Quarantined
+from agent.model.observed import Key, Observation, ServerSeen
+from agent.model.schema import Endpoint, HealthType
+
+REMEDY = "free the address or take it out; it goes live by itself at the next resync once it can be bound"
+
+
+@frozen(kw_only=True)
+class Unbound:
+    """Why an address cannot be bound: `in_use`, `no_such_address`, `not_permitted` or `failed`, and in words."""
+
+    reason: str
+    detail: str
+
+
+@frozen(kw_only=True)
+class Questions:
+    """What has to be asked of this host and of the servers.
+
+    `servers`: of each, the addresses that must all answer.
+    """
+
+    binds: tuple[Endpoint, ...]
+    servers: Mapping[Key, tuple[Endpoint, ...]] = field(factory=dict)
+
+
+def questions(
+    wanted: DesiredState,
+    *,
+    live: DesiredState | None,
+    seen: Observation | None,
+    held: Callable[[Endpoint], bool],
+) -> Questions:
+    """What to ask before `wanted` goes live.
+
+    `live`: what is now; `seen`: the process that serves it; `held`: whether that one has an address bound already.
+    """
+    binds = tuple(endpoint for frontend in wanted.frontends for endpoint in frontend.binds if not held(endpoint))
+    new = unproven(live, wanted)
+    now = {one.key: one for one in seen.servers} if seen is not None else None
+    asked = {
+        key: _doors(pool, server)
+        for pool in wanted.backends
+        for server in pool.servers
+        if not server.disabled and ((key := (pool.name, server.name)) in new or _unsure(pool, server, key, now))
+    }
+    return Questions(binds=binds, servers=asked)
+
+
+def unproven(before: DesiredState | None, after: DesiredState) -> frozenset[Key]:
+    """Servers of `after` of which nothing is known from `before`: new, moved, enabled, or checked in another way."""
+    pools = {one.name: one for one in before.backends} if before else {}
+    found = set()
+    for pool in after.backends:
+        old = pools.get(pool.name)
+        same_check = old is not None and (old.health, old.proxy_protocol) == (pool.health, pool.proxy_protocol)
+        known = {one.name: one for one in old.servers} if old and same_check else {}
+        for server in pool.servers:
+            was = known.get(server.name)
+            if was is None or was.address != server.address or was.disabled:
+                found.add((pool.name, server.name))
+    return frozenset(found)
+
+
+def _unsure(pool: Backend, server: Server, key: Key, seen: Mapping[Key, ServerSeen] | None) -> bool:
+    """Whether nobody knows of a server that is as it was that it answers. `seen` None: HAProxy does not run."""
+    unchecked = pool.health.type is HealthType.NONE
+    if seen is None:
+        # A fresh process would take it for up. Without a check nothing but this agent would bring it up again, so
+        # such a one, which answered when it came, is believed.
+        return not unchecked
+    # Somebody changed it at the socket; or it did not answer when it came, and has no check that would look again.
+    now = seen.get(key)
+    return now is None or now.address != str(server.address) or (unchecked and now.down)
+
+
+def _doors(pool: Backend, server: Server) -> tuple[Endpoint, ...]:
+    """The server's own address, and where a plain TCP check knocks: one that is shut would have it dead in seconds."""
+    health = pool.health
+    if health.type is HealthType.TCP and health.port not in (None, server.address.port):
+        return (server.address, evolve(server.address, port=health.port))
+    return (server.address,)
+
+
+# --- addresses
+
+
+def quarantine(state: DesiredState, unbound: Mapping[Endpoint, Unbound]) -> tuple[Quarantined, ...]:
+    """The addresses of `state` that have to be left out."""
+    return tuple(
+        Quarantined(frontend=one.name, address=str(endpoint), reason=why.reason, detail=why.detail)
+        for one in state.frontends
+        for endpoint in one.binds
+        if (why := unbound.get(endpoint)) is not None
+    )
+
+
+def without(state: DesiredState, quarantined: Iterable[Quarantined]) -> DesiredState:
+    """`state` without those addresses; a frontend without any other is left out whole."""
+    gone = {(one.frontend, one.address) for one in quarantined}
+    if not gone:
+        return state
+    kept = (
+        evolve(one, binds=tuple(endpoint for endpoint in one.binds if (one.name, str(endpoint)) not in gone))
+        for one in state.frontends
+    )
+    return evolve(state, frontends=tuple(one for one in kept if one.binds))
+
+
+def findings(quarantined: Iterable[Quarantined]) -> tuple[Finding, ...]:
+    """What people are told of quarantined addresses."""
+    return tuple(
+        Finding(f"frontends.{one.frontend}", f"{one.address} is quarantined: {one.detail}", REMEDY)
+        for one in quarantined
+    )
+
+
+# --- servers
+
+
+@frozen(kw_only=True)
+class Stake:
+    """What a frontend that serves now must not lose: a server that works in one of these backends."""
+
+    frontend: str
+    backends: tuple[str, ...]
+
+
+def stakes(live: DesiredState | None, seen: Observation | None, wanted: DesiredState) -> tuple[Stake, ...]:
+    """What is at stake in going from `live`, as it is `seen`, to `wanted`. A backend already down blocks nothing."""
+    if live is None or seen is None:
+        return ()
+    serving = {one.backend for one in seen.servers if one.up}
+    is_open = {one.name for one in seen.frontends if one.open}
+    before = {one.name: one for one in live.frontends}
+    found = []
+    for frontend in wanted.frontends:
+        old = before.get(frontend.name)
+        if old is None or old.name not in is_open or not serving & set(old.backends):
+            continue
+        kept = [name for name in frontend.backends if name in serving]
+        found += [Stake(frontend=frontend.name, backends=(name,)) for name in kept]
+        if not kept:
+            found.append(Stake(frontend=frontend.name, backends=frontend.backends))
+    return tuple(found)
+
+
+def losses(
+    at_stake: Iterable[Stake], wanted: DesiredState, seen: Observation | None, asked: Questions, reached: frozenset[Key]
+) -> tuple[str, ...]:
+    """Each stake that would be lost, in a sentence: none of its servers is known to work."""
+    up = {one.key for one in seen.servers if one.up} if seen else frozenset()
+    pools = {pool.name: pool for pool in wanted.backends}
+
+    def works(name: str) -> bool:
+        return any(
+            server.weight > 0
+            and not server.disabled
+            and (key in reached if (key := (name, server.name)) in asked.servers else key in up)
+            for server in pools[name].servers
+        )
+
+    return tuple(
+        f"frontend {one.frontend} serves now, and no server of backend {' or '.join(one.backends)} "
+        f"{'answers' if any(name in {key[0] for key in asked.servers} for name in one.backends) else 'would be in use'}"
+        for one in at_stake
+        if not any(works(name) for name in one.backends)
+    )

@@ -1,0 +1,87 @@
+"""Whether a switch hurt: *after* against *before*, per frontend. Pure.
+
+Only what served before can get worse; a backend that was down already blocks nothing. Servers that are as they were
+are believed at once. New and changed ones are believed when their check, or somebody who knocked after the switch,
+says so; until then the answer is open.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Mapping
+
+from attrs import frozen
+
+from agent.errors import Finding
+from agent.model.desired import DesiredState
+from agent.model.observed import Key, Observation, ServerSeen
+from agent.model.preflight import Stake
+
+
+class Word(enum.StrEnum):
+    """How a switch is judged."""
+
+    FINE = "fine"
+    OPEN = "open"
+    WORSE = "worse"
+
+
+@frozen(kw_only=True)
+class Verdict:
+    """A word, and a sentence for everything that is not fine."""
+
+    word: Word
+    reasons: tuple[str, ...] = ()
+
+
+def judge(
+    at_stake: Iterable[Stake],
+    after: Observation,
+    *,
+    state: DesiredState,
+    unproven: frozenset[Key],
+    knocked: Mapping[Key, bool],
+    stale: frozenset[Key] = frozenset(),
+) -> Verdict:
+    """`unproven`: servers that are new, moved, or checked in another way. `knocked`: who of them answered just now.
+
+    `knocked` holds only servers for which an open door is proof enough. `stale`: servers whose last check was of the
+    address they had before.
+    """
+    is_open = {one.name for one in after.frontends if one.open}
+    weights = {(pool.name, server.name): server.weight for pool in state.backends for server in pool.servers}
+    worse, still_open = [], []
+    for stake in at_stake:
+        servers = [one for one in after.servers if one.backend in stake.backends and weights.get(one.key)]
+        words = {_server(one, unproven, knocked, stale) for one in servers}
+        pools = " or ".join(stake.backends)
+        if stake.frontend not in is_open:
+            worse.append(f"frontend {stake.frontend} served before, and is not open")
+        elif Word.FINE in words:
+            continue
+        elif Word.OPEN in words:
+            still_open.append(f"no server of backend {pools} has passed a check yet")
+        else:
+            why = ", ".join(f"{one.name} {one.status} {one.check}".strip() for one in servers[:5])
+            worse.append(f"frontend {stake.frontend} served before, and now no server of backend {pools} does: {why}")
+    if worse:
+        return Verdict(word=Word.WORSE, reasons=tuple(worse))
+    return Verdict(word=Word.OPEN if still_open else Word.FINE, reasons=tuple(still_open))
+
+
+def _server(one: ServerSeen, unproven: frozenset[Key], knocked: Mapping[Key, bool], stale: frozenset[Key]) -> Word:
+    if not one.up:
+        # Held back because nobody reached it: its checks may still bring it up, but it is no server now.
+        return Word.WORSE
+    if one.key not in unproven:
+        return Word.FINE
+    if one.passed is not None and one.key not in stale:
+        return Word.FINE if one.passed else Word.WORSE
+    if one.key in knocked:
+        return Word.FINE if knocked[one.key] else Word.WORSE
+    return Word.OPEN
+
+
+def undecided(reason: str) -> Finding:
+    """What people are told of a switch that nothing speaks against, and no check for."""
+    return Finding("verify", f"{reason}; they were reached before the switch", "look at their checks in `agent status`")

@@ -1,0 +1,96 @@
+"""What a converge has to tell: gathered on the way, a Report at the end."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+from attrs import Factory, define, evolve, field
+
+from agent.errors import AgentError, Finding, InvalidError, Outcome, StoreError
+from agent.model import preflight
+from agent.model.desired import Parsed
+from agent.model.generation import Quarantined
+from agent.model.plan import Plan, Reload, Runtime
+from agent.model.report import Report
+from agent.ports import Ports
+
+
+@define(kw_only=True)
+class Told:
+    """One converge so far. `tried`: the generation a process was started for, and not committed yet.
+
+    `touched`: whether the running process was told something that is not committed yet.
+    """
+
+    ports: Ports
+    file: str
+    on_stage: Callable[[str], None]
+    digest: str | None
+    parsed: Parsed | None = None
+    step: Plan | None = None
+    tried: int | None = None
+    touched: bool = False
+    quarantined: tuple[Quarantined, ...] = ()
+    findings: list[Finding] = field(default=Factory(list))
+    drift: list[str] = field(default=Factory(list))
+    _timings: list[tuple[str, float]] = field(default=Factory(list))
+
+    @property
+    def seconds(self) -> float:
+        """How long all stages have taken so far."""
+        return sum(seconds for _, seconds in self._timings)
+
+    def aside(self, digest: str) -> Told:
+        """Another one, for what is done beside the story and not told in stages."""
+        return Told(ports=self.ports, file=self.file, on_stage=lambda _: None, digest=digest, drift=self.drift)
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """A stage of the story, with its time."""
+        self.on_stage(name)
+        start = self.ports.clock.monotonic()
+        try:
+            yield
+        finally:
+            self._timings.append((name, round(self.ports.clock.monotonic() - start, 6)))
+
+    def report(self, outcome: Outcome) -> Report:
+        """What became of it. With an address in quarantine, what is live is degraded."""
+        if self.quarantined and outcome in (Outcome.COMMITTED, Outcome.UNCHANGED):
+            outcome = Outcome.DEGRADED
+        live = None
+        with contextlib.suppress(StoreError):  # told already: this is the report of it
+            live = self.ports.store.live()
+        parsed, step = self.parsed, self.step
+        return Report(
+            outcome=outcome,
+            at=self.ports.clock.now(),
+            file=self.file,
+            digest=self.digest,
+            name=parsed.state.name if parsed else "",
+            serial=parsed.state.serial if parsed else None,
+            generation=live.number if live else None,
+            plan=None if step is None else type(step).__name__.lower(),
+            reasons=step.reasons if isinstance(step, (Reload, Runtime)) else (),
+            drift=tuple(self.drift),
+            findings=(
+                *(parsed.findings if parsed else ()),
+                *preflight.findings(self.quarantined),
+                *self.findings,
+            ),
+            timings=tuple(self._timings),
+        )
+
+    def failure(self, error: AgentError, trouble: str) -> Report:
+        """The same for what ended in an error; `trouble`: what is wrong with what was live, "" where nothing is."""
+        if trouble:
+            self.findings.append(Finding("haproxy", trouble, "look at HAProxy's log"))
+        report = self.report(error.outcome or Outcome.REFUSED)
+        return evolve(
+            report,
+            file=error.file if isinstance(error, InvalidError) else report.file,
+            message=str(error),
+            remedy=error.remedy,
+            violations=error.violations if isinstance(error, InvalidError) else (),
+        )

@@ -1,0 +1,186 @@
+"""A HAProxy, a prober and a clock for unit tests, without a process: the fake does what the real one was seen to do.
+
+`tests/integration/test_contract.py` holds the fake and every real HAProxy to the same script.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from attrs import define, evolve, field
+
+from agent.errors import CommandError, NoAnswerError
+from agent.model.observed import FrontendSeen, Key, Observation, Running, ServerSeen
+from agent.model.plan import AddServer, Command, Delete, EnableHealth, Move, SetHealth, SetState, SetWeight
+from agent.model.preflight import Unbound
+from agent.model.schema import Endpoint
+
+SERVER = re.compile(r"\s+server (\S+) (\S+) weight (\d+)(.*)")
+
+
+def fold(servers: dict[Key, ServerSeen], command: Command, *, sessions: Mapping[Key, int] | None = None) -> None:
+    """What a command does to the servers of a process. Raises CommandError where HAProxy would not do it."""
+    key = (command.backend, command.server)
+    if isinstance(command, AddServer):
+        if key in servers:
+            raise CommandError(f"{command}: Already exists a server with the same name in backend.")
+        line = command.line
+        servers[key] = ServerSeen(
+            backend=key[0],
+            name=key[1],
+            status="MAINT",
+            check="",
+            sessions=0,
+            address=str(line.address),
+            weight=line.weight,
+            backup="backup" in line.fixed,
+        )
+        return
+    if key not in servers:
+        raise CommandError(f"{command}: No such server.")
+    now = servers[key]
+    match command:
+        case EnableHealth():
+            pass
+        case SetState(state="ready"):
+            down = now.status == "DOWN"
+            servers[key] = evolve(now, status="DOWN" if down else "UP")
+        case SetState(state="drain"):
+            servers[key] = evolve(now, status="DRAIN")
+        case SetState(state="maint"):
+            servers[key] = evolve(now, status="MAINT")
+        case SetHealth(health=health):
+            servers[key] = evolve(now, status=health.upper())
+        case Move(line=line):
+            servers[key] = evolve(now, address=str(line.address))
+        case SetWeight(weight=weight):
+            servers[key] = evolve(now, weight=weight)
+        case Delete():
+            if now.status != "MAINT":
+                raise CommandError(f"{command}: Only servers in maintenance mode can be deleted.")
+            if not (sessions or {}).get(key):
+                del servers[key]
+        case _:
+            raise AssertionError(command)
+
+
+def servers_of(config: str) -> dict[Key, ServerSeen]:
+    """The servers of a haproxy.cfg, as a fresh process has them."""
+    found, backend = {}, ""
+    for line in config.splitlines():
+        if line.startswith("backend "):
+            backend = line.split()[1]
+        elif match := SERVER.fullmatch(line):
+            name, address, weight, rest = match.groups()
+            found[backend, name] = ServerSeen(
+                backend=backend,
+                name=name,
+                status="MAINT" if rest.endswith(" disabled") else "UP",
+                check="",
+                sessions=0,
+                address=address,
+                weight=int(weight),
+                backup=" backup" in rest,
+            )
+    return found
+
+
+@define
+class FakeProxy:
+    """Notes what it is asked. `fail`: what to raise, by step. `sessions`: servers that cannot be deleted yet."""
+
+    now: Running | None = None
+    calls: list[Any] = field(factory=list)
+    fail: dict[str, Callable[[], None]] = field(factory=dict)
+    servers: dict[Key, ServerSeen] = field(factory=dict)
+    frontends: list[str] = field(factory=list)
+    sessions: dict[Key, int] = field(factory=dict)
+    pids: int = 100
+
+    def _do(self, step: str, *what: object) -> None:
+        self.calls.append((step, *what) if what else step)
+        if step in self.fail:
+            self.fail[step]()
+
+    def running(self) -> Running | None:
+        return self.now
+
+    def observe(self) -> Observation:
+        if self.now is None:
+            raise NoAnswerError("silent")
+        seen = tuple(FrontendSeen(name=name, open=True, sessions=3, connections=9) for name in self.frontends)
+        return Observation(process=self.now, frontends=seen, servers=tuple(self.servers.values()))
+
+    def server_states(self) -> str:
+        self._do("server_states")
+        return "1\n"
+
+    def tell(self, command: Command) -> None:
+        self._do("tell", str(command))
+        fold(self.servers, command, sessions=self.sessions)
+
+    def forget(self, command: Delete) -> bool:
+        self._do("forget", str(command))
+        fold(self.servers, command, sessions=self.sessions)
+        return (command.backend, command.server) not in self.servers
+
+    def check(self, config: Path) -> None:
+        assert config.read_bytes()
+        self._do("check")
+
+    def try_out(self, config: Path, generation: int) -> None:
+        assert config.read_bytes()
+        self._do("try_out")
+
+    def switch(self, config: Path, old: Running | None) -> None:
+        text = config.read_text()
+        generation = int(text.split("edgeagent generation ")[1].split('"')[0])
+        self._do("switch", generation, old.generation if old else None)
+        self.pids += 1
+        self.now = Running(pid=self.pids, version="2.8", uptime=0, generation=generation)
+        self.servers = servers_of(text)
+        self.frontends = re.findall(r"^frontend (\S+)$", text, re.MULTILINE)
+
+    def prove(self, generation: int, frontends: frozenset[str], old: Running | None) -> Running:
+        self._do("prove", generation, sorted(frontends))
+        assert self.now is not None
+        return self.now
+
+
+@define
+class FakeProber:
+    """Everything can be bound and every server answers, but for these."""
+
+    busy: dict[str, str] = field(factory=dict)
+    dead: set[str] = field(factory=set)
+    asked: list[Key] = field(factory=list)
+
+    def unbound(self, endpoints: Collection[Endpoint]) -> Mapping[Endpoint, Unbound]:
+        return {one: Unbound(reason="in_use", detail=self.busy[str(one)]) for one in endpoints if str(one) in self.busy}
+
+    def shared(self, endpoints: Collection[Endpoint]) -> Iterable[tuple[Endpoint, str]]:
+        return ()
+
+    def reached(self, servers: Mapping[Key, Iterable[Endpoint]], *, timeout: float) -> frozenset[Key]:
+        self.asked += sorted(servers)
+        return frozenset(key for key, ends in servers.items() if not any(str(one) in self.dead for one in ends))
+
+
+class Clock:
+    """Each look at it is a millisecond later."""
+
+    def __init__(self) -> None:
+        self.at = 0.0
+
+    def now(self) -> float:
+        return 1_000_000 + self.at
+
+    def monotonic(self) -> float:
+        self.at += 0.001
+        return self.at
+
+    def sleep(self, seconds: float) -> None:
+        self.at += seconds
