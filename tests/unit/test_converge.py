@@ -13,7 +13,9 @@ from kit.states import state
 
 from agent.converge import Story
 from agent.errors import (
+    CommandError,
     InvalidError,
+    LaterError,
     Outcome,
     RefusedError,
     StoreError,
@@ -320,3 +322,284 @@ def test_a_running_process_whose_generation_is_lost_is_left_to_serve(story: Stor
     proxy.now = None
     story.converge(b"junk: [")
     assert proxy.calls == [("switch", 1, None), ("prove", 1, ["a"])]
+
+
+# --- the smallest step, and what it may cost
+
+
+def prober(story: Story) -> FakeProber:
+    assert isinstance(story.ports.prober, FakeProber)
+    return story.ports.prober
+
+
+def told(proxy: FakeProxy) -> list[str]:
+    return [call[1] for call in proxy.calls if call[0] == "tell"]
+
+
+def test_servers_come_and_go_at_the_socket_and_the_file_says_the_same(story: Story, proxy: FakeProxy):
+    story.converge(data(a=2))
+    proxy.calls.clear()
+    three = state(a=3)
+    del three["backends"]["a"]["servers"]["a"]
+    report = story.converge(json.dumps(three).encode())
+    assert (report.outcome, report.plan, report.generation) == (Outcome.COMMITTED, "runtime", 2)
+    assert told(proxy) == [
+        "add server a/c 198.51.100.3:2000 weight 1 send-proxy-v2 check inter 5s rise 2 fall 3",
+        "enable health a/c",
+        "set server a/c state ready",
+        "set server a/a state maint",
+    ]
+    assert not [call for call in proxy.calls if call[0] == "switch"]
+    assert ("forget", "del server a/a") in proxy.calls
+    live = story.ports.store.live()
+    assert live is not None
+    assert (live.number, live.loaded) == (2, 1)
+    assert b"server c 198.51.100.3:2000" in files(story)["haproxy.cfg"]
+    assert "journal.json" not in files(story)
+    proxy.calls.clear()
+    assert story.converge(json.dumps(three).encode()).outcome is Outcome.UNCHANGED
+    assert proxy.calls == []
+
+
+def test_a_removed_server_is_deleted_when_its_last_session_has_ended(story: Story, proxy: FakeProxy):
+    story.converge(data(a=2))
+    proxy.sessions["a", "b"] = 1
+    assert story.converge(data(a=1)).outcome is Outcome.COMMITTED
+    assert ("a", "b") in proxy.servers
+    report = story.converge(data(a=1))
+    assert (report.outcome, report.findings, report.drift) == (Outcome.UNCHANGED, (), ())
+    assert ("a", "b") in proxy.servers
+    proxy.sessions.clear()
+    story.converge(data(a=1))
+    assert ("a", "b") not in proxy.servers
+
+
+def test_a_command_that_is_not_done_falls_back_to_a_reload(story: Story, proxy: FakeProxy):
+    story.converge(data(a=1))
+    proxy.fail["tell"] = raising(CommandError("HAProxy answered: no"), times=1)
+    report = story.converge(data(a=2))
+    assert (report.outcome, report.plan) == (Outcome.COMMITTED, "reload")
+    assert report.reasons[-1] == "the running HAProxy could not do it: HAProxy answered: no"
+    assert proxy.now is not None
+    assert proxy.now.generation == report.generation == 2
+
+
+def test_a_server_that_does_not_answer_gets_no_client(story: Story, proxy: FakeProxy):
+    story.converge(data(a=1))
+    prober(story).dead.add("198.51.100.2:2000")
+    story.converge(data(a=2))
+    assert told(proxy)[-3:] == [
+        "set server a/b state drain",
+        "set server a/b health down",
+        "set server a/b state ready",
+    ]
+    assert proxy.servers["a", "b"].down
+
+
+def test_a_frontend_that_serves_is_not_left_without_a_server_unless_forced(story: Story, proxy: FakeProxy):
+    story.converge(data(a=1))
+    before = files(story)
+    proxy.calls.clear()
+    moved = state(a=1)
+    moved["backends"]["a"]["servers"]["a"]["address"] = "198.51.100.99:1"
+    prober(story).dead.add("198.51.100.99:1")
+    report = story.converge(json.dumps(moved).encode())
+    assert (report.outcome, report.generation) == (Outcome.REFUSED, 1)
+    assert report.message == "frontend a serves now, and no server of backend a answers"
+    assert "--force" in report.remedy
+    assert (files(story), told(proxy)) == (before, [])
+    # Once it answers, it goes live by itself.
+    prober(story).dead.clear()
+    assert story.converge(json.dumps(moved).encode()).outcome is Outcome.COMMITTED
+    moved["backends"]["a"]["servers"]["a"]["address"] = "198.51.100.98:1"
+    prober(story).dead.add("198.51.100.98:1")
+    assert story.converge(json.dumps(moved).encode(), force=True).outcome is Outcome.COMMITTED
+
+
+def test_an_address_that_cannot_be_bound_is_quarantined_until_it_can(story: Story, proxy: FakeProxy):
+    story.converge(data(a=1))
+    prober(story).busy["192.0.2.1:1001"] = "the address is in use, by nginx (pid 7)"
+    report = story.converge(data(a=1, b=1))
+    assert (report.outcome, report.generation) == (Outcome.DEGRADED, 2)
+    assert "192.0.2.1:1001 is quarantined: the address is in use, by nginx (pid 7)" in report.findings[-1].message
+    assert proxy.frontends == ["a"]
+    proxy.calls.clear()
+    assert story.converge(data(a=1, b=1)).outcome is Outcome.DEGRADED
+    assert proxy.calls == []  # nothing to do, and still degraded
+    prober(story).busy.clear()
+    assert story.converge(data(a=1, b=1)).outcome is Outcome.COMMITTED
+    assert proxy.frontends == ["a", "b"]
+
+
+def test_what_the_running_process_holds_is_never_quarantined(story: Story, proxy: FakeProxy):
+    story.converge(data(a=1))
+    prober(story).busy["192.0.2.1:1000"] = "in use (by ourselves)"
+    assert story.converge(other(5)).outcome is Outcome.COMMITTED
+    assert proxy.frontends == ["a"]
+
+
+def test_a_cold_start_leaves_out_what_cannot_be_bound_now_whatever_the_document_says(story: Story, proxy: FakeProxy):
+    story.converge(data(a=1, b=1))
+    proxy.now = None
+    prober(story).busy["192.0.2.1:1001"] = "this host does not have the address"
+    assert story.converge(b"junk: [").outcome is Outcome.INVALID
+    assert proxy.frontends == ["a"]
+    # It comes back while the document is still broken.
+    prober(story).busy.clear()
+    assert story.converge(b"junk: [").outcome is Outcome.INVALID
+    assert proxy.frontends == ["a", "b"]
+
+
+def test_a_cold_start_with_nothing_changed_runs_the_very_bytes(story: Story, proxy: FakeProxy):
+    story.converge(data(a=1))
+    before = files(story)
+    proxy.now = None
+    report = story.converge(data(a=1))
+    assert (report.outcome, report.generation, report.drift) == (Outcome.UNCHANGED, 1, ("process",))
+    assert files(story) == before
+
+
+def checks_fail(proxy: FakeProxy, key: tuple[str, str]) -> Callable[[], None]:
+    def fail() -> None:
+        proxy.servers[key] = evolve(proxy.servers[key], status="UP 2/3", check="L7STS")
+
+    return fail
+
+
+def http(port: int) -> dict:
+    document = state(a=1)
+    document["backends"]["a"]["health"] = {"type": "http"}
+    document["backends"]["a"]["servers"]["a"]["address"] = f"198.51.100.1:{port}"
+    return document
+
+
+def test_checks_that_fail_after_a_reload_bring_the_previous_bytes_back(story: Story, proxy: FakeProxy):
+    story.converge(data(a=1))
+    before = files(story)
+    proxy.fail["prove"] = checks_fail(proxy, ("a", "a"))
+    report = story.converge(json.dumps(http(2000)).encode())
+    assert (report.outcome, report.generation) == (Outcome.ROLLED_BACK, 1)
+    assert "frontend a served before, and now no server of backend a does: a UP 2/3 L7STS" in report.message
+    assert {name: text for name, text in files(story).items() if name != "hold.json"} == before
+    assert proxy.now is not None
+    assert proxy.now.generation == 1
+
+
+def test_a_move_at_the_socket_whose_checks_fail_is_undone_by_the_previous_bytes(story: Story, proxy: FakeProxy):
+    story.converge(json.dumps(http(2000)).encode())
+    proxy.servers["a", "a"] = evolve(proxy.servers["a", "a"], check="L7OK")
+    before = files(story)
+    clock = story.ports.clock
+    sleep = clock.sleep
+
+    def die(seconds: float) -> None:
+        proxy.servers["a", "a"] = evolve(proxy.servers["a", "a"], status="DOWN", check="L7STS")
+        sleep(seconds)
+
+    clock.sleep = die  # while the story waits for a check of the new address
+    report = story.converge(json.dumps(http(2002)).encode())
+    assert (report.outcome, report.plan) == (Outcome.ROLLED_BACK, "runtime")
+    assert {name: text for name, text in files(story).items() if name != "hold.json"} == before
+    assert proxy.servers["a", "a"].address == "198.51.100.1:2000"
+    assert story.converge(json.dumps(http(2002)).encode()).message.startswith("held: frontend a served before")
+
+
+def test_checks_that_never_end_are_waited_for_no_longer_than_the_bound(story: Story, proxy: FakeProxy):
+    story.converge(data(a=1))
+    start = story.ports.clock.monotonic()
+    report = story.converge(json.dumps(http(2001)).encode())
+    assert 10 <= story.ports.clock.monotonic() - start < 11
+    assert report.outcome is Outcome.COMMITTED
+    assert "no server of backend a has passed a check yet" in report.findings[-1].message
+
+
+def test_a_crash_between_commands_is_undone_and_then_done(story: Story, proxy: FakeProxy):
+    story.converge(data(a=2))
+    crash = raising(KeyboardInterrupt())
+
+    def at_third() -> None:
+        if len(told(proxy)) == 3:
+            crash()
+
+    after = state(a=3)
+    after["backends"]["a"]["servers"]["a"]["weight"] = 9
+    after["backends"]["a"]["servers"]["b"]["disabled"] = True
+    proxy.fail["tell"] = at_third
+    with pytest.raises(KeyboardInterrupt):
+        story.converge(json.dumps(after).encode())
+    assert proxy.servers["a", "a"].weight == 9
+    proxy.fail.clear()
+    # The old document is back: nothing of what was begun may stay.
+    report = story.converge(data(a=2))
+    assert (report.outcome, report.generation, report.findings) == (Outcome.UNCHANGED, 1, ())
+    assert {key: (one.status, one.weight) for key, one in proxy.servers.items()} == {
+        ("a", "a"): ("UP", 1),
+        ("a", "b"): ("UP", 1),
+    }
+    assert story.converge(json.dumps(after).encode()).generation == 2
+
+
+def test_drift_is_put_right_and_counted_and_what_a_person_did_is_reported(story: Story, proxy: FakeProxy):
+    story.converge(data(a=3))
+    proxy.servers["a", "a"] = evolve(proxy.servers["a", "a"], address="203.0.113.9:9")
+    proxy.servers["a", "b"] = evolve(proxy.servers["a", "b"], status="MAINT")
+    Path(story.ports.store.config).write_bytes(b"edited")
+    report = story.converge(data(a=3))
+    assert (report.outcome, report.generation) == (Outcome.UNCHANGED, 1)
+    assert sorted(report.drift) == ["file", "server"]
+    assert proxy.servers["a", "a"].address == "198.51.100.1:2000"
+    assert proxy.servers["a", "b"].maintenance
+    assert [one.where for one in report.findings] == ["backends.a.servers.b"]
+    assert story.converge(data(a=3)).drift == ()
+
+
+def test_an_unchecked_server_that_did_not_answer_is_brought_in_by_the_agent(story: Story, proxy: FakeProxy):
+    def document(count: int) -> bytes:
+        made = state(a=count)
+        made["backends"]["a"]["health"] = {"type": "none"}
+        return json.dumps(made).encode()
+
+    story.converge(document(1))
+    prober(story).dead.add("198.51.100.2:2000")
+    story.converge(document(2))
+    assert proxy.servers["a", "b"].down
+    assert story.converge(document(2)).outcome is Outcome.UNCHANGED
+    assert proxy.servers["a", "b"].down
+    prober(story).dead.clear()
+    story.converge(document(2))
+    assert proxy.servers["a", "b"].up
+
+
+def test_a_storm_of_reloads_is_paced_and_the_newest_state_wins(story: Story, proxy: FakeProxy):
+    paced = evolve(story, burst=2)
+    paced.converge(data(a=1))
+    paced.converge(other(2))
+    with pytest.raises(LaterError) as later:
+        paced.converge(other(3))
+    assert 0 < later.value.seconds <= 5
+    story.ports.clock.sleep(later.value.seconds)
+    assert paced.converge(other(4)).outcome is Outcome.COMMITTED
+    # What is gone is started at once, however many reloads there were.
+    proxy.now = None
+    assert paced.converge(other(4)).outcome is Outcome.UNCHANGED
+
+
+def test_a_generation_is_put_back_by_hand_and_the_present_file_is_held(story: Story, proxy: FakeProxy):
+    story.converge(data(a=1))
+    story.converge(other(2))
+    report = story.rollback(None, other(2))
+    assert (report.outcome, report.generation, report.digest) == (Outcome.COMMITTED, 3, digest_of(data(a=1)))
+    held = story.converge(other(2))
+    assert (held.outcome, held.generation) == (Outcome.ROLLED_BACK, 3)
+    assert held.message == "held: generation 1 was put back by hand"
+    assert story.rollback(2, other(2)).outcome is Outcome.COMMITTED
+    with pytest.raises(UsageError, match="there is no generation 77"):
+        story.rollback(77, None)
+
+
+def test_a_rollback_that_is_refused_leaves_the_hold_as_it_was(story: Story, proxy: FakeProxy):
+    story.converge(data(a=1))
+    story.converge(other(2))
+    proxy.fail["try_out"] = raising(RefusedError("no"))
+    assert story.rollback(None, other(2)).outcome is Outcome.REFUSED
+    assert story.ports.store.hold() is None

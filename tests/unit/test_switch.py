@@ -1,0 +1,289 @@
+"""What a switch may cost: preflight, verdict, pace and the rehearsed configuration, value by value."""
+
+from __future__ import annotations
+
+import json
+from pathlib import PurePosixPath
+
+import pytest
+from kit.states import state
+
+from agent.model import preflight, serverstate
+from agent.model.desired import DesiredState, parse
+from agent.model.observed import FrontendSeen, Observation, Running, ServerSeen
+from agent.model.pace import EVERY, Pace
+from agent.model.preflight import Questions, Stake, Unbound
+from agent.model.rehearsal import rehearsal
+from agent.model.schema import Endpoint
+from agent.model.verdict import Word, judge
+
+
+def of(document: object) -> DesiredState:
+    return parse(json.dumps(document).encode(), file="d").state
+
+
+def seen(*servers: str, check: str = "", closed: tuple[str, ...] = (), **status: str) -> Observation:
+    """Servers `pool/name`, up but for those in `status` (by name), and a frontend for each pool."""
+    made = []
+    for one in servers:
+        pool, name = one.split("/")
+        number = ord(name) - ord("a") + 1
+        index = "abc".index(pool)
+        made.append(
+            ServerSeen(
+                backend=pool,
+                name=name,
+                status=status.get(name, "UP"),
+                check=check,
+                sessions=0,
+                address=f"198.51.100.{number}:{2000 + index}",
+            )
+        )
+    pools = sorted({one.backend for one in made})
+    fronts = tuple(FrontendSeen(name=name, open=name not in closed, sessions=0, connections=0) for name in pools)
+    process = Running(pid=1, version="2.8", uptime=1, generation=1)
+    return Observation(process=process, frontends=fronts, servers=tuple(made))
+
+
+def ask(before: object | None, after: object, now: Observation | None) -> dict[str, list[str]]:
+    asked = preflight.questions(of(after), live=of(before) if before else None, seen=now, held=lambda _: True)
+    return {"/".join(key): [str(end) for end in ends] for key, ends in asked.servers.items()}
+
+
+# --- who is asked
+
+
+def test_only_new_and_changed_servers_are_asked():
+    before, after = state(a=3), state(a=4)
+    after["backends"]["a"]["servers"]["b"]["address"] = "198.51.100.77:1"
+    after["backends"]["a"]["servers"]["c"]["weight"] = 9
+    assert ask(before, after, seen("a/a", "a/b", "a/c")) == {
+        "a/b": ["198.51.100.77:1"],
+        "a/d": ["198.51.100.4:2000"],
+    }
+
+
+def test_a_disabled_server_is_asked_when_it_is_enabled():
+    before = state(a=1)
+    before["backends"]["a"]["servers"]["a"]["disabled"] = True
+    assert ask(before, before, seen("a/a", a="MAINT")) == {}
+    assert list(ask(before, state(a=1), seen("a/a", a="MAINT"))) == ["a/a"]
+
+
+def test_a_server_whose_check_is_another_is_asked_where_the_check_knocks_too():
+    after = state(a=1)
+    after["backends"]["a"]["health"] = {"port": 99}
+    assert ask(state(a=1), after, seen("a/a")) == {"a/a": ["198.51.100.1:2000", "198.51.100.1:99"]}
+    after["backends"]["a"]["health"] = {"port": 99, "type": "http"}  # an open door says little there
+    assert ask(state(a=1), after, seen("a/a")) == {"a/a": ["198.51.100.1:2000"]}
+
+
+def test_a_cold_start_asks_all_but_those_that_answered_once_and_have_no_check():
+    unchecked = state(a=1, b=1)
+    unchecked["backends"]["b"]["health"] = {"type": "none"}
+    assert list(ask(unchecked, unchecked, None)) == ["a/a"]
+    assert list(ask(None, unchecked, None)) == ["a/a", "b/a"]
+
+
+def test_what_somebody_changed_at_the_socket_and_what_has_no_check_but_is_down_is_asked_again():
+    unchecked = state(a=2)
+    unchecked["backends"]["a"]["health"] = {"type": "none"}
+    assert list(ask(unchecked, unchecked, seen("a/a", "a/b", b="DOWN"))) == ["a/b"]
+    assert list(ask(state(a=2), state(a=2), seen("a/a", "a/b", b="DOWN"))) == []
+    assert list(ask(state(a=2), state(a=2), seen("a/a"))) == ["a/b"]
+
+
+def test_addresses_that_are_held_already_are_never_tried():
+    asked = preflight.questions(
+        of(state(a=1, b=1)), live=None, seen=None, held=lambda endpoint: endpoint == Endpoint(4, "192.0.2.1", 1000)
+    )
+    assert asked.binds == (Endpoint(4, "192.0.2.1", 1001),)
+
+
+# --- quarantine
+
+
+def test_what_cannot_be_bound_is_left_out_and_a_frontend_without_an_address_is_left_out_whole():
+    document = state(a=1, b=1)
+    document["frontends"]["a"]["bind"].append("[2001:db8::1]:25")
+    whole = of(document)
+    busy = {Endpoint(4, "192.0.2.1", port): Unbound(reason="in_use", detail="by nginx") for port in (1000, 1001)}
+    found = preflight.quarantine(whole, busy)
+    assert [(one.frontend, one.address, one.reason) for one in found] == [
+        ("a", "192.0.2.1:1000", "in_use"),
+        ("b", "192.0.2.1:1001", "in_use"),
+    ]
+    left = preflight.without(whole, found)
+    assert [(one.name, [str(bind) for bind in one.binds]) for one in left.frontends] == [("a", ["[2001:db8::1]:25"])]
+    assert left.backends == whole.backends
+    assert preflight.without(whole, ()) is whole
+
+
+# --- what is at stake
+
+
+def test_a_frontend_that_serves_must_not_lose_its_last_server():
+    before, after = state(a=1, b=1), state(a=1, b=1)
+    for name in "ab":
+        after["backends"][name]["servers"]["a"]["address"] = f"198.51.100.{90 + ord(name) % 2}:1"
+    now = seen("a/a", "b/a")
+    at_stake = preflight.stakes(of(before), now, of(after))
+    assert at_stake == (Stake(frontend="a", backends=("a",)), Stake(frontend="b", backends=("b",)))
+    asked = preflight.questions(of(after), live=of(before), seen=now, held=lambda _: True)
+    assert preflight.losses(at_stake, of(after), now, asked, frozenset({("a", "a"), ("b", "a")})) == ()
+    assert preflight.losses(at_stake, of(after), now, asked, frozenset({("a", "a")})) == (
+        "frontend b serves now, and no server of backend b answers",
+    )
+
+
+def test_what_did_not_serve_blocks_nothing_and_a_new_frontend_neither():
+    before, after = state(a=1), state(a=1, b=1)
+    assert preflight.stakes(of(before), seen("a/a", a="DOWN"), of(after)) == ()
+    assert preflight.stakes(of(before), seen("a/a", closed=("a",)), of(after)) == ()
+    assert [one.frontend for one in preflight.stakes(of(before), seen("a/a"), of(after))] == ["a"]
+    assert preflight.stakes(None, None, of(after)) == ()
+
+
+def test_disabling_the_last_server_is_a_loss_and_so_is_weight_0():
+    for more in ({"disabled": True}, {"weight": 0}):
+        before, after = state(a=1), state(a=1)
+        after["backends"]["a"]["servers"]["a"] |= more
+        now = seen("a/a")
+        asked = Questions(binds=())
+        assert preflight.losses(preflight.stakes(of(before), now, of(after)), of(after), now, asked, frozenset()) == (
+            "frontend a serves now, and no server of backend a would be in use",
+        )
+
+
+def test_a_frontend_that_is_routed_elsewhere_needs_a_server_there():
+    before, after = state(a=1, b=1), state(a=1, b=1)
+    after["frontends"]["a"]["backend"] = "b"
+    now = seen("a/a", "b/a")
+    assert preflight.stakes(of(before), now, of(after))[0] == Stake(frontend="a", backends=("b",))
+    now = evolve_down(now, "b")
+    assert preflight.stakes(of(before), now, of(after)) == (Stake(frontend="a", backends=("b",)),)
+
+
+def evolve_down(now: Observation, pool: str) -> Observation:
+    from attrs import evolve
+
+    servers = tuple(evolve(one, status="DOWN") if one.backend == pool else one for one in now.servers)
+    return evolve(now, servers=servers)
+
+
+# --- verdict
+
+STAKE = (Stake(frontend="a", backends=("a",)),)
+NEW = frozenset({("a", "a")})
+
+
+@pytest.mark.parametrize(
+    ("after", "unproven", "knocked", "stale", "word"),
+    [
+        (seen("a/a"), frozenset(), {}, frozenset(), Word.FINE),
+        (seen("a/a", "a/b", a="DOWN"), frozenset(), {}, frozenset(), Word.FINE),
+        (seen("a/a", a="DOWN"), frozenset(), {}, frozenset(), Word.WORSE),
+        (seen("a/a", a="MAINT"), frozenset(), {}, frozenset(), Word.WORSE),
+        (seen("a/a", closed=("a",)), frozenset(), {}, frozenset(), Word.WORSE),
+        (seen("a/a"), NEW, {}, frozenset(), Word.OPEN),
+        (seen("a/a", check="INI"), NEW, {}, frozenset(), Word.OPEN),
+        (seen("a/a", check="L7OK"), NEW, {}, frozenset(), Word.FINE),
+        (seen("a/a", check="* L4OK"), NEW, {}, frozenset(), Word.FINE),
+        (seen("a/a", check="L7STS", a="UP 2/3"), NEW, {}, frozenset(), Word.WORSE),
+        (seen("a/a", check="L4OK"), NEW, {}, NEW, Word.OPEN),  # a check of the address it had before
+        (seen("a/a", check="L4CON"), NEW, {}, NEW, Word.OPEN),
+        (seen("a/a"), NEW, {("a", "a"): True}, frozenset(), Word.FINE),
+        (seen("a/a"), NEW, {("a", "a"): False}, frozenset(), Word.WORSE),
+        (seen("a/a", "a/b", check="L7STS"), NEW, {}, frozenset(), Word.FINE),  # b is as it was
+    ],
+)
+def test_the_verdict(after, unproven, knocked, stale, word):
+    judged = judge(STAKE, after, state=of(state(a=2)), unproven=unproven, knocked=knocked, stale=stale)
+    assert judged.word is word
+    assert bool(judged.reasons) is (word is not Word.FINE)
+
+
+def test_a_server_without_weight_serves_nobody():
+    document = state(a=1)
+    document["backends"]["a"]["servers"]["a"]["weight"] = 0
+    judged = judge(STAKE, seen("a/a"), state=of(document), unproven=frozenset(), knocked={})
+    assert judged.word is Word.WORSE
+
+
+# --- pace
+
+
+def test_reloads_are_free_up_to_the_burst_and_paced_after_it():
+    pace = Pace(2)
+    assert pace.wait(100.0) == 0
+    pace.spend(100.0)
+    pace.spend(100.0)
+    assert pace.wait(100.0) == EVERY
+    assert pace.wait(100.0 + EVERY / 2) == pytest.approx(EVERY / 2)
+    assert pace.wait(100.0 + EVERY) == 0
+    pace.spend(100.0 + EVERY)
+    assert pace.wait(100.0 + EVERY) == EVERY
+    assert pace.wait(1e6) == 0
+    pace.spend(1e6)
+    pace.spend(1e6)
+    assert pace.wait(1e6) > 0  # however long it rested, no more than the burst
+
+
+# --- rehearsal
+
+
+def test_a_rehearsal_reaches_nobody_and_is_reached_by_nobody():
+    config = b"""\
+global
+    stats socket '/run/a b/haproxy.sock' mode 600 level admin expose-fd listeners
+    log 127.0.0.1:514 daemon
+    user www
+defaults
+    log global
+frontend f
+    bind 192.0.2.1:25
+    bind [2001:db8::1]:25 v6only accept-proxy
+backend b
+    server a 192.0.2.2:25 weight 1 send-proxy-v2 check inter 5s
+"""
+    text = rehearsal(config, PurePosixPath("/run/r")).decode()
+    assert (
+        text
+        == """\
+global
+    stats socket /run/r/s mode 600 level admin
+
+    user www
+defaults
+    log global
+frontend f
+    bind unix@/run/r/7
+    bind unix@/run/r/8 v6only accept-proxy
+backend b
+    server a 192.0.2.2:25 weight 1 send-proxy-v2 check inter 5s no-check
+"""
+    )
+
+
+# --- server state
+
+
+def test_a_server_that_did_not_answer_starts_as_down():
+    after = of(state(a=2))
+    text = serverstate.carried("", None, after, down={("a", "b"), ("gone", "x")})
+    assert text == "1\n1 a 1 b 198.51.100.2 0 0 1 1 0 1 0 0 0 0 0 0 - 2000 - 0 0 - - 0\n"
+    assert len(text.splitlines()[1].split()) == 25
+
+
+def test_a_server_that_was_moved_by_hand_is_not_carried_over():
+    words = "3 a 1 a 198.51.100.66 2 0 1 1 9 6 3 4 6 0 0 0 - 2000 - 0 0 - - 0"
+    assert serverstate.carried(words, of(state(a=1)), of(state(a=1))) == "1\n"
+    right = words.replace("198.51.100.66", "198.51.100.1")
+    assert serverstate.carried(right, of(state(a=1)), of(state(a=1))) == f"1\n{right}\n"
+
+
+def test_what_another_check_found_is_forgotten():
+    words = "3 a 1 a 198.51.100.1 2 0 1 1 9 6 3 4 6 0 0 0 - 2000 - 0 0 - - 0"
+    after = state(a=1)
+    after["backends"]["a"]["health"] = {"type": "http"}
+    assert " 2 0 1 1 9 1 0 4 6 " in serverstate.carried(words, of(state(a=1)), of(after))
