@@ -23,7 +23,7 @@ from pathlib import Path
 from attrs import frozen
 
 from agent.errors import NoAnswerError, RefusedError, StoreError, SwitchError, UsageError
-from agent.host import processes
+from agent.host import listeners, processes
 from agent.host.runtime import StatsSocket
 from agent.model.observed import Observation, Running
 from agent.model.plan import Command, Delete
@@ -259,7 +259,7 @@ class HAProxy:
     def _retire(self, pid: int, config: Path) -> None:
         """See that a process told to finish gives up its listeners; one that hangs cannot, and is ended."""
         deadline = time.monotonic() + _STUBBORN_SECONDS
-        while processes.listens(pid):
+        while any(one.pid == pid for one in listeners.listeners()):
             if time.monotonic() > deadline and any(one.pid == pid for one in processes.started_on(config)):
                 _log.warning("ending HAProxy process %d: it was told to finish and still listens", pid)
                 _signal(pid, signal.SIGKILL)

@@ -47,16 +47,6 @@ def alive(pid: int) -> bool:
     return False
 
 
-def listens(pid: int) -> bool:
-    """Whether a process still has a listening TCP socket. Without psutil it cannot be known: False."""
-    if psutil is None:
-        return False
-    with contextlib.suppress(psutil.Error):
-        sockets = psutil.Process(pid).net_connections(kind="tcp")
-        return any(one.status == psutil.CONN_LISTEN for one in sockets)
-    return False
-
-
 def sessions(pid: int) -> int | None:
     """About how many clients a process serves: each has two connections. None where it cannot be known."""
     if psutil is None:

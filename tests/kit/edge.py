@@ -22,6 +22,7 @@ import psutil
 from agent.host.haproxy import HAProxy
 
 WAIT = 20.0
+IP_BIND_ADDRESS_NO_PORT = 24  # linux/in.h; Python has no name for it
 
 
 def until(so: Callable[[], Any], what: str, timeout: float = WAIT) -> Any:
@@ -39,6 +40,8 @@ def connect(port: int, *, source: str = "127.0.0.1", host: str = "127.0.0.1") ->
     one = socket.socket(family, socket.SOCK_STREAM)
     one.settimeout(10)
     try:
+        with contextlib.suppress(OSError):  # Linux alone: a port is taken at connect, so that those in TIME_WAIT serve
+            one.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
         one.bind((source, 0))
         one.connect((host, port))
     except OSError:
@@ -129,6 +132,12 @@ class Edge:
                 start_new_session=True,
             )
         self.services.append(service)
+        return service
+
+    def serve(self) -> subprocess.Popen[bytes]:
+        """Start `agent run`, and wait until it has looked once."""
+        service = self.run()
+        until(lambda: self.status().get("agent", {}).get("pid") == service.pid, f"the service looks:\n{self.log}")
         return service
 
     @property

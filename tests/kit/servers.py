@@ -6,6 +6,8 @@ Written apart from HAProxy and from the agent, so that both are measured against
 from __future__ import annotations
 
 import contextlib
+import itertools
+import random
 import socket
 import socketserver
 import struct
@@ -95,19 +97,17 @@ def echo(name: str, *, header: bool = True, port: int = 0) -> Iterator[EchoServe
             thread.join()
 
 
+# Below what the system hands out to clients (32768 and up on Linux, 49152 on FreeBSD), so that no client of a test
+# can sit on a port between this look and its use; and never the same one twice in a process.
+_PORTS = itertools.cycle(random.sample(range(10_000, 32_000), 22_000))
+
+
 def free_port(*hosts: str) -> int:
-    """A port that is free on all these addresses at this moment."""
-    hosts = hosts or ("127.0.0.1",)
-    for _ in range(100):
-        with contextlib.ExitStack() as stack:
-            try:
-                port = 0
-                for host in hosts:
-                    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-                    one = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
-                    one.bind((host, port))
-                    port = one.getsockname()[1]
-            except OSError:
-                continue
+    """A port that is free on all these addresses at this moment, another one at every call."""
+    for port in itertools.islice(_PORTS, 200):
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+            for host in hosts or ("127.0.0.1",):
+                family = socket.AF_INET6 if ":" in host else socket.AF_INET
+                stack.enter_context(socket.socket(family, socket.SOCK_STREAM)).bind((host, port))
             return port
     raise RuntimeError("no free port")
