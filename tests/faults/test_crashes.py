@@ -40,38 +40,50 @@ def consistent(scene: Scene) -> None:
     assert running.generation in (live.number, live.loaded)
 
 
+def as_desired(scene: Scene) -> None:
+    """HAProxy's servers are those of the desired file, to the weight."""
+    desired = json.loads(scene.edge.desired.read_bytes())["backends"]["back"]["servers"]
+    seen = {one.name: one for one in scene.edge.haproxy.observe().servers if one.backend == "back"}
+    assert {name: (seen[name].address, seen[name].weight, seen[name].maintenance) for name in desired} == {
+        name: (one["address"], one.get("weight", 1), one.get("disabled", False)) for name, one in desired.items()
+    }
+    assert all(seen[name].maintenance for name in seen.keys() - desired.keys())
+
+
 @pytest.mark.parametrize("how", ["runtime", "reload"])
 def test_an_agent_that_is_killed_at_any_effect_of_a_change(scene: Scene, how: str):
-    """Every effect there is, each on one of the HAProxys: what is left is the old state or the new one."""
+    """Every effect there is, each on one of the HAProxys: what is left is the old state or the new one.
+
+    Of what was killed every other one is looked at again with the old file in its place: then all of it must be gone.
+    """
     edge, port = scene.edge, free_port()
     share = VERSIONS.index(scene.version)
-    with echo("a") as a, echo("b") as b, Zygote() as agents:
+    with echo("a") as a, echo("b") as b, echo("c") as c, Zygote() as agents:
         states = [
-            scene.with_pool(port, a, **({"balance": "first"} if how == "reload" else {})),
-            scene.with_pool(port, b, **({"balance": "random"} if how == "reload" else {})),
+            scene.with_pool(port, a, c, **({"balance": "leastconn"} if how == "reload" else {})),
+            scene.with_pool(port, b, c, **({"balance": "random"} if how == "reload" else {})),
         ]
+        states[1]["backends"]["back"]["servers"]["c"] |= {"weight": 9}
+        states[0]["backends"]["back"]["servers"]["d"] = {"address": b.address, "disabled": True}
+        states[1]["backends"]["back"]["servers"]["d"] = {"address": b.address}
         edge.live(states[0])
-        killed = 0
+        turns = killed = now = 0
         with scene.fault(f"the agent killed at each of its effects, by {how}") as after:
-            for number in range(1, 2_000):
-                if number % len(VERSIONS) != share:
-                    continue
-                wanted = 1 + number // len(VERSIONS)
-                code = agents.run("--settings", edge.settings, "apply", edge.file(states[wanted % 2]), kill_at=number)
+            while killed == turns:
+                number = 1 + share + turns * len(VERSIONS)
+                other = edge.file(states[1 - now])
+                code = agents.run("--settings", edge.settings, "apply", other, kill_at=number)
                 assert code in (KILLED, 0), f"effect {number}: exit {code}"
-                assert first_line(port)[0] in "ab", f"effect {number}"
-                code, killed = (
-                    agents.run("--settings", edge.settings, "apply", kill_at=NEVER),
-                    killed + (code == KILLED),
-                )
+                assert first_line(port)[0] in "abc", f"effect {number}"
+                turns, killed = turns + 1, killed + (code == KILLED)
+                if turns % 2:
+                    now = 1 - now
+                edge.put(states[now])
+                code = agents.run("--settings", edge.settings, "apply", kill_at=NEVER)
                 assert code == 0, f"after effect {number}: exit {code}"
                 consistent(scene)
-                desired = json.loads(edge.desired.read_bytes())
-                (name,) = desired["backends"]["back"]["servers"]
-                assert {first_line(port)[0] for _ in range(4)} == {name}, f"effect {number}"
-                if killed < number // len(VERSIONS):
-                    break
-            after("the old state or the new one; the new one after the next look")
+                as_desired(scene)
+            after("the old state or the new one; whichever is wanted after the next look")
         assert killed >= 10
 
 
