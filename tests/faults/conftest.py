@@ -81,7 +81,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     """`UPDATE_RELIABILITY=1 pytest tests/faults` writes the table into docs/reliability.md."""
     if os.environ.get("UPDATE_RELIABILITY") and TABLE.rows and not session.testsfailed:
         text = DOCUMENT.read_text()
-        table = "\n".join(TABLE.lines())
+        table = "".join(f"{line}\n" for line in TABLE.lines())
         DOCUMENT.write_text(
             re.sub(r"(?<=<!-- faults -->\n).*(?=\n<!-- end -->)", lambda _: table, text, flags=re.DOTALL)
         )
