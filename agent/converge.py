@@ -138,7 +138,7 @@ class Story:
         try:
             self._recover(told)
             with told.stage("load"):
-                told.parsed = _parsed(data, str(self.file), len(data), self.limits)
+                told.parsed = self._read(data)
             return self._make_live(told, told.parsed, data, force=False)
         except AgentError as error:
             self.ports.store.set_hold(earlier)
@@ -161,7 +161,7 @@ class Story:
             diff="" if isinstance(step, Unchanged) else diff(committed, config, number=number),
             sessions=sum(one.sessions for one in seen.frontends) if risky and seen else 0,
             quarantined=flight.quarantined,
-            losses=() if isinstance(step, Unchanged) else _losses(change),
+            losses=() if isinstance(step, Unchanged) else tuple(_losses(change).values()),
             silent=tuple("/".join(key) for key in sorted(change.down)),
         )
 
@@ -197,8 +197,8 @@ class Story:
             return self._unchanged(told, change, step)
         losses = _losses(change)
         if losses and not force:
-            raise RefusedError("; ".join(losses), remedy=f"nothing was touched; {FORCE}")
-        change = evolve(change, at_stake=tuple(one for one in change.at_stake if not _losses(change, one)))
+            raise RefusedError("; ".join(losses.values()), remedy=f"nothing was touched; {FORCE}")
+        change = evolve(change, at_stake=tuple(one for one in change.at_stake if one not in losses))
         try:
             self._step(told, change, step)
         except SwitchError as error:
@@ -261,8 +261,12 @@ class Story:
     def _document(self, number: int) -> Parsed | None:
         data = self.ports.store.desired_of(number)
         with contextlib.suppress(InvalidError):  # written by an agent with other rules
-            return _parsed(data, str(self.file), len(data), self.limits)
+            return self._read(data)
         return None
+
+    def _read(self, data: bytes) -> Parsed:
+        """A document that was taken once, whatever the limit is today."""
+        return _parsed(data, str(self.file), max(self.max_bytes, len(data)), self.limits)
 
     def _committed(self) -> Committed | None:
         live = self.ports.store.live()
@@ -418,7 +422,7 @@ class Story:
             reasons=("finished after the agent was interrupted",),
         )
         with contextlib.suppress(InvalidError):  # the label, serial and quarantine are all that is lost
-            state = _parsed(desired, str(self.file), len(desired), self.limits).state
+            state = self._read(desired).state
             bound = config.decode(errors="replace")
             missing = tuple(
                 Quarantined(frontend=one.name, address=str(endpoint), reason="failed", detail="it was left out")
@@ -440,7 +444,7 @@ class Story:
         if committed is None or committed.state is None or committed.today is None or staged is None:
             return
         with contextlib.suppress(InvalidError):  # not whole: then no command was sent either
-            was = _parsed(staged[0], str(self.file), len(staged[0]), self.limits).state
+            was = self._read(staged[0]).state
             wanted = Wanted(digest=committed.digest, state=committed.state, config=committed.today)
             everyone = frozenset((pool.name, one.name) for pool in committed.state.backends for one in pool.servers)
             servers = self.ports.proxy.observe().servers
@@ -476,8 +480,8 @@ def _change(
     )
 
 
-def _losses(change: Change, *stakes: preflight.Stake) -> tuple[str, ...]:
-    return preflight.losses(stakes or change.at_stake, change.wanted.state, change.seen, change.asked, change.reached)
+def _losses(change: Change) -> dict[preflight.Stake, str]:
+    return preflight.losses(change.at_stake, change.wanted.state, change.seen, change.asked, change.reached)
 
 
 def _held(committed: Committed | None, seen: Observation | None) -> Callable[[Endpoint], bool]:

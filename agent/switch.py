@@ -12,7 +12,7 @@ from collections.abc import Collection
 from attrs import frozen
 
 from agent.errors import NoAnswerError, Outcome, RefusedError, StoreError, SwitchError
-from agent.model import preflight, serverstate, verdict
+from agent.model import serverstate, verdict
 from agent.model.desired import DesiredState, digest_of
 from agent.model.generation import Generation, Hold, Journal
 from agent.model.observed import Key, Observation, Running
@@ -20,7 +20,7 @@ from agent.model.pace import Pace
 from agent.model.plan import Committed, Delete, Reload, Runtime, Wanted
 from agent.model.preflight import Questions, Stake
 from agent.model.schema import HealthType
-from agent.model.verdict import Verdict, Word
+from agent.model.verdict import Word
 from agent.ports import Ports
 from agent.telling import Told
 
@@ -85,7 +85,7 @@ class Switch:
                 proxy.tell(command)
         with told.stage("verify"):
             moved = frozenset(one.key for one in change.seen.servers) if change.seen else frozenset()
-            self._verify(told, change, known=moved)
+            self._verify(told, change, self._look(), known=moved)
         if step.record:
             with told.stage("commit"):
                 self.commit(told, change, number, loaded=committed.loaded, reasons=step.reasons)
@@ -108,8 +108,8 @@ class Switch:
             proxy.switch(store.config, change.old)
             self.pace.spend(self.ports.clock.monotonic())
         with told.stage("verify"):
-            proxy.prove(number, frozenset(one.name for one in wanted.state.frontends), change.old)
-            self._verify(told, change, known=frozenset())
+            after = proxy.prove(number, frozenset(one.name for one in wanted.state.frontends), change.old)
+            self._verify(told, change, after, known=frozenset())
         with told.stage("commit"):
             self.commit(told, change, number, loaded=number, reasons=step.reasons)
         told.tried, told.touched = None, False
@@ -208,7 +208,7 @@ class Switch:
         known = serverstate.EMPTY if after is None else serverstate.carried(dump, before, after, down=down)
         self.ports.store.write_server_state(known)
 
-    def _verify(self, told: Told, change: Change, *, known: frozenset[Key]) -> None:
+    def _verify(self, told: Told, change: Change, after: Observation, *, known: frozenset[Key]) -> None:
         """Wait for a verdict, no longer than it takes. Raises SwitchError where it got worse.
 
         `known`: servers that the running process had before; of one that was moved, the last check is an old one.
@@ -216,16 +216,16 @@ class Switch:
         if not change.at_stake:
             return
         state, clock = change.wanted.state, self.ports.clock
-        unproven = preflight.unproven(change.before, state)
-        intervals = {
-            (pool.name, one.name): pool.health.interval / 1000 for pool in state.backends for one in pool.servers
-        }
+        unproven = change.asked.unproven
+        intervals = {pool.name: pool.health.interval / 1000 for pool in state.backends}
         begin = clock.monotonic()
         knocked: dict[Key, bool] | None = None
         while True:
             passed = clock.monotonic() - begin
-            stale = frozenset(key for key in unproven & known if passed < intervals[key])
-            judged = self._judge(change, unproven, knocked or {}, stale)
+            stale = frozenset(key for key in unproven & known if passed < intervals[key[0]])
+            judged = verdict.judge(
+                change.at_stake, after, state=state, unproven=unproven, knocked=knocked or {}, stale=stale
+            )
             if judged.word is Word.WORSE:
                 raise SwitchError("; ".join(judged.reasons))
             if judged.word is Word.FINE:
@@ -237,17 +237,13 @@ class Switch:
                 knocked = self._knock(change, unproven)
             else:
                 clock.sleep(POLL_SECONDS)  # HAProxy sends no word when a check ends
+            after = self._look()
 
-    def _judge(
-        self, change: Change, unproven: frozenset[Key], knocked: dict[Key, bool], stale: frozenset[Key]
-    ) -> Verdict:
+    def _look(self) -> Observation:
         try:
-            after = self.ports.proxy.observe()
+            return self.ports.proxy.observe()
         except NoAnswerError as error:
             raise SwitchError(f"after the switch, {error}") from error
-        return verdict.judge(
-            change.at_stake, after, state=change.wanted.state, unproven=unproven, knocked=knocked, stale=stale
-        )
 
     def _knock(self, change: Change, unproven: frozenset[Key]) -> dict[Key, bool]:
         """Once more after the switch, at those for whom an open door is all that a check asks."""

@@ -42,6 +42,7 @@ def runtime(size: int) -> dict[str, float]:
 
 
 def settled(one: Edge, document: dict[str, Any]) -> None:
+    """Wait until it is committed."""
     from agent.model.desired import digest_of
 
     digest = digest_of(json.dumps(document).encode())
@@ -66,9 +67,9 @@ def reload(size: int) -> dict[str, float]:
         by_hand.stop()
     return {
         f"reload by the agent, {size} frontends (ms)": median(agent) * 1000,
-        f"  floor: haproxy -c and -D -sf -x by hand (ms)": median(floors) * 1000,
+        "  floor: haproxy -c and -D -sf -x by hand (ms)": median(floors) * 1000,
         f"  ratio to the floor, {size} frontends (target 1.5)": median(agent) / median(floors),
-        f"  control: floor to floor": median(again) / median(floors),
+        "  control: floor to floor": median(again) / median(floors),
     }
 
 

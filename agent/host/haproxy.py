@@ -16,6 +16,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -39,7 +40,7 @@ _CA_FILES = (
     "/etc/pki/tls/certs/ca-bundle.crt",
 )
 _COMMAND_SECONDS = 60.0  # for `haproxy -c` and for `-D` to let go; both take far less at thousands of frontends
-_POLL_SECONDS = 0.005
+_POLL_SECONDS = 0.002
 _MAX_TALK = 20_000
 _STUBBORN_SECONDS = 2.0
 _CAP_SYS_RESOURCE = 24  # linux/capability.h
@@ -266,7 +267,7 @@ class HAProxy:
                 return
             time.sleep(_POLL_SECONDS)  # not our child: no event tells
 
-    def prove(self, generation: int, frontends: frozenset[str], old: Running | None) -> Running:
+    def prove(self, generation: int, frontends: frozenset[str], old: Running | None) -> Observation:
         """Wait until the process just started answers with its own pid and `generation`, all `frontends` open.
 
         Raises SwitchError when it does not within `start_timeout`; what then runs must be looked at again.
@@ -275,17 +276,19 @@ class HAProxy:
         missing = "its socket does not answer"
         while True:
             with contextlib.suppress(NoAnswerError):  # not yet, or never: the deadline tells
-                seen = self.observe()
-                process = seen.process
-                closed = sorted(frontends - {one.name for one in seen.frontends if one.open})
-                if old is not None and process.pid == old.pid:
+                process = self.running()
+                if process is None:
+                    pass
+                elif old is not None and process.pid == old.pid:
                     missing = "the replaced process still answers"
                 elif process.generation not in (generation, None) or process.pid != self._pid():
                     missing = f"process {process.pid} answers, generation {process.generation}: not the one started"
-                elif closed:
-                    missing = f"not open: {', '.join(closed)}"
                 else:
-                    return process
+                    seen = self.observe()
+                    closed = sorted(frontends - {one.name for one in seen.frontends if one.open})
+                    if not closed and seen.process.pid == process.pid:
+                        return seen
+                    missing = f"not open: {', '.join(closed)}"
             if time.monotonic() > deadline or self._gone():
                 raise SwitchError(f"HAProxy started, but {missing}")
             time.sleep(_POLL_SECONDS)  # no event tells of a socket that begins to answer
@@ -381,22 +384,27 @@ def _talk(argv: list[str]) -> _Talk:
     """Run to the end and keep what was said. Into a file: a daemon that kept a pipe open would keep us waiting."""
     with tempfile.TemporaryFile() as talk:
         try:
-            done = subprocess.run(  # noqa: S603  # an argument list, no shell; paths are the administrator's
+            child = subprocess.Popen(  # noqa: S603  # an argument list, no shell; paths are the administrator's
                 argv,
                 stdin=subprocess.DEVNULL,
                 stdout=talk,
                 stderr=subprocess.STDOUT,
-                timeout=_COMMAND_SECONDS,
-                check=False,
                 start_new_session=True,  # Ctrl-C at the agent is not meant for HAProxy
                 cwd="/",
             )
-            code = done.returncode
-        except subprocess.TimeoutExpired:
-            code = -1
-            talk.write(f"no end after {_COMMAND_SECONDS:.0f} s".encode())
         except OSError as error:
             raise UsageError(f"{argv[0]} does not run: {error.strerror}") from error
+        # Not `wait(timeout)`: it looks up to 50 ms late, which is as long as HAProxy takes.
+        bound = threading.Timer(_COMMAND_SECONDS, child.kill)
+        bound.daemon = True
+        bound.start()
+        try:
+            code = child.wait()
+        finally:
+            late = not bound.is_alive()
+            bound.cancel()
+        if late:
+            talk.write(f"no end after {_COMMAND_SECONDS:.0f} s".encode())
         talk.seek(0)
         return _Talk(code, talk.read(_MAX_TALK).decode(errors="replace"))
 

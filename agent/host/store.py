@@ -306,7 +306,7 @@ class Store:
 
     def write_status(self, status: dict[str, Any]) -> None:
         """Replace status.json."""
-        write(self.status_file, json.dumps(status, indent=1).encode() + b"\n", mode=0o644, durable=False)
+        write(self.status_file, json.dumps(status).encode() + b"\n", mode=0o644, durable=False)
 
     def status(self) -> dict[str, Any] | None:
         """status.json as it stands, None where there is none that can be read."""

@@ -90,7 +90,7 @@ class Backend:
     health: Health
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, cache_hash=True)  # it is a key of what was rendered, and large
 class DesiredState:
     """What shall be. Frontends and backends are sorted by name: the order of the file changes nothing."""
 

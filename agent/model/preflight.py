@@ -32,11 +32,13 @@ class Unbound:
 class Questions:
     """What has to be asked of this host and of the servers.
 
-    `servers`: of each, the addresses that must all answer.
+    `servers`: of each, the addresses that must all answer. `unproven`: those that are new, moved, enabled, or checked
+    in another way.
     """
 
     binds: tuple[Endpoint, ...]
     servers: Mapping[Key, tuple[Endpoint, ...]] = field(factory=dict)
+    unproven: frozenset[Key] = frozenset()
 
 
 def questions(
@@ -51,7 +53,7 @@ def questions(
     `live`: what is now; `seen`: the process that serves it; `held`: whether that one has an address bound already.
     """
     binds = tuple(endpoint for frontend in wanted.frontends for endpoint in frontend.binds if not held(endpoint))
-    new = unproven(live, wanted)
+    new = _unproven(live, wanted)
     now = {one.key: one for one in seen.servers} if seen is not None else None
     asked = {
         key: _doors(pool, server)
@@ -59,10 +61,10 @@ def questions(
         for server in pool.servers
         if not server.disabled and ((key := (pool.name, server.name)) in new or _unsure(pool, server, key, now))
     }
-    return Questions(binds=binds, servers=asked)
+    return Questions(binds=binds, servers=asked, unproven=new)
 
 
-def unproven(before: DesiredState | None, after: DesiredState) -> frozenset[Key]:
+def _unproven(before: DesiredState | None, after: DesiredState) -> frozenset[Key]:
     """Servers of `after` of which nothing is known from `before`: new, moved, enabled, or checked in another way."""
     pools = {one.name: one for one in before.backends} if before else {}
     found = set()
@@ -162,22 +164,21 @@ def stakes(live: DesiredState | None, seen: Observation | None, wanted: DesiredS
 
 def losses(
     at_stake: Iterable[Stake], wanted: DesiredState, seen: Observation | None, asked: Questions, reached: frozenset[Key]
-) -> tuple[str, ...]:
-    """Each stake that would be lost, in a sentence: none of its servers is known to work."""
-    up = {one.key for one in seen.servers if one.up} if seen else frozenset()
-    pools = {pool.name: pool for pool in wanted.backends}
-
-    def works(name: str) -> bool:
-        return any(
-            server.weight > 0
-            and not server.disabled
-            and (key in reached if (key := (name, server.name)) in asked.servers else key in up)
-            for server in pools[name].servers
-        )
-
-    return tuple(
-        f"frontend {one.frontend} serves now, and no server of backend {' or '.join(one.backends)} "
-        f"{'answers' if any(name in {key[0] for key in asked.servers} for name in one.backends) else 'would be in use'}"
+) -> dict[Stake, str]:
+    """Each stake that would be lost, with a sentence: none of its servers is known to work."""
+    up = {one.key for one in seen.servers if one.up} if seen else set()
+    works = {
+        key[0]
+        for pool in wanted.backends
+        for server in pool.servers
+        if server.weight > 0
+        and not server.disabled
+        and (key in reached if (key := (pool.name, server.name)) in asked.servers else key in up)
+    }
+    questioned = {key[0] for key in asked.servers}
+    return {
+        one: f"frontend {one.frontend} serves now, and no server of backend {' or '.join(one.backends)} "
+        f"{'answers' if questioned & set(one.backends) else 'would be in use'}"
         for one in at_stake
-        if not any(works(name) for name in one.backends)
-    )
+        if not works & set(one.backends)
+    }

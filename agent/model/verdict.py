@@ -49,21 +49,25 @@ def judge(
     address they had before.
     """
     is_open = {one.name for one in after.frontends if one.open}
-    weights = {(pool.name, server.name): server.weight for pool in state.backends for server in pool.servers}
+    idle = {(pool.name, one.name) for pool in state.backends for one in pool.servers if one.weight == 0}
+    pools: dict[str, list[ServerSeen]] = {}
+    for one in after.servers:
+        if one.key not in idle:
+            pools.setdefault(one.backend, []).append(one)
     worse, still_open = [], []
     for stake in at_stake:
-        servers = [one for one in after.servers if one.backend in stake.backends and weights.get(one.key)]
+        servers = [one for name in stake.backends for one in pools.get(name, ())]
         words = {_server(one, unproven, knocked, stale) for one in servers}
-        pools = " or ".join(stake.backends)
+        names = " or ".join(stake.backends)
         if stake.frontend not in is_open:
             worse.append(f"frontend {stake.frontend} served before, and is not open")
         elif Word.FINE in words:
             continue
         elif Word.OPEN in words:
-            still_open.append(f"no server of backend {pools} has passed a check yet")
+            still_open.append(f"no server of backend {names} has passed a check yet")
         else:
             why = ", ".join(f"{one.name} {one.status} {one.check}".strip() for one in servers[:5])
-            worse.append(f"frontend {stake.frontend} served before, and now no server of backend {pools} does: {why}")
+            worse.append(f"frontend {stake.frontend} served before, and now no server of backend {names} does: {why}")
     if worse:
         return Verdict(word=Word.WORSE, reasons=tuple(worse))
     return Verdict(word=Word.OPEN if still_open else Word.FINE, reasons=tuple(still_open))

@@ -68,6 +68,25 @@ def test_a_configuration_that_cannot_run_touches_nothing(
     assert len(edge.processes()) == 1
 
 
+def test_checks_that_are_one_too_many_for_the_file_limit_are_found_out_before(scene: Scene):
+    """HAProxy counts a socket for each check; 28 are its own (M: 2.6, 2.8, 3.0)."""
+    edge, limit = scene.edge, file_limit()
+    assert limit is not None
+    edge.live(scene.state())
+    before = touched(scene)
+    (edge.folder / "templates/haproxy.cfg.j2").write_text(
+        TEMPLATE.replace("global\n", f"global\n    maxconn {(limit - 28 - 100) // 2}\n", 1)
+    )
+    many = {f"s{n}": {"address": f"127.0.0.1:{scene.port}"} for n in range(200)}
+    state = scene.state(backends={"more": {"servers": many, "health": {"interval": "1h"}}})
+    with scene.fault("checks over the file limit") as after:
+        done = edge.apply(state)
+        assert done.returncode == 4, done.stderr
+        assert "Cannot raise FD limit" in done.stderr
+        assert touched(scene) == before
+        after("the old state")
+
+
 def test_a_state_in_which_no_server_answers_is_refused_until_one_does(scene: Scene):
     edge = scene.edge
     edge.configure(f'[haproxy]\nbinary = "{edge.binary}"\nmaxconn = 500\n[apply]\nresync = "200ms"')

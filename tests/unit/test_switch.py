@@ -130,10 +130,10 @@ def test_a_frontend_that_serves_must_not_lose_its_last_server():
     at_stake = preflight.stakes(of(before), now, of(after))
     assert at_stake == (Stake(frontend="a", backends=("a",)), Stake(frontend="b", backends=("b",)))
     asked = preflight.questions(of(after), live=of(before), seen=now, held=lambda _: True)
-    assert preflight.losses(at_stake, of(after), now, asked, frozenset({("a", "a"), ("b", "a")})) == ()
-    assert preflight.losses(at_stake, of(after), now, asked, frozenset({("a", "a")})) == (
-        "frontend b serves now, and no server of backend b answers",
-    )
+    assert preflight.losses(at_stake, of(after), now, asked, frozenset({("a", "a"), ("b", "a")})) == {}
+    assert preflight.losses(at_stake, of(after), now, asked, frozenset({("a", "a")})) == {
+        Stake(frontend="b", backends=("b",)): "frontend b serves now, and no server of backend b answers"
+    }
 
 
 def test_what_did_not_serve_blocks_nothing_and_a_new_frontend_neither():
@@ -150,9 +150,9 @@ def test_disabling_the_last_server_is_a_loss_and_so_is_weight_0():
         after["backends"]["a"]["servers"]["a"] |= more
         now = seen("a/a")
         asked = Questions(binds=())
-        assert preflight.losses(preflight.stakes(of(before), now, of(after)), of(after), now, asked, frozenset()) == (
-            "frontend a serves now, and no server of backend a would be in use",
-        )
+        at_stake = preflight.stakes(of(before), now, of(after))
+        (lost,) = preflight.losses(at_stake, of(after), now, asked, frozenset()).values()
+        assert lost == "frontend a serves now, and no server of backend a would be in use"
 
 
 def test_a_frontend_that_is_routed_elsewhere_needs_a_server_there():
@@ -235,34 +235,34 @@ def test_reloads_are_free_up_to_the_burst_and_paced_after_it():
 def test_a_rehearsal_reaches_nobody_and_is_reached_by_nobody():
     config = b"""\
 global
+    maxconn 100
     stats socket '/run/a b/haproxy.sock' mode 600 level admin expose-fd listeners
     log 127.0.0.1:514 daemon
     user www
 defaults
     log global
 frontend f
+    maxconn 7
     bind 192.0.2.1:25
+    bind 192.0.2.1:26
     bind [2001:db8::1]:25 v6only accept-proxy
 backend b
     server a 192.0.2.2:25 weight 1 send-proxy-v2 check inter 5s
+resolvers r
+    nameserver x 127.0.0.1:53
 """
     text = rehearsal(config, PurePosixPath("/run/r")).decode()
-    assert (
-        text
-        == """\
+    wanted = """\
 global
+    maxconn 102
     stats socket /run/r/s mode 600 level admin
-
     user www
 defaults
     log global
-frontend f
-    bind unix@/run/r/7
-    bind unix@/run/r/8 v6only accept-proxy
-backend b
-    server a 192.0.2.2:25 weight 1 send-proxy-v2 check inter 5s no-check
+resolvers r
+    nameserver x 127.0.0.1:53
 """
-    )
+    assert text == wanted
 
 
 # --- server state
