@@ -20,6 +20,11 @@ $(VENV)/test: $(VENV)/made setup.py pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
 	@touch $@
 
+$(VENV)/bench: $(VENV)/made
+	$(PYTHON) -m venv .cache/easyhaproxy
+	.cache/easyhaproxy/bin/python -m pip install --quiet --disable-pip-version-check easyhaproxy==6.5
+	@touch $@
+
 # The whole thing on loopback, no root.
 demo: $(VENV)/demo
 	$(BIN)/agent demo
@@ -43,7 +48,7 @@ unit: $(VENV)/test
 
 # With every HAProxy that is here, with Postfix and Dovecot.
 integration: $(VENV)/test
-	$(BIN)/python -m pytest tests/golden tests/property tests/integration tests/mail tests/house
+	$(BIN)/python -m pytest tests/golden tests/property tests/integration tests/faults tests/mail tests/house
 
 # The properties without HAProxy, at length: minutes.
 fuzz: $(VENV)/test
@@ -53,8 +58,9 @@ format: $(VENV)/test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/test
-	$(BIN)/python bench/startup.py
+# What it costs, and side by side with easyhaproxy (as root): a table, and bench/results.json.
+bench: $(VENV)/test $(VENV)/bench
+	$(BIN)/python bench/run.py
 
 clean:
 	rm -rf $(VENV) .cache build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -98,10 +98,11 @@ class Switch:
         number = store.next_number()
         config = wanted.config.stamped(digest=wanted.digest, generation=number)
         with told.stage("check"):
-            proxy.try_out(store.stage(number, desired=change.data, config=config), number)
+            staged = store.stage(number, desired=change.data, config=config)
+            with proxy.trying_out(staged, number):
+                self.hand_over(change.before, wanted.state, change.old, down=change.down)
         with told.stage("swap"):
             store.begin(Journal(before=change.committed.number if change.committed else None, after=number))
-            self.hand_over(change.before, wanted.state, change.old, down=change.down)
             store.swap(config)
         told.tried = number
         with told.stage("switch"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -57,6 +58,17 @@ def state(frontends: int, servers: list[str], **more: Any) -> dict[str, Any]:
         },
         **more,
     }
+
+
+@contextlib.contextmanager
+def greeter(name: str) -> Iterator[str]:
+    """A server that greets with its name, in a process of its own. Yields its address."""
+    words = [sys.executable, str(Path(__file__).parent / "greeter.py"), name]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603
+        assert process.stdin is not None
+        assert process.stdout is not None
+        yield f"127.0.0.1:{process.stdout.readline().strip()}"
+        process.stdin.close()
 
 
 def put(one: Edge, document: dict[str, Any]) -> None:

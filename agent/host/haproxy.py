@@ -14,9 +14,6 @@ import re
 import resource
 import shutil
 import signal
-import subprocess
-import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,7 +21,8 @@ from pathlib import Path
 from attrs import frozen
 
 from agent.errors import NoAnswerError, RefusedError, StoreError, SwitchError, UsageError
-from agent.host import listeners, processes
+from agent.host import listeners, processes, programs
+from agent.host.programs import Program, Said
 from agent.host.runtime import StatsSocket
 from agent.model.observed import Observation, Running
 from agent.model.plan import Command, Delete
@@ -39,9 +37,7 @@ _CA_FILES = (
     "/etc/ssl/certs/ca-certificates.crt",  # Debian
     "/etc/pki/tls/certs/ca-bundle.crt",
 )
-_COMMAND_SECONDS = 60.0  # for `haproxy -c` and for `-D` to let go; both take far less at thousands of frontends
 _POLL_SECONDS = 0.002
-_MAX_TALK = 20_000
 _STUBBORN_SECONDS = 2.0
 _CAP_SYS_RESOURCE = 24  # linux/capability.h
 
@@ -127,7 +123,7 @@ class HAProxy:
 
     def version(self) -> str:
         """`2.8.25` of the binary. Raises UsageError where it does not run."""
-        done = _talk([str(self.found), "-v"])
+        done = programs.talk([str(self.found), "-v"])
         words = done.text.split()
         if done.code != 0 or "version" not in words:
             raise UsageError(f"{self.found} -v failed: {done.text.strip()}")
@@ -153,44 +149,33 @@ class HAProxy:
         """Delete a server that has left, or False while it has sessions. Raises CommandError, NoAnswerError."""
         return self.socket.forget(command)
 
-    def try_out(self, config: Path, generation: int) -> None:
+    @contextlib.contextmanager
+    def trying_out(self, config: Path, generation: int) -> Iterator[None]:
         """`haproxy -c` on a staged file, and beside it a rehearsal: a process that really starts with it.
 
-        Raises RefusedError with HAProxy's own words.
+        Both go on while the body runs; RefusedError, with HAProxy's own words, comes after it.
         """
-        with self._rehearsing(config) as child:
-            self.check(config)
+        with programs.started(self._check_words(config)) as check, self._rehearsing(config) as child:
+            yield
+            _accept(check.wait())
             self._answers(child, generation)
 
     @contextlib.contextmanager
-    def _rehearsing(self, config: Path) -> Iterator[subprocess.Popen[bytes]]:
+    def _rehearsing(self, config: Path) -> Iterator[Program]:
         """The candidate, started aside and ended again. In the foreground: a child cannot be lost, nor be mistaken."""
         folder = self._stage_folder
-        if folder.exists():  # of an agent that was killed while it rehearsed
-            for left in processes.started_on(folder / "c"):
-                _signal(left.pid, signal.SIGKILL)
-            shutil.rmtree(folder)
         try:
+            if folder.exists():  # of an agent that was killed while it rehearsed
+                for left in processes.started_on(folder / "c"):
+                    _signal(left.pid, signal.SIGKILL)
+                shutil.rmtree(folder)
             folder.mkdir(mode=0o700)
             (folder / "c").write_bytes(rehearsal(config.read_bytes(), folder))
-            talk = (folder / "talk").open("w+b")
         except OSError as error:
             raise StoreError(f"cannot write {folder}: {error.strerror}", remedy="is there space left?") from error
         try:
-            with talk:
-                child = subprocess.Popen(  # noqa: S603  # an argument list, no shell; paths are the administrator's
-                    [str(self.named_binary()), "-db", "-f", str(folder / "c")],
-                    stdin=subprocess.DEVNULL,
-                    stdout=talk,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                    cwd="/",
-                )
-                try:
-                    yield child
-                finally:
-                    child.kill()
-                    child.wait()
+            with programs.started([str(self.named_binary()), "-db", "-f", str(folder / "c")]) as program:
+                yield program
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -198,30 +183,28 @@ class HAProxy:
     def _stage_folder(self) -> Path:
         return self.run / "r"
 
-    def _answers(self, child: subprocess.Popen[bytes], generation: int) -> None:
+    def _answers(self, program: Program, generation: int) -> None:
         """Wait until the rehearsing process answers by itself. Raises RefusedError when it ends or stays silent."""
         own = StatsSocket(self._stage_folder / SOCKET)
         deadline = time.monotonic() + self.start_timeout
-        while (code := child.poll()) is None and time.monotonic() < deadline:
+        while (code := program.child.poll()) is None and time.monotonic() < deadline:
             process = own.running()
-            if process is not None and process.pid == child.pid and process.generation in (generation, None):
+            if process is not None and process.pid == program.child.pid and process.generation in (generation, None):
                 return
             time.sleep(_POLL_SECONDS)  # no event tells of a socket that begins to answer
-        said = (self._stage_folder / "talk").read_bytes()[:_MAX_TALK].decode(errors="replace")
         how = "does not answer" if code is None else f"ends (exit {code})"
+        what = f"the configuration passes haproxy -c, but a process that starts with it {how}"
         raise RefusedError(
-            f"the configuration passes haproxy -c, but a process that starts with it {how}:\n{_complaints(said)}",
+            f"{what}:\n{_complaints(program.said)}",
             remedy="nothing was touched; what HAProxy says is about agent.toml, the template or this host",
         )
 
+    def _check_words(self, config: Path) -> list[str]:
+        return [str(self.found), "-c", "-f", str(config)]
+
     def check(self, config: Path) -> None:
         """`haproxy -c` on a staged file. Raises RefusedError with HAProxy's own words."""
-        done = _talk([str(self.found), "-c", "-f", str(config)])
-        if done.code != 0:
-            raise RefusedError(
-                f"haproxy -c refuses the configuration (exit {done.code}):\n{_complaints(done.text)}",
-                remedy="nothing was touched; if the built-in template is in use, this is a bug worth reporting",
-            )
+        _accept(programs.talk(self._check_words(config)))
 
     def switch(self, config: Path, old: Running | None) -> None:
         """Start a process on `config` that takes the sockets of `old` over and lets it finish its sessions.
@@ -238,7 +221,7 @@ class HAProxy:
             argv += ["-x", str(self.socket.path), "-sf", str(old.pid)]
         elif ours:
             argv += ["-sf", *map(str, sorted(ours))]
-        done = _talk(argv)
+        done = programs.talk(argv)
         if done.code != 0:
             raise SwitchError(f"HAProxy did not start (exit {done.code}):\n{_complaints(done.text)}")
         for pid in ours if old is None else ():
@@ -374,39 +357,12 @@ def _link_or_copy(original: Path, fresh: Path) -> None:
         shutil.copy2(original, fresh)
 
 
-@frozen
-class _Talk:
-    code: int
-    text: str
-
-
-def _talk(argv: list[str]) -> _Talk:
-    """Run to the end and keep what was said. Into a file: a daemon that kept a pipe open would keep us waiting."""
-    with tempfile.TemporaryFile() as talk:
-        try:
-            child = subprocess.Popen(  # noqa: S603  # an argument list, no shell; paths are the administrator's
-                argv,
-                stdin=subprocess.DEVNULL,
-                stdout=talk,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C at the agent is not meant for HAProxy
-                cwd="/",
-            )
-        except OSError as error:
-            raise UsageError(f"{argv[0]} does not run: {error.strerror}") from error
-        # Not `wait(timeout)`: it looks up to 50 ms late, which is as long as HAProxy takes.
-        bound = threading.Timer(_COMMAND_SECONDS, child.kill)
-        bound.daemon = True
-        bound.start()
-        try:
-            code = child.wait()
-        finally:
-            late = not bound.is_alive()
-            bound.cancel()
-        if late:
-            talk.write(f"no end after {_COMMAND_SECONDS:.0f} s".encode())
-        talk.seek(0)
-        return _Talk(code, talk.read(_MAX_TALK).decode(errors="replace"))
+def _accept(check: Said) -> None:
+    if check.code != 0:
+        raise RefusedError(
+            f"haproxy -c refuses the configuration (exit {check.code}):\n{_complaints(check.text)}",
+            remedy="nothing was touched; if the built-in template is in use, this is a bug worth reporting",
+        )
 
 
 def _complaints(talk: str) -> str:

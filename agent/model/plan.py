@@ -265,7 +265,7 @@ class _Steps:
             self.commands.append(AddServer(*key, line))
             self._begin(pool, server)
             return
-        if not self._same_words(key, line, now):
+        if not self._same_words(pool, key, line, now):
             self.reload.append(f"server {pool.name}/{server.name} cannot be changed in the running HAProxy")
             return
         self._address(pool, server, before, now, line)
@@ -288,14 +288,17 @@ class _Steps:
             self.commands.extend([SetState(*key, "drain"), SetHealth(*key, "down")])
         self.commands.append(SetState(*key, "ready"))
 
-    def _same_words(self, key: Key, line: ServerLine, now: ServerSeen) -> bool:
+    def _same_words(self, pool: Backend, key: Key, line: ServerLine, now: ServerSeen) -> bool:
         """Whether the running server has the fixed words of `line`."""
         known = self.committed.today.servers.get(key) if self.committed.today else None
         if known is not None:
             return known.fixed == line.fixed
         # One that left and comes back before its last session ended. Its words are those of its backend, which did
-        # not change, or this would be a reload; its own are its address and whether it is a backup.
-        return now.address == str(line.address) and now.backup == ("backup" in line.fixed)
+        # not change, or this would be a reload; its own are whether it is a backup, and where a check must name a
+        # port, whether that is its own.
+        health = pool.health
+        anywhere = health.port is None and health.send_proxy is not False
+        return (anywhere or now.address == str(line.address)) and now.backup == ("backup" in line.fixed)
 
     def _address(self, pool: Backend, server: Server, before: Server | None, now: ServerSeen, line: ServerLine) -> None:
         key = (pool.name, server.name)

@@ -78,10 +78,11 @@ class Config:
 
     _text: str
     servers: dict[tuple[str, str], ServerLine] = field(eq=False, factory=dict)
+    _lines: frozenset[str] = field(eq=False, factory=frozenset)
 
     def holds(self, line: ServerLine) -> bool:
         """Whether the text says of a server what `line` says: a template may have written it otherwise."""
-        return f"\n    {line}\n" in self._text
+        return str(line) in self._lines
 
     def stamped(self, *, digest: str, generation: int) -> bytes:
         """The bytes of haproxy.cfg, as `generation` of the document with that `digest`."""
@@ -152,7 +153,7 @@ def render(state: DesiredState, process: Process, template: Template) -> Config:
     if f"{DESCRIPTION}{_GENERATION_MARK}" not in text:
         what = 'the global section must keep `description "{{ description }}"`: by it the agent knows what runs'
         raise InvalidError(template.file, (Violation((), what),))
-    return Config(text, servers)
+    return Config(text, servers, frozenset(line.strip() for line in text.splitlines()))
 
 
 def _template_line(error: BaseException, file: str) -> int | None:

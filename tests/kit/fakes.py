@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -131,8 +132,10 @@ class FakeProxy:
         assert config.read_bytes()
         self._do("check")
 
-    def try_out(self, config: Path, generation: int) -> None:
+    @contextlib.contextmanager
+    def trying_out(self, config: Path, generation: int) -> Iterator[None]:
         assert config.read_bytes()
+        yield
         self._do("try_out")
 
     def switch(self, config: Path, old: Running | None) -> None:

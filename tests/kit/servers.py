@@ -66,9 +66,9 @@ class EchoServer:
 
 
 @contextlib.contextmanager
-def echo(name: str, *, header: bool = True, port: int = 0) -> Iterator[EchoServer]:
+def echo(name: str, *, header: bool = True, port: int = 0, host: str = "127.0.0.1") -> Iterator[EchoServer]:
     """A running EchoServer. Without `header` it speaks first and reads nothing it was not sent."""
-    record = EchoServer(name, expects_header=header)
+    record = EchoServer(name, expects_header=header, host=host)
 
     class Handler(socketserver.BaseRequestHandler):
         def handle(self) -> None:

@@ -94,7 +94,7 @@ def test_the_second_hands_sockets_and_server_state_over(story: Story, proxy: Fak
     story.converge(data(a=1))
     proxy.calls.clear()
     report = story.converge(other(2))
-    assert proxy.calls == ["try_out", "server_states", ("switch", 2, 1), ("prove", 2, ["a"])]
+    assert proxy.calls == ["server_states", "try_out", ("switch", 2, 1), ("prove", 2, ["a"])]
     assert report.reasons == ("defaults changed",)
 
 
@@ -128,7 +128,7 @@ def test_what_haproxy_refuses_touches_nothing(story: Story, proxy: FakeProxy):
     proxy.fail["try_out"] = raising(RefusedError("no", remedy="do"))
     report = story.converge(other(2))
     assert (report.outcome, report.message, report.remedy, report.generation) == (Outcome.REFUSED, "no", "do", 1)
-    assert proxy.calls == ["try_out"]
+    assert proxy.calls == ["server_states", "try_out"]
     assert {**files(story)} == before | {name: content for name, content in files(story).items() if ".staged" in name}
     assert story.converge(data(a=1)).outcome is Outcome.UNCHANGED
     assert files(story) == before

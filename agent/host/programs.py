@@ -1,0 +1,80 @@
+"""Programs that are run and listened to, bounded in time. Argument lists only, never a shell."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from typing import IO
+
+from attrs import frozen
+
+from agent.errors import UsageError
+
+SECONDS = 60.0  # for `haproxy -c` and for `-D` to let go; both take far less at thousands of frontends
+_MOST = 20_000
+
+
+@frozen
+class Said:
+    """How a program ended, and what it said on the way, both streams together."""
+
+    code: int
+    text: str
+
+
+@frozen
+class Program:
+    """A program that runs. Its talk goes to a file: a daemon that kept a pipe open would keep us waiting."""
+
+    child: subprocess.Popen[bytes]
+    _talk: IO[bytes]
+
+    @property
+    def said(self) -> str:
+        """What it has said so far."""
+        self._talk.seek(0)
+        return self._talk.read(_MOST).decode(errors="replace")
+
+    def wait(self) -> Said:
+        """Its end, after SECONDS at the latest."""
+        # Not `wait(timeout)`: it looks up to 50 ms late, which is as long as HAProxy takes.
+        bound = threading.Timer(SECONDS, self.child.kill)
+        bound.daemon = True
+        bound.start()
+        try:
+            code = self.child.wait()
+        finally:
+            late = not bound.is_alive()
+            bound.cancel()
+        return Said(code, f"{self.said}\nno end after {SECONDS:.0f} s" if late else self.said)
+
+
+@contextlib.contextmanager
+def started(argv: Sequence[str]) -> Iterator[Program]:
+    """Start a program; whatever happens, it has ended afterwards. Raises UsageError where it cannot be started."""
+    with tempfile.TemporaryFile() as talk:
+        try:
+            child = subprocess.Popen(  # noqa: S603  # an argument list, no shell; paths are the administrator's
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=talk,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C at the agent is not meant for HAProxy
+                cwd="/",
+            )
+        except OSError as error:
+            raise UsageError(f"{argv[0]} does not run: {error.strerror}") from error
+        try:
+            yield Program(child, talk)
+        finally:
+            child.kill()
+            child.wait()
+
+
+def talk(argv: Sequence[str]) -> Said:
+    """Run to the end. Raises UsageError where it cannot be started."""
+    with started(argv) as program:
+        return program.wait()
