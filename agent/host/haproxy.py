@@ -253,6 +253,7 @@ class HAProxy:
     def prove(self, generation: int, frontends: frozenset[str], old: Running | None) -> Observation:
         """Wait until the process just started answers with its own pid and `generation`, all `frontends` open.
 
+        What is returned tells which servers are up, but not how their checks ended: no check has, so soon.
         Raises SwitchError when it does not within `start_timeout`; what then runs must be looked at again.
         """
         deadline = time.monotonic() + self.start_timeout
@@ -267,7 +268,7 @@ class HAProxy:
                 elif process.generation not in (generation, None) or process.pid != self._pid():
                     missing = f"process {process.pid} answers, generation {process.generation}: not the one started"
                 else:
-                    seen = self.observe()
+                    seen = self.socket.glance()
                     closed = sorted(frontends - {one.name for one in seen.frontends if one.open})
                     if not closed and seen.process.pid == process.pid:
                         return seen

@@ -22,6 +22,11 @@ from agent.model.render import DESCRIPTION
 _GENERATION = re.compile(re.escape(DESCRIPTION) + r"(\d{1,18})")
 _FRONTEND, _SERVER = "0", "2"  # the `type` column of `show stat` (HAProxy's management guide, 9.1)
 _STATISTICS = "show info;show stat -1 5 -1"  # 5: frontends and servers, no backends
+_GLANCE = "show info;show stat -1 1 -1;show servers state"  # 1: frontends
+# The columns of `show servers state`, and what stands in two of them (its management guide; HAProxy, server-t.h).
+_BACKEND, _NAME, _ADDRESS, _OPERATIONAL, _ADMIN, _WEIGHT, _PORT = 1, 3, 4, 5, 6, 7, 18
+_IN_MAINTENANCE, _DRAINS = 0x01 | 0x02 | 0x04, 0x08 | 0x10
+_TAKES_CLIENTS = ("1", "2")  # starting, running
 
 # What HAProxy says when it has done so, to the letter (M: 2.6, 2.8, 3.0). Anything else is a failure.
 _DONE: dict[type[Command], re.Pattern[str]] = {
@@ -78,14 +83,22 @@ class StatsSocket:
         info, mark, stat = answer.partition("# pxname")
         if not mark:
             raise NoAnswerError(f"HAProxy's socket {self.path} gave no statistics")
-        head, *rows = csv.reader(io.StringIO(mark.removeprefix("# ") + stat))
-        column = {name: index for index, name in enumerate(head)}
-        kind = column["type"]
-        rows = [row for row in rows if len(row) > kind]
+        frontends, servers = _rows(mark.removeprefix("# ") + stat)
+        return Observation(process=_running(info), frontends=frontends, servers=servers)
+
+    def glance(self) -> Observation:
+        """The same with less of each server: whether it is up, but not how its check ended. Raises NoAnswerError.
+
+        A third of the time at 4,000 servers, in the moment when nobody knows yet whether a switch went well.
+        """
+        info, mark, rest = self.ask(_GLANCE).partition("# pxname")
+        stat, second, states = rest.partition("\n\n1\n")
+        if not mark or not second:
+            raise NoAnswerError(f"HAProxy's socket {self.path} gave no statistics")
+        frontends, _ = _rows(mark.removeprefix("# ") + stat)
+        lines = (line.split(" ") for line in states.splitlines() if line and not line.startswith("#"))
         return Observation(
-            process=_running(info),
-            frontends=tuple(_frontend(row, column) for row in rows if row[kind] == _FRONTEND),
-            servers=tuple(_server(row, column) for row in rows if row[kind] == _SERVER),
+            process=_running(info), frontends=frontends, servers=tuple(_glanced(words) for words in lines)
         )
 
     def tell(self, command: Command) -> None:
@@ -120,6 +133,36 @@ def _running(info: str) -> Running:
         )
     except (KeyError, ValueError) as error:
         raise NoAnswerError(f"`show info` answered without {error}") from error
+
+
+def _rows(text: str) -> tuple[tuple[FrontendSeen, ...], tuple[ServerSeen, ...]]:
+    head, *rows = csv.reader(io.StringIO(text))
+    column = {name: index for index, name in enumerate(head)}
+    kind = column["type"]
+    rows = [row for row in rows if len(row) > kind]
+    return (
+        tuple(_frontend(row, column) for row in rows if row[kind] == _FRONTEND),
+        tuple(_server(row, column) for row in rows if row[kind] == _SERVER),
+    )
+
+
+def _glanced(words: list[str]) -> ServerSeen:
+    admin, host, port = int(words[_ADMIN]), words[_ADDRESS], words[_PORT]
+    if admin & _IN_MAINTENANCE:
+        status = "MAINT"
+    elif words[_OPERATIONAL] not in _TAKES_CLIENTS:
+        status = "DOWN"
+    else:
+        status = "DRAIN" if admin & _DRAINS else "UP"
+    return ServerSeen(
+        backend=words[_BACKEND],
+        name=words[_NAME],
+        status=status,
+        check="",
+        sessions=0,
+        address=f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+        weight=int(words[_WEIGHT]),
+    )
 
 
 def _frontend(row: list[str], column: dict[str, int]) -> FrontendSeen:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from attrs import evolve
 from kit.edge import Edge, connect, until
 from kit.fakes import fold, servers_of
 from kit.servers import echo, free_port
@@ -88,6 +89,8 @@ def test_the_fake_does_what_haproxy_does(edge: Edge):
             assert no == refused(lambda command=command: fold(fake, command)), f"{step}: {command}"
             real = {one.key: one for one in haproxy.observe().servers}
             assert seen(real) == seen(fake), f"{step}: {command}"
+            glance = {one.key: evolve(one, backup=real[one.key].backup) for one in haproxy.socket.glance().servers}
+            assert seen(glance) == seen(real), f"{step}: {command}"
 
 
 def test_a_server_with_a_session_is_not_deleted_and_that_is_no_failure(edge: Edge):
