@@ -144,10 +144,10 @@ def plan(settings_file: Path | None, file: Path | None, *, as_json: bool) -> Non
     path = file or settings.desired
     host = Host(settings, command="plan", file=path)
     data = read(path, settings)
-    proposal = host.story.propose(data)
+    proposal = host.survey.propose(data)
     with tempfile.TemporaryDirectory(prefix="edgeagent-plan-") as folder:
         staged = Path(folder) / "haproxy.cfg"
-        staged.write_bytes(host.story.staged_config(proposal))
+        staged.write_bytes(proposal.config)
         host.proxy.check(staged)
     findings = (*proposal.parsed.findings, *proposal.findings)
     if as_json:

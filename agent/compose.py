@@ -28,6 +28,7 @@ from agent.model.render import CONFIG_TEMPLATE, Process
 from agent.model.report import Report
 from agent.ports import Ports
 from agent.settings import Settings
+from agent.survey import Survey
 from agent.view import status as view
 
 BUSY_SECONDS = 0.1  # until the next try where another process has the lock
@@ -84,13 +85,18 @@ class Host:
             start_timeout=settings.apply.verify_timeout / 1000,
             max_draining=settings.haproxy.max_draining,
         )
-        self.story: Story = Story(
+        ports = Ports(proxy=self.proxy, store=self.store, prober=HostProber(self.store.config), clock=SystemClock())
+        self.survey: Survey = Survey(
             file=file or settings.desired,
             max_bytes=settings.sync.max_bytes,
             limits=Limits(process_maxconn=settings.haproxy.maxconn, file_limit=file_limit()),
             process=process_of(settings),
             template=lambda: templates.load(CONFIG_TEMPLATE, settings.paths.templates),
-            ports=Ports(proxy=self.proxy, store=self.store, prober=HostProber(self.store.config), clock=SystemClock()),
+            ports=ports,
+        )
+        self.story: Story = Story(
+            survey=self.survey,
+            ports=ports,
             verify_seconds=settings.apply.verify_timeout / 1000,
             # A person who applies by hand is not made to wait; a file that never rests is.
             burst=settings.haproxy.max_draining if command == "run" else sys.maxsize,
@@ -189,7 +195,7 @@ class Host:
 
     def status(self, report: Report | None) -> dict[str, Any]:
         """The status document as of now."""
-        live, hold = self.story.live(), self.store.hold()
+        live, hold = self.survey.live(), self.store.hold()
         seen = None
         with contextlib.suppress(NoAnswerError):  # said in the document: "haproxy": null
             seen = self.proxy.observe()

@@ -9,9 +9,7 @@ a LaterError: not now.
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable
-from pathlib import Path
 
 from attrs import evolve, field, frozen
 
@@ -27,65 +25,28 @@ from agent.errors import (
     SwitchError,
     UsageError,
 )
-from agent.model import preflight
-from agent.model.desired import DesiredState, Limits, Parsed, digest_of, parse
+from agent.model.desired import DesiredState, Parsed, digest_of
 from agent.model.generation import Generation, Hold, Quarantined
-from agent.model.observed import Key, Observation, Running
+from agent.model.observed import Running
 from agent.model.pace import Pace
-from agent.model.plan import Committed, Plan, Reload, Runtime, Unchanged, Wanted, diff, plan
-from agent.model.preflight import Questions
-from agent.model.render import Config, Process, Template, render
+from agent.model.plan import Committed, Reload, Runtime, Unchanged, Wanted, plan
 from agent.model.report import Report
-from agent.model.schema import Endpoint
 from agent.ports import Ports
-from agent.switch import KNOCK_SECONDS, Change, Switch
+from agent.survey import Survey, losses_of, plan_of
+from agent.switch import Change, Switch
 from agent.telling import Told
 
 FORCE = "`--force` does it anyway; without it, it is looked at again at every resync"
 
 
 @frozen(kw_only=True)
-class Proposal:
-    """What a converge would do now, and nothing done: the plan, the diff of haproxy.cfg, sessions at risk.
-
-    `sessions`: open now, and left to the replaced process until they end or hard-stop-after ends them. `losses`: why
-    it would be refused. `silent`: new servers that do not answer, as `backend/server`.
-    """
-
-    parsed: Parsed
-    plan: Plan
-    diff: str
-    sessions: int
-    quarantined: tuple[Quarantined, ...] = ()
-    losses: tuple[str, ...] = ()
-    silent: tuple[str, ...] = ()
-
-    @property
-    def findings(self) -> tuple[Finding, ...]:
-        """What people should know before it is done."""
-        silent = (
-            Finding(
-                f"backends.{name.replace('/', '.servers.', 1)}",
-                "does not answer: no client is sent there before it does",
-            )
-            for name in self.silent
-        )
-        remarks = () if isinstance(self.plan, Reload) else self.plan.remarks
-        return (*preflight.findings(self.quarantined), *silent, *remarks)
-
-
-@frozen(kw_only=True)
 class Story:
-    """Turns desired bytes into a live HAProxy, or says why not. `file` names the desired state in messages.
+    """Turns desired bytes into a live HAProxy, or says why not.
 
     `verify_seconds`: how long a switch has to show that it did not hurt. `burst`: reloads that need not be paced.
     """
 
-    file: Path
-    max_bytes: int
-    limits: Limits
-    process: Process
-    template: Callable[[], Template]
+    survey: Survey
     ports: Ports
     verify_seconds: float = 10.0
     burst: int = 1_000_000
@@ -112,7 +73,7 @@ class Story:
             with told.stage("load"):
                 if isinstance(data, InvalidError):
                     raise data
-                told.parsed = _parsed(data, str(self.file), self.max_bytes, self.limits)
+                told.parsed = self.survey.read(data)
             self._refuse_held(told.parsed.digest)
             return self._make_live(told, told.parsed, data, force=force)
         except LaterError:  # what runs is as it was, and serves
@@ -138,64 +99,27 @@ class Story:
         try:
             self._recover(told)
             with told.stage("load"):
-                told.parsed = self._read(data)
+                told.parsed = self.survey.reread(data)
             return self._make_live(told, told.parsed, data, force=False)
         except AgentError as error:
             self.ports.store.set_hold(earlier)
             return self._failed(told, error)
 
-    def propose(self, data: bytes) -> Proposal:
-        """The plan for `data`, without a side effect. Raises InvalidError, RefusedError."""
-        parsed = _parsed(data, str(self.file), self.max_bytes, self.limits)
-        committed, seen = self._committed(), self._seen()
-        flight = self._preflight(parsed.state, committed, seen)
-        wanted = self._wanted(parsed, flight)
-        step = self._plan(committed, seen, wanted, flight)
-        number = self.ports.store.next_number()
-        config = wanted.config.stamped(digest=wanted.digest, generation=number)
-        risky = isinstance(step, Reload) and seen is not None
-        change = _change(committed, wanted, data, seen, flight)
-        return Proposal(
-            parsed=parsed,
-            plan=step,
-            diff="" if isinstance(step, Unchanged) else diff(committed, config, number=number),
-            sessions=sum(one.sessions for one in seen.frontends) if risky and seen else 0,
-            quarantined=flight.quarantined,
-            losses=() if isinstance(step, Unchanged) else tuple(_losses(change).values()),
-            silent=tuple("/".join(key) for key in sorted(change.down)),
-        )
-
-    def staged_config(self, proposal: Proposal) -> bytes:
-        """The haproxy.cfg that a proposal would become."""
-        state = preflight.without(proposal.parsed.state, proposal.quarantined)
-        config = _rendered(state, self.process, self.template())
-        return config.stamped(digest=proposal.parsed.digest, generation=self.ports.store.next_number())
-
-    def live(self) -> tuple[Generation, DesiredState | None] | None:
-        """The live generation, and its whole state where this version of the agent can read it."""
-        live = self.ports.store.live()
-        if live is None:
-            return None
-        parsed = self._document(live.number)
-        return live, parsed.state if parsed else None
-
     # --- the steps
 
     def _told(self, digest: str | None) -> Told:
-        return Told(ports=self.ports, file=str(self.file), on_stage=self.on_stage, digest=digest)
+        return Told(ports=self.ports, file=str(self.survey.file), on_stage=self.on_stage, digest=digest)
 
     def _make_live(self, told: Told, parsed: Parsed, data: bytes, *, force: bool) -> Report:
-        committed, seen = self._committed(), self._seen()
+        committed, seen = self.survey.committed(), self.survey.seen()
         with told.stage("preflight"):
-            flight = self._preflight(parsed.state, committed, seen)
-            told.quarantined = flight.quarantined
+            change = self.survey.change(parsed, data, committed, seen)
+            told.quarantined = change.wanted.quarantined
         with told.stage("plan"):
-            wanted = self._wanted(parsed, flight)
-            step = told.step = self._plan(committed, seen, wanted, flight)
-        change = _change(committed, wanted, data, seen, flight)
+            step = told.step = plan_of(change)
         if isinstance(step, Unchanged):
             return self._unchanged(told, change, step)
-        losses = _losses(change)
+        losses = losses_of(change)
         if losses and not force:
             raise RefusedError("; ".join(losses.values()), remedy=f"nothing was touched; {FORCE}")
         change = evolve(change, at_stake=tuple(one for one in change.at_stake if one not in losses))
@@ -236,56 +160,6 @@ class Story:
             for endpoint, who in self.ports.prober.shared(ours)
         ]
 
-    def _seen(self) -> Observation | None:
-        """The running process in detail, None where none answers. Raises NoAnswerError for one that answers half."""
-        return None if self.ports.proxy.running() is None else self.ports.proxy.observe()
-
-    def _preflight(self, state: DesiredState, committed: Committed | None, seen: Observation | None) -> _Flight:
-        asked = preflight.questions(
-            state, live=committed.state if committed else None, seen=seen, held=_held(committed, seen)
-        )
-        unbound = self.ports.prober.unbound(asked.binds) if asked.binds else {}
-        reached = self.ports.prober.reached(asked.servers, timeout=KNOCK_SECONDS) if asked.servers else frozenset()
-        return _Flight(asked=asked, reached=reached, quarantined=preflight.quarantine(state, unbound))
-
-    def _wanted(self, parsed: Parsed, flight: _Flight) -> Wanted:
-        state = preflight.without(parsed.state, flight.quarantined)
-        config = _rendered(state, self.process, self.template())
-        return Wanted(digest=parsed.digest, state=state, config=config, quarantined=flight.quarantined)
-
-    def _plan(self, committed: Committed | None, seen: Observation | None, wanted: Wanted, flight: _Flight) -> Plan:
-        running = seen.process if seen else None
-        servers = seen.servers if seen else ()
-        return plan(committed, running, wanted, servers=servers, reached=flight.reached)
-
-    def _document(self, number: int) -> Parsed | None:
-        data = self.ports.store.desired_of(number)
-        with contextlib.suppress(InvalidError):  # written by an agent with other rules
-            return self._read(data)
-        return None
-
-    def _read(self, data: bytes) -> Parsed:
-        """A document that was taken once, whatever the limit is today."""
-        return _parsed(data, str(self.file), max(self.max_bytes, len(data)), self.limits)
-
-    def _committed(self) -> Committed | None:
-        live = self.ports.store.live()
-        if live is None:
-            return None
-        parsed, today = self._document(live.number), None
-        state = preflight.without(parsed.state, live.quarantined) if parsed else None
-        with contextlib.suppress(InvalidError, RefusedError, UsageError):  # told where the wanted one is rendered
-            today = _rendered(state, self.process, self.template()) if state else None
-        return Committed(
-            number=live.number,
-            loaded=live.loaded,
-            digest=live.digest,
-            config=self.ports.store.config_of(live.number),
-            state=state,
-            today=today,
-            quarantined=live.quarantined,
-        )
-
     def _lift_hold(self, digest: str | None) -> None:
         """A hold ends with the document it is for: when that comes again, it is somebody's wish to try again."""
         hold = self.ports.store.hold()
@@ -314,7 +188,7 @@ class Story:
     def _keep_serving(self, told: Told) -> str:
         """What is live must run, whatever became of the new document. Returns what is wrong with that, or ""."""
         try:
-            committed, running = self._committed(), self.ports.proxy.running()
+            committed, running = self.survey.committed(), self.ports.proxy.running()
             if committed is None:
                 return ""
             if running is None:
@@ -344,7 +218,7 @@ class Story:
 
         Not where template or settings have changed: they came with what was just refused.
         """
-        parsed = self._document(committed.number)
+        parsed = self.survey.document(committed.number)
         running = self.ports.proxy.running()
         ours = running is not None and running.generation in (committed.number, committed.loaded)
         if parsed is None or not ours or not committed.as_today:
@@ -360,17 +234,14 @@ class Story:
 
     def _revive(self, told: Told, committed: Committed) -> None:
         """HAProxy does not run: start what was live, without addresses that cannot be bound now. Raises SwitchError."""
-        parsed = self._document(committed.number)
+        parsed = self.survey.document(committed.number)
         if parsed is None:
             self._switch.start(committed, None, was=None)
             return
-        flight = self._preflight(parsed.state, committed, None)
-        if _places(flight.quarantined) == _places(committed.quarantined):
-            down = flight.asked.servers.keys() - flight.reached
-            self._switch.start(committed, None, was=None, down=down)
+        change = self.survey.change(parsed, self.ports.store.desired_of(committed.number), committed, None)
+        if _places(change.wanted.quarantined) == _places(committed.quarantined):
+            self._switch.start(committed, None, was=None, down=change.down)
             return
-        data = self.ports.store.desired_of(committed.number)
-        change = _change(committed, self._wanted(parsed, flight), data, None, flight)
         try:
             self._switch.reload(told.aside(committed.digest), change, Reload(reasons=("HAProxy is not running",)))
         except SwitchError as error:
@@ -397,7 +268,7 @@ class Story:
                 self._undo_commands(live, running)
             store.unstage()
             store.end()
-        if live is None or running is not None or (committed := self._committed()) is None:
+        if live is None or running is not None or (committed := self.survey.committed()) is None:
             return
         with told.stage("revive"):
             told.drift.append("process")
@@ -422,7 +293,7 @@ class Story:
             reasons=("finished after the agent was interrupted",),
         )
         with contextlib.suppress(InvalidError):  # the label, serial and quarantine are all that is lost
-            state = self._read(desired).state
+            state = self.survey.reread(desired).state
             bound = config.decode(errors="replace")
             missing = tuple(
                 Quarantined(frontend=one.name, address=str(endpoint), reason="failed", detail="it was left out")
@@ -440,15 +311,19 @@ class Story:
         journal = self.ports.store.journal()
         if journal is None or not journal.runtime or live.number != journal.before:
             return
-        committed, staged = self._committed(), self.ports.store.staged(journal.after)
-        if committed is None or committed.state is None or committed.today is None or staged is None:
+        committed, staged = self.survey.committed(), self.ports.store.staged(journal.after)
+        parsed = self.survey.document(live.number)
+        if committed is None or committed.state is None or committed.today is None or staged is None or parsed is None:
             return
+        data = self.ports.store.desired_of(live.number)
         with contextlib.suppress(InvalidError):  # not whole: then no command was sent either
-            was = self._read(staged[0]).state
-            wanted = Wanted(digest=committed.digest, state=committed.state, config=committed.today)
+            was = self.survey.reread(staged[0]).state
+            seen = self.ports.proxy.observe()
+            change = self.survey.change(parsed, data, committed, seen)
             everyone = frozenset((pool.name, one.name) for pool in committed.state.backends for one in pool.servers)
-            servers = self.ports.proxy.observe().servers
-            step = plan(committed, running, wanted, servers=servers, reached=everyone, before=was)
+            known = change.reached | (everyone - change.asked.servers.keys())
+            wanted = Wanted(digest=committed.digest, state=committed.state, config=committed.today)
+            step = plan(committed, running, wanted, servers=seen.servers, reached=known, before=was)
             try:
                 for command in step.commands if isinstance(step, Runtime) else ():
                     self.ports.proxy.tell(command)
@@ -456,56 +331,5 @@ class Story:
                 self._switch.start(committed, running, was=was)
 
 
-@frozen(kw_only=True)
-class _Flight:
-    """What preflight found."""
-
-    asked: Questions
-    reached: frozenset[Key]
-    quarantined: tuple[Quarantined, ...]
-
-
-def _change(
-    committed: Committed | None, wanted: Wanted, data: bytes, seen: Observation | None, flight: _Flight
-) -> Change:
-    live = committed.state if committed else None
-    return Change(
-        committed=committed,
-        wanted=wanted,
-        data=data,
-        seen=seen,
-        asked=flight.asked,
-        reached=flight.reached,
-        at_stake=preflight.stakes(live, seen, wanted.state),
-    )
-
-
-def _losses(change: Change) -> dict[preflight.Stake, str]:
-    return preflight.losses(change.at_stake, change.wanted.state, change.seen, change.asked, change.reached)
-
-
-def _held(committed: Committed | None, seen: Observation | None) -> Callable[[Endpoint], bool]:
-    """Which addresses the running process holds: sockets handed over by it need no bind (FACTS, HAProxy 1)."""
-    if seen is None:
-        return lambda _: False
-    if committed is None or committed.state is None:
-        return lambda _: True  # nobody knows: HAProxy itself will tell
-    if seen.process.generation not in (committed.number, committed.loaded):
-        return lambda _: True
-    bound = frozenset(endpoint for one in committed.state.frontends for endpoint in one.binds)
-    return bound.__contains__
-
-
 def _places(quarantined: tuple[Quarantined, ...]) -> frozenset[tuple[str, str]]:
     return frozenset((one.frontend, one.address) for one in quarantined)
-
-
-@functools.lru_cache(maxsize=4)
-def _parsed(data: bytes, file: str, max_bytes: int, limits: Limits) -> Parsed:
-    """Kept, because a resync looks at the same bytes again and again."""
-    return parse(data, file=file, max_bytes=max_bytes, limits=limits)
-
-
-@functools.lru_cache(maxsize=4)
-def _rendered(state: DesiredState, process: Process, template: Template) -> Config:
-    return render(state, process, template)

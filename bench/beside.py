@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any, Protocol
 
+from changes import alive
 from stage import edge, median, put
 
 from kit.edge import Edge, connect, first_line, until  # isort: skip
@@ -127,15 +128,6 @@ def answers(port: int) -> str:
     with contextlib.suppress(OSError):
         return first_line(port)
     return ""
-
-
-def alive(session: socket.socket) -> bool:
-    """Whether a session still has its server."""
-    try:
-        session.sendall(b"ping")
-        return session.recv(10) == b"ping"
-    except OSError:
-        return False
 
 
 def inside() -> dict[str, float]:

@@ -313,7 +313,7 @@ class _Steps:
         if key not in self.reached and not now.maintenance:
             self.commands.append(SetHealth(*key, "down"))
         self.commands.append(Move(*key, line))
-        if pool.health.type is HealthType.NONE and now.down and key in self.reached:
+        if now.down and key in self.reached:  # it was dead at the address it had before
             self.commands.append(SetHealth(*key, "up"))
 
     def _presence(self, pool: Backend, server: Server, before: Server | None, now: ServerSeen) -> None:

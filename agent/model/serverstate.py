@@ -19,7 +19,6 @@ EMPTY = "1\n"
 
 _BACKEND, _NAME, _ADDRESS, _OPERATIONAL, _ADMIN = 1, 3, 4, 5, 6
 _CHECK_STATUS, _CHECK_RESULT, _PORT, _CHECK_PORT = 10, 11, 18, 21
-_FORCED = 0x01 | 0x08  # maintenance or drain set by an operator at the socket (HAProxy, server-t.h: FMAINT, FDRAIN)
 _RUNNING = "2"
 _NOT_YET, _UNKNOWN = "1", "0"  # of a check: its status (HCHK_STATUS_INI) and its result (HAProxy, check-t.h)
 
@@ -60,11 +59,10 @@ def _kept(words: list[str], before: Pair, after: Pair) -> Iterator[str]:
         if (old_pool.health, old_pool.proxy_protocol) != (new_pool.health, new_pool.proxy_protocol):
             # What another check found is no finding of this one; HAProxy would show it as such.
             words[_CHECK_STATUS], words[_CHECK_RESULT] = _NOT_YET, _UNKNOWN
-    if new_pool.health.type is not HealthType.NONE and old_pool.health.type is not HealthType.NONE:
-        yield " ".join(words)
-    # Without checks nothing would ever bring up a server that is carried over as down.
-    elif int(words[_ADMIN]) & _FORCED:
-        yield " ".join([*words[:_OPERATIONAL], _RUNNING, *words[_ADMIN:]])
+    if HealthType.NONE in (new_pool.health.type, old_pool.health.type):
+        # Without checks nothing would ever bring up a server that is carried over as down.
+        words = [*words[:_OPERATIONAL], _RUNNING, *words[_ADMIN:]]
+    yield " ".join(words)
 
 
 def _down(key: Key, server: Server) -> str:

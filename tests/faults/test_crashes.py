@@ -16,6 +16,7 @@ import pytest
 from kit.binaries import VERSIONS
 from kit.edge import first_line, until
 from kit.servers import echo, free_port
+from kit.web import page, web
 from kit.zygote import Zygote
 
 from agent.host.store import Store
@@ -84,6 +85,38 @@ def test_an_agent_that_is_killed_at_any_effect_of_a_change(scene: Scene, how: st
                 consistent(scene)
                 as_desired(scene)
             after("the old state or the new one; whichever is wanted after the next look")
+        assert killed >= 10
+
+
+@pytest.mark.parametrize("how", ["runtime", "reload"])
+def test_an_agent_that_is_killed_at_any_effect_of_a_rollback(scene: Scene, how: str):
+    """A document whose checks fail is applied and killed on the way there, or on the way back."""
+    edge, port = scene.edge, free_port()
+    share = VERSIONS.index(scene.version)
+    with web("good", ready=True) as good, web("bad", ready=False) as bad, Zygote() as agents:
+
+        def state(address: str, **more: str) -> dict:
+            health = {"type": "http", "interval": "20ms", "fall": 1}
+            pool = {"proxy_protocol": "none", "health": health, "servers": {"only": {"address": address}}, **more}
+            return scene.state({"front": {"bind": [f"127.0.0.1:{port}"], "backend": "back"}}, {"back": pool})
+
+        fine, broken = state(good), state(bad, **({"balance": "first"} if how == "reload" else {}))
+        edge.live(fine)
+        turns = killed = 0
+        with scene.fault(f"the agent killed at each effect of a rollback, by {how}") as after:
+            while killed == turns:
+                number = 1 + share + turns * len(VERSIONS)
+                code = agents.run("--settings", edge.settings, "apply", edge.file(broken), kill_at=number)
+                assert code in (KILLED, 5), f"effect {number}: exit {code}"
+                turns, killed = turns + 1, killed + (code == KILLED)
+                edge.put(fine)
+                code = agents.run("--settings", edge.settings, "apply", kill_at=NEVER)
+                assert code == 0, f"after effect {number}: exit {code}"
+                consistent(scene)
+                as_desired(scene)
+                # A check of the bad address may end only now, and is then held against the good one until the next two.
+                until(lambda: page(port) == "good", f"effect {number}: the old server", 2)
+            after("the old state after the next look")
         assert killed >= 10
 
 

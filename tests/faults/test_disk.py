@@ -4,29 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
-from kit.edge import first_line
-from kit.left_out import leave_out
+from kit.edge import first_line, tmpfs
 from kit.servers import echo, free_port
 
 from agent.host.store import Store
 from tests.faults.conftest import Scene
 
 BLOCK = 4096
-
-
-@contextlib.contextmanager
-def tmpfs(folder: Path, options: str) -> Iterator[None]:
-    folder.mkdir(exist_ok=True)
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "edge", folder], check=False)
-    if mounted.returncode != 0:
-        leave_out("no tmpfs can be mounted here")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "-l", folder], check=True)
 
 
 def test_a_disk_that_is_full_at_each_write(root: None, scene: Scene):

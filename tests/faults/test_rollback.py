@@ -4,36 +4,37 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import socket
-import threading
+import subprocess
+import sys
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from kit.edge import connect, first_line
+from kit.edge import first_line
 from kit.servers import echo, free_port
+from kit.web import page, web
 
 from agent.model.desired import digest_of
 from tests.faults.conftest import Scene
 
+TRAP = """
+import socket
+with socket.create_server(("127.0.0.1", 0)) as server:
+    print(server.getsockname()[1], flush=True)
+    client, _ = server.accept()
+client.recv(1)  # until the agent hangs up
+"""
+
 
 @contextlib.contextmanager
 def answers_once() -> Iterator[int]:
-    """A server that takes one connection (the agent's, before the switch) and is dead from then on."""
-    with socket.create_server(("127.0.0.1", free_port())) as server:
-        port = int(server.getsockname()[1])
+    """A server that takes one connection (the agent's, before the switch) and is dead from then on.
 
-        def serve() -> None:
-            with contextlib.suppress(OSError):
-                server.accept()[0].close()
-            server.close()
-
-        thread = threading.Thread(target=serve, daemon=True)
-        thread.start()
-        yield port
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-            pass
-        thread.join()
+    In a process of its own: it must be dead before the switch, whatever the load does here.
+    """
+    with subprocess.Popen([sys.executable, "-c", TRAP], stdout=subprocess.PIPE, text=True) as trap:
+        assert trap.stdout is not None
+        yield int(trap.stdout.readline())
+        trap.kill()
 
 
 @pytest.mark.parametrize("how", ["runtime", "reload"])
@@ -53,38 +54,6 @@ def test_servers_that_die_at_the_switch_bring_the_old_state_back(scene: Scene, h
             assert (edge.folder / "state/haproxy.cfg").read_bytes() == config
             assert {first_line(port) for _ in range(10)} == {"old PROXY 127.0.0.1"}
             after("the old state, the file held")
-
-
-@contextlib.contextmanager
-def web(name: str, *, ready: bool) -> Iterator[str]:
-    """A web server whose `/` says whether it is ready. Yields its address."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200 if ready else 503)
-            self.end_headers()
-            self.wfile.write(name.encode())
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    class Server(ThreadingHTTPServer):
-        daemon_threads = True
-        block_on_close = False
-
-    with Server(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-        thread.start()
-        yield f"127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
-        thread.join()
-
-
-def page(port: int) -> str:
-    with connect(port) as one:
-        one.sendall(b"GET / HTTP/1.0\r\n\r\n")
-        with one.makefile("rb") as stream:
-            return stream.read().split(b"\r\n\r\n")[-1].decode()
 
 
 @pytest.mark.parametrize("how", ["runtime", "reload"])

@@ -12,13 +12,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-from kit.edge import Edge, connect, first_line, until
-from kit.left_out import leave_out
+from kit.edge import Edge, connect, first_line, tmpfs, until
 from kit.servers import EchoServer, echo, free_port
 
 from agent.host.store import Store
@@ -30,18 +28,6 @@ def state(port: int, server: EchoServer, **front: object) -> dict:
         "frontends": {"front": {"bind": [f"127.0.0.1:{port}"], "backend": "back", **front}},
         "backends": {"back": {"servers": {server.name: {"address": server.address}}, "health": {"interval": "100ms"}}},
     }
-
-
-@contextlib.contextmanager
-def tmpfs(folder: Path, options: str) -> Iterator[None]:
-    folder.mkdir(exist_ok=True)
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "edge", folder], check=False)
-    if mounted.returncode != 0:
-        leave_out("no tmpfs can be mounted here")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "-l", folder], check=True)
 
 
 def listeners(edge: Edge, port: int) -> list[int]:

@@ -20,6 +20,7 @@ from typing import Any, Self
 import psutil
 
 from agent.host.haproxy import HAProxy
+from kit.left_out import leave_out
 
 WAIT = 20.0
 IP_BIND_ADDRESS_NO_PORT = 24  # linux/in.h; Python has no name for it
@@ -194,6 +195,19 @@ def edge_in_folder(binary: Path, **haproxy: Any) -> Iterator[Edge]:
         yield edge
     finally:
         edge.close()
+
+
+@contextlib.contextmanager
+def tmpfs(folder: Path, options: str) -> Iterator[None]:
+    """A small file system of its own, as root."""
+    folder.mkdir(exist_ok=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "edge", folder], check=False)
+    if mounted.returncode != 0:
+        leave_out("no tmpfs can be mounted here")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
 
 
 class Load:

@@ -28,6 +28,7 @@ from agent.host.store import Store
 from agent.model.desired import Limits, digest_of
 from agent.model.render import CONFIG_TEMPLATE, Process
 from agent.ports import Ports
+from agent.survey import Survey
 
 
 @pytest.fixture
@@ -39,7 +40,8 @@ def proxy() -> FakeProxy:
 def story(tmp_path: Path, proxy: FakeProxy) -> Story:
     store = Store(tmp_path / "state", tmp_path / "run")
     store.prepare()
-    return Story(
+    ports = Ports(proxy=proxy, store=store, prober=FakeProber(), clock=Clock())
+    survey = Survey(
         file=Path("desired.yaml"),
         max_bytes=100_000,
         limits=Limits(),
@@ -47,8 +49,9 @@ def story(tmp_path: Path, proxy: FakeProxy) -> Story:
             socket=PurePosixPath("/s"), server_state=PurePosixPath("/st"), maxconn=10, hard_stop_after=1_000
         ),
         template=lambda: templates.load(CONFIG_TEMPLATE, ""),
-        ports=Ports(proxy=proxy, store=store, prober=FakeProber(), clock=Clock()),
+        ports=ports,
     )
+    return Story(survey=survey, ports=ports)
 
 
 def data(**servers: int) -> bytes:
@@ -283,10 +286,10 @@ def test_a_proposal_touches_nothing_and_counts_the_sessions(story: Story, proxy:
     story.converge(data(a=1))
     before = files(story)
     proxy.calls.clear()
-    proposal = story.propose(other(2))
+    proposal = story.survey.propose(other(2))
     assert (proposal.sessions, proxy.calls, files(story)) == (3, [], before)
     assert "+    maxconn 2" in proposal.diff
-    assert story.propose(data(a=1)).diff == ""
+    assert story.survey.propose(data(a=1)).diff == ""
 
 
 def test_a_hold_ends_with_the_document_it_is_for(story: Story, proxy: FakeProxy):

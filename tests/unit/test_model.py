@@ -199,8 +199,10 @@ def test_a_server_without_a_check_is_never_carried_over_as_down_for_nothing_woul
     unchecked = state(kept=2)
     unchecked["backends"]["kept"]["health"] = {"type": "none"}
     dump = HEAD + line("kept", "a", 0) + line("kept", "b", 0, admin=1)
-    # The operator's maintenance is kept; it ends in a server that is up.
-    assert serverstate.carried(dump, of(unchecked), of(unchecked)) == "1\n" + line("kept", "b", 2, admin=1)
+    # The operator's maintenance and weights are kept.
+    assert serverstate.carried(dump, of(unchecked), of(unchecked)) == "1\n" + line("kept", "a", 2) + line(
+        "kept", "b", 2, admin=1
+    )
 
 
 def test_a_server_that_is_enabled_again_is_looked_at_anew():

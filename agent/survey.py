@@ -1,0 +1,180 @@
+"""What is, what is wanted, and what stands between. Everything is asked here, and nothing is changed."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+from attrs import frozen
+
+from agent.errors import Finding, InvalidError, RefusedError, UsageError
+from agent.model import preflight
+from agent.model.desired import DesiredState, Limits, Parsed, parse
+from agent.model.generation import Generation, Quarantined
+from agent.model.observed import Observation
+from agent.model.plan import Committed, Plan, Reload, Unchanged, Wanted, diff, plan
+from agent.model.render import Config, Process, Template, render
+from agent.model.schema import Endpoint
+from agent.ports import Ports
+from agent.switch import KNOCK_SECONDS, Change
+
+
+@frozen(kw_only=True)
+class Proposal:
+    """What a converge would do now, and nothing done: the plan, haproxy.cfg and its difference, sessions at risk.
+
+    `sessions`: open now, and left to the replaced process until they end or hard-stop-after ends them. `losses`: why
+    it would be refused. `silent`: new servers that do not answer, as `backend/server`.
+    """
+
+    parsed: Parsed
+    plan: Plan
+    config: bytes
+    diff: str
+    sessions: int
+    quarantined: tuple[Quarantined, ...] = ()
+    losses: tuple[str, ...] = ()
+    silent: tuple[str, ...] = ()
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What people should know before it is done."""
+        silent = (
+            Finding(
+                f"backends.{name.replace('/', '.servers.', 1)}",
+                "does not answer: no client is sent there before it does",
+            )
+            for name in self.silent
+        )
+        remarks = () if isinstance(self.plan, Reload) else self.plan.remarks
+        return (*preflight.findings(self.quarantined), *silent, *remarks)
+
+
+@frozen(kw_only=True)
+class Survey:
+    """Reads documents, files, HAProxy and the servers. `file` names the desired state in messages."""
+
+    file: Path
+    max_bytes: int
+    limits: Limits
+    process: Process
+    template: Callable[[], Template]
+    ports: Ports
+
+    def read(self, data: bytes) -> Parsed:
+        """A document that somebody wants. Raises InvalidError."""
+        return _parsed(data, str(self.file), self.max_bytes, self.limits)
+
+    def reread(self, data: bytes) -> Parsed:
+        """A document that was taken once, whatever the limit is today. Raises InvalidError."""
+        return _parsed(data, str(self.file), max(self.max_bytes, len(data)), self.limits)
+
+    def document(self, number: int) -> Parsed | None:
+        """The document of a generation, None where this version of the agent cannot read it."""
+        data = self.ports.store.desired_of(number)
+        with contextlib.suppress(InvalidError):  # written by an agent with other rules
+            return self.reread(data)
+        return None
+
+    def live(self) -> tuple[Generation, DesiredState | None] | None:
+        """The live generation, and its whole state where this version of the agent can read it."""
+        live = self.ports.store.live()
+        if live is None:
+            return None
+        parsed = self.document(live.number)
+        return live, parsed.state if parsed else None
+
+    def committed(self) -> Committed | None:
+        """The live generation, as a plan needs it."""
+        live = self.ports.store.live()
+        if live is None:
+            return None
+        parsed, today = self.document(live.number), None
+        state = preflight.without(parsed.state, live.quarantined) if parsed else None
+        with contextlib.suppress(InvalidError, RefusedError, UsageError):  # told where the wanted one is rendered
+            today = _rendered(state, self.process, self.template()) if state else None
+        return Committed(
+            number=live.number,
+            loaded=live.loaded,
+            digest=live.digest,
+            config=self.ports.store.config_of(live.number),
+            state=state,
+            today=today,
+            quarantined=live.quarantined,
+        )
+
+    def seen(self) -> Observation | None:
+        """The running process in detail, None where none answers. Raises NoAnswerError for one that answers half."""
+        return None if self.ports.proxy.running() is None else self.ports.proxy.observe()
+
+    def change(self, parsed: Parsed, data: bytes, committed: Committed | None, seen: Observation | None) -> Change:
+        """Preflight: what `data` comes to on this host, now. Raises InvalidError and RefusedError of the template."""
+        live, prober = committed.state if committed else None, self.ports.prober
+        asked = preflight.questions(parsed.state, live=live, seen=seen, held=_held(committed, seen))
+        unbound = prober.unbound(asked.binds) if asked.binds else {}
+        reached = prober.reached(asked.servers, timeout=KNOCK_SECONDS) if asked.servers else frozenset()
+        quarantined = preflight.quarantine(parsed.state, unbound)
+        state = preflight.without(parsed.state, quarantined)
+        config = _rendered(state, self.process, self.template())
+        return Change(
+            committed=committed,
+            wanted=Wanted(digest=parsed.digest, state=state, config=config, quarantined=quarantined),
+            data=data,
+            seen=seen,
+            asked=asked,
+            reached=reached,
+            at_stake=preflight.stakes(live, seen, state),
+        )
+
+    def propose(self, data: bytes) -> Proposal:
+        """The plan for `data`, without a side effect. Raises InvalidError, RefusedError."""
+        parsed, committed, seen = self.read(data), self.committed(), self.seen()
+        change = self.change(parsed, data, committed, seen)
+        step, number = plan_of(change), self.ports.store.next_number()
+        config = change.wanted.config.stamped(digest=parsed.digest, generation=number)
+        return Proposal(
+            parsed=parsed,
+            plan=step,
+            config=config,
+            diff="" if isinstance(step, Unchanged) else diff(committed, config, number=number),
+            sessions=sum(one.sessions for one in seen.frontends) if isinstance(step, Reload) and seen else 0,
+            quarantined=change.wanted.quarantined,
+            losses=() if isinstance(step, Unchanged) else tuple(losses_of(change).values()),
+            silent=tuple("/".join(key) for key in sorted(change.down)),
+        )
+
+
+def plan_of(change: Change) -> Plan:
+    """The smallest step that makes a change."""
+    servers = change.seen.servers if change.seen else ()
+    return plan(change.committed, change.old, change.wanted, servers=servers, reached=change.reached)
+
+
+def losses_of(change: Change) -> dict[preflight.Stake, str]:
+    """What a change would take from those who serve now, with a sentence for each."""
+    return preflight.losses(change.at_stake, change.wanted.state, change.seen, change.asked, change.reached)
+
+
+def _held(committed: Committed | None, seen: Observation | None) -> Callable[[Endpoint], bool]:
+    """Which addresses the running process holds: sockets handed over by it need no bind (FACTS, HAProxy 1)."""
+    if seen is None:
+        return lambda _: False
+    if committed is None or committed.state is None:
+        return lambda _: True  # nobody knows: HAProxy itself will tell
+    if seen.process.generation not in (committed.number, committed.loaded):
+        return lambda _: True
+    bound = frozenset(endpoint for one in committed.state.frontends for endpoint in one.binds)
+    return bound.__contains__
+
+
+@functools.lru_cache(maxsize=4)
+def _parsed(data: bytes, file: str, max_bytes: int, limits: Limits) -> Parsed:
+    """Kept, because a resync looks at the same bytes again and again."""
+    return parse(data, file=file, max_bytes=max_bytes, limits=limits)
+
+
+@functools.lru_cache(maxsize=4)
+def _rendered(state: DesiredState, process: Process, template: Template) -> Config:
+    return render(state, process, template)
