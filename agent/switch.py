@@ -218,12 +218,13 @@ class Switch:
             return
         state, clock = change.wanted.state, self.ports.clock
         unproven = change.asked.unproven
-        intervals = {pool.name: pool.health.interval / 1000 for pool in state.backends}
+        # Until then a check that began before the move may be the last one that has ended.
+        old_news = {pool.name: (pool.health.interval + pool.health.timeout) / 1000 for pool in state.backends}
         begin = clock.monotonic()
         knocked: dict[Key, bool] | None = None
         while True:
             passed = clock.monotonic() - begin
-            stale = frozenset(key for key in unproven & known if passed < intervals[key[0]])
+            stale = frozenset(key for key in unproven & known if passed < old_news[key[0]])
             judged = verdict.judge(
                 change.at_stake, after, state=state, unproven=unproven, knocked=knocked or {}, stale=stale
             )
