@@ -52,6 +52,7 @@ class Story:
     burst: int = 1_000_000
     on_stage: Callable[[str], None] = field(default=lambda _: None)
     _pace: Pace = field(init=False)
+    _untended: set[int] = field(init=False, factory=set)  # generations that are not tended: the last try hurt
 
     @_pace.default
     def _make_pace(self) -> Pace:
@@ -74,7 +75,7 @@ class Story:
                 if isinstance(data, InvalidError):
                     raise data
                 told.parsed = self.survey.read(data)
-            self._refuse_held(told.parsed.digest)
+            self._refuse_held(told.parsed)
             return self._make_live(told, told.parsed, data, force=force)
         except LaterError:  # what runs is as it was, and serves
             raise
@@ -100,10 +101,12 @@ class Story:
             self._recover(told)
             with told.stage("load"):
                 told.parsed = self.survey.reread(data)
-            return self._make_live(told, told.parsed, data, force=False)
+            report = self._make_live(told, told.parsed, data, force=False)
         except AgentError as error:
             self.ports.store.set_hold(earlier)
             return self._failed(told, error)
+        self._lift_hold(told.digest, same=True)
+        return report
 
     # --- the steps
 
@@ -146,7 +149,7 @@ class Story:
         self._switch.reload(told, change, step)
 
     def _unchanged(self, told: Told, change: Change, step: Unchanged) -> Report:
-        self._switch.forget(step.leaving)
+        self._switch.forget(told, step.leaving)
         told.findings += step.remarks
         told.findings += self._shared(change.wanted.state)
         if step.record:
@@ -160,14 +163,23 @@ class Story:
             for endpoint, who in self.ports.prober.shared(ours)
         ]
 
-    def _lift_hold(self, digest: str | None) -> None:
-        """A hold ends with the document it is for: when that comes again, it is somebody's wish to try again."""
+    def _lift_hold(self, digest: str | None, *, same: bool = False) -> None:
+        """A hold ends with the document it is for: when that comes again, it is somebody's wish to try again.
+
+        `same`: it ends where it is for this document, which is live now.
+        """
         hold = self.ports.store.hold()
-        if hold is not None and digest is not None and hold.digest != digest:
+        if hold is not None and digest is not None and (hold.digest == digest) is same:
             self.ports.store.set_hold(None)
 
-    def _refuse_held(self, digest: str) -> None:
-        if (hold := self.ports.store.hold()) is not None and hold.digest == digest:
+    def _refuse_held(self, parsed: Parsed) -> None:
+        hold = self.ports.store.hold()
+        if hold is None or hold.digest != parsed.digest:
+            return
+        committed = self.survey.committed()
+        if committed is not None and committed.digest == parsed.digest and committed.as_today:
+            self.ports.store.set_hold(None)  # it is what is live: nothing would be applied that could hurt
+        else:
             raise SwitchError(f"held: {hold.reason}", remedy="what is live stays so until the desired state changes")
 
     def _previous(self) -> int:
@@ -221,13 +233,16 @@ class Story:
         parsed = self.survey.document(committed.number)
         running = self.ports.proxy.running()
         ours = running is not None and running.generation in (committed.number, committed.loaded)
-        if parsed is None or not ours or not committed.as_today:
+        if parsed is None or not ours or not committed.as_today or committed.number in self._untended:
             return
         aside = told.aside(committed.digest)
-        data = self.ports.store.desired_of(committed.number)
+        data, hold = self.ports.store.desired_of(committed.number), self.ports.store.hold()
         try:
             self._make_live(aside, parsed, data, force=False)
-        except AgentError:  # refused, paced or put back: the next resync looks again, unless it is broken now
+        except AgentError as error:  # refused, paced or put back: the next resync looks again
+            if isinstance(error, SwitchError):  # but does not hurt again for a document that nobody has asked for
+                self._untended.add(committed.number)
+                self.ports.store.set_hold(hold)
             running = self.ports.proxy.running()
             if running is None or aside.touched or not self._serves(committed, running, aside.tried):
                 self._switch.start(committed, running, was=parsed.state)
@@ -238,7 +253,11 @@ class Story:
         if parsed is None:
             self._switch.start(committed, None, was=None)
             return
-        change = self.survey.change(parsed, self.ports.store.desired_of(committed.number), committed, None)
+        try:
+            change = self.survey.change(parsed, self.ports.store.desired_of(committed.number), committed, None)
+        except (InvalidError, RefusedError, UsageError):  # of a template that came later: these bytes need none
+            self._switch.start(committed, None, was=None)
+            return
         if _places(change.wanted.quarantined) == _places(committed.quarantined):
             self._switch.start(committed, None, was=None, down=change.down)
             return
@@ -274,7 +293,7 @@ class Story:
             told.drift.append("process")
             try:
                 self._revive(told, committed)
-            except (SwitchError, RefusedError) as error:  # the document may still bring one that starts
+            except AgentError as error:  # the document may still bring one that starts
                 told.findings.append(Finding("haproxy", f"what was live does not start: {error}", "look at its log"))
 
     def _finish(self, number: int) -> Generation | None:
@@ -294,12 +313,12 @@ class Story:
         )
         with contextlib.suppress(InvalidError):  # the label, serial and quarantine are all that is lost
             state = self.survey.reread(desired).state
-            bound = config.decode(errors="replace")
+            bound = {tuple(line.split()[:2]) for line in config.decode(errors="replace").splitlines()}
             missing = tuple(
                 Quarantined(frontend=one.name, address=str(endpoint), reason="failed", detail="it was left out")
                 for one in state.frontends
                 for endpoint in one.binds
-                if f"    bind {endpoint}" not in bound
+                if ("bind", str(endpoint)) not in bound
             )
             live = evolve(live, name=state.name, serial=state.serial, quarantined=missing)
         store.swap(config)

@@ -161,10 +161,9 @@ def _held(committed: Committed | None, seen: Observation | None) -> Callable[[En
     """Which addresses the running process holds: sockets handed over by it need no bind (FACTS, HAProxy 1)."""
     if seen is None:
         return lambda _: False
-    if committed is None or committed.state is None:
-        return lambda _: True  # nobody knows: HAProxy itself will tell
-    if seen.process.generation not in (committed.number, committed.loaded):
-        return lambda _: True
+    known = committed is not None and seen.process.generation in (committed.number, committed.loaded)
+    if committed is None or committed.state is None or not known:
+        return lambda _: False  # nobody knows: the prober tells our own sockets from foreign ones
     bound = frozenset(endpoint for one in committed.state.frontends for endpoint in one.binds)
     return bound.__contains__
 

@@ -11,7 +11,7 @@ from collections.abc import Collection
 
 from attrs import frozen
 
-from agent.errors import NoAnswerError, Outcome, RefusedError, StoreError, SwitchError
+from agent.errors import CommandError, Finding, NoAnswerError, Outcome, RefusedError, StoreError, SwitchError
 from agent.model import serverstate, verdict
 from agent.model.desired import DesiredState, digest_of
 from agent.model.generation import Generation, Hold, Journal
@@ -90,7 +90,7 @@ class Switch:
             with told.stage("commit"):
                 self.commit(told, change, number, loaded=committed.loaded, reasons=step.reasons)
         told.touched = False
-        self.forget(step.leaving)
+        self.forget(told, step.leaving)
 
     def reload(self, told: Told, change: Change, step: Reload) -> None:
         """By a new process. Raises RefusedError (nothing was touched), SwitchError (undo it)."""
@@ -100,7 +100,7 @@ class Switch:
         with told.stage("check"):
             staged = store.stage(number, desired=change.data, config=config)
             with proxy.trying_out(staged, number):
-                self.hand_over(change.before, wanted.state, change.old, down=change.down)
+                self.hand_over(change.before, wanted.state, change.old, down=change.down, reached=change.reached)
         with told.stage("swap"):
             store.begin(Journal(before=change.committed.number if change.committed else None, after=number))
             store.swap(config)
@@ -157,11 +157,15 @@ class Switch:
         )
         self.ports.store.end()
 
-    def forget(self, leaving: Collection[Delete]) -> None:
+    def forget(self, told: Told, leaving: Collection[Delete]) -> None:
         """Delete servers whose last session has ended; what cannot be deleted yet is tried again at the next look."""
         for command in leaving:
-            with contextlib.suppress(NoAnswerError):  # it runs no more, and its leftovers with it
+            try:
                 self.ports.proxy.forget(command)
+            except NoAnswerError:  # it runs no more, and its leftovers with it
+                return
+            except CommandError as error:  # in maintenance it harms nobody
+                told.findings.append(Finding(f"backends.{command.backend}", str(error)))
 
     def put_back(self, error: SwitchError, change: Change) -> SwitchError | RefusedError:
         """The previous files again, and the document held. Returns what to report; the process comes after."""
@@ -200,13 +204,16 @@ class Switch:
         old: Running | None,
         *,
         down: Collection[Key],
+        reached: Collection[Key] = frozenset(),
     ) -> None:
         """What the old process knows of its servers, and who did not answer, for the next one."""
         dump = ""
         if old is not None:
             with contextlib.suppress(NoAnswerError):  # without it, new checks find out what is up
                 dump = self.ports.proxy.server_states()
-        known = serverstate.EMPTY if after is None else serverstate.carried(dump, before, after, down=down)
+        known = (
+            serverstate.EMPTY if after is None else serverstate.carried(dump, before, after, down=down, reached=reached)
+        )
         self.ports.store.write_server_state(known)
 
     def _verify(self, told: Told, change: Change, after: Observation, *, known: frozenset[Key]) -> None:

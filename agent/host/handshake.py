@@ -47,10 +47,13 @@ def _answered(doors: Iterable[Endpoint], timeout: float) -> set[Endpoint]:
 
 
 def _knock(door: Endpoint, selector: selectors.BaseSelector, found: set[Endpoint]) -> None:
-    one = socket.socket(socket.AF_INET6 if door.family == 6 else socket.AF_INET, socket.SOCK_STREAM)
-    one.settimeout(0)
-    one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    try:
+        one = socket.socket(socket.AF_INET6 if door.family == 6 else socket.AF_INET, socket.SOCK_STREAM)
+    except OSError:  # a host without IPv6, or without another file
+        return
     with contextlib.suppress(OSError):  # no route, no such address: it did not answer
+        one.settimeout(0)
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         code = one.connect_ex((door.host, door.port))
         if code in (errno.EINPROGRESS, errno.EWOULDBLOCK):
             selector.register(one, selectors.EVENT_WRITE, door)

@@ -166,7 +166,7 @@ class HAProxy:
         folder = self._stage_folder
         try:
             if folder.exists():  # of an agent that was killed while it rehearsed
-                for left in processes.started_on(folder / "c"):
+                for left in self._ours(folder / "c"):
                     _signal(left.pid, signal.SIGKILL)
                 shutil.rmtree(folder)
             folder.mkdir(mode=0o700)
@@ -214,7 +214,9 @@ class HAProxy:
         nothing proves nothing: `prove` does.
         """
         argv = [str(self.named_binary()), "-D", "-f", str(config), "-p", str(self.pid_file)]
-        ours = [one.pid for one in processes.started_on(config)]
+        ours = [one.pid for one in self._ours(config)]
+        if old is not None and ((now := self.running()) is None or now.pid != old.pid):
+            old = None  # it has died since it was looked at
         if old is not None:
             self._make_room([pid for pid in ours if pid != old.pid])
             # A dead -x socket is fatal to the start (FACTS, HAProxy 4); `old` just answered on this one.
@@ -240,11 +242,14 @@ class HAProxy:
             )
             _signal(pid, signal.SIGTERM)
 
+    def _ours(self, config: Path) -> tuple[processes.Process, ...]:
+        return processes.started_on(config, programs=self.state / "bin")
+
     def _retire(self, pid: int, config: Path) -> None:
         """See that a process told to finish gives up its listeners; one that hangs cannot, and is ended."""
         deadline = time.monotonic() + _STUBBORN_SECONDS
         while any(one.pid == pid for one in listeners.listeners()):
-            if time.monotonic() > deadline and any(one.pid == pid for one in processes.started_on(config)):
+            if time.monotonic() > deadline and any(one.pid == pid for one in self._ours(config)):
                 _log.warning("ending HAProxy process %d: it was told to finish and still listens", pid)
                 _signal(pid, signal.SIGKILL)
                 return

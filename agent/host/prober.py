@@ -58,4 +58,4 @@ class HostProber:
         return handshake.reached(servers, timeout=timeout)
 
     def _ours(self) -> frozenset[int | None]:
-        return frozenset(one.pid for one in processes.started_on(self.config))
+        return frozenset(one.pid for one in processes.started_on(self.config, programs=self.config.parent / "bin"))

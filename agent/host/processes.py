@@ -29,12 +29,15 @@ class Process:
     started: float
 
 
-def started_on(config: Path) -> tuple[Process, ...]:
-    """All live processes whose command line says `-f CONFIG`, oldest first: the serving one and those draining."""
+def started_on(config: Path, *, programs: Path) -> tuple[Process, ...]:
+    """All live processes of a program in the folder `programs` that were started on `config`, oldest first.
+
+    The serving one and those draining; not somebody who reads the file, `tail -f CONFIG`.
+    """
     found = [
         Process(pid, started)
         for pid, started, words in _command_lines()
-        if ("-f", str(config)) in itertools.pairwise(words) and "-c" not in words
+        if words and Path(words[0]).parent == programs and ("-f", str(config)) in itertools.pairwise(words)
     ]
     return tuple(sorted(found, key=lambda one: (one.started, one.pid)))
 
@@ -42,7 +45,8 @@ def started_on(config: Path) -> tuple[Process, ...]:
 def alive(pid: int) -> bool:
     """Whether a process runs; one that ended and was not reaped does not (without psutil: it counts as running)."""
     if psutil is None:
-        return pid in {found for found, _, _ in _command_lines()}
+        known = {found for found, _, _ in _command_lines()}
+        return pid in known or not known
     with contextlib.suppress(psutil.Error):
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     return False
@@ -67,14 +71,17 @@ def _command_lines() -> list[tuple[int, float, list[str]]]:
             with contextlib.suppress(psutil.Error):
                 found.append((process.pid, process.create_time(), process.cmdline()))
         return found
-    done = subprocess.run(  # fixed words
-        ["/bin/ps", "-axww", "-o", "pid=", "-o", "etimes=", "-o", "args="],
-        capture_output=True,
-        text=True,
-        errors="replace",
-        timeout=10,
-        check=False,
-    )
+    try:
+        done = subprocess.run(  # fixed words
+            ["/bin/ps", "-axww", "-o", "pid=", "-o", "etimes=", "-o", "args="],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=10,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):  # neither psutil nor ps: nothing is known
+        return []
     now = time.time()
     lines = [line.split() for line in done.stdout.splitlines()]
     return [

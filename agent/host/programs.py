@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import IO
 
 from attrs import frozen
@@ -52,10 +54,17 @@ class Program:
         return Said(code, f"{self.said}\nno end after {SECONDS:.0f} s" if late else self.said)
 
 
+def _scratch() -> IO[bytes]:
+    try:
+        return tempfile.TemporaryFile()
+    except OSError:  # no folder to write in: what it says is lost, but HAProxy must start all the same
+        return Path(os.devnull).open("w+b")
+
+
 @contextlib.contextmanager
 def started(argv: Sequence[str]) -> Iterator[Program]:
     """Start a program; whatever happens, it has ended afterwards. Raises UsageError where it cannot be started."""
-    with tempfile.TemporaryFile() as talk:
+    with _scratch() as talk:
         try:
             child = subprocess.Popen(  # noqa: S603  # an argument list, no shell; paths are the administrator's
                 argv,

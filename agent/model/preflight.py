@@ -147,7 +147,7 @@ def stakes(live: DesiredState | None, seen: Observation | None, wanted: DesiredS
     """What is at stake in going from `live`, as it is `seen`, to `wanted`. A backend already down blocks nothing."""
     if live is None or seen is None:
         return ()
-    serving = {one.backend for one in seen.servers if one.up}
+    serving = {one.backend for one in seen.servers if one.up and one.weight > 0}
     is_open = {one.name for one in seen.frontends if one.open}
     before = {one.name: one for one in live.frontends}
     found = []

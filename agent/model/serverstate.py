@@ -17,7 +17,7 @@ from agent.model.schema import HealthType
 EMPTY = "1\n"
 """A server-state file that knows nothing (its format's version; without a file HAProxy 2.6 warns)."""
 
-_BACKEND, _NAME, _ADDRESS, _OPERATIONAL, _ADMIN = 1, 3, 4, 5, 6
+_BACKEND, _NAME, _ADDRESS, _OPERATIONAL, _WEIGHT, _INITIAL_WEIGHT = 1, 3, 4, 5, 7, 8
 _CHECK_STATUS, _CHECK_RESULT, _PORT, _CHECK_PORT = 10, 11, 18, 21
 _RUNNING = "2"
 _NOT_YET, _UNKNOWN = "1", "0"  # of a check: its status (HCHK_STATUS_INI) and its result (HAProxy, check-t.h)
@@ -25,17 +25,25 @@ _NOT_YET, _UNKNOWN = "1", "0"  # of a check: its status (HCHK_STATUS_INI) and it
 Pair = tuple[Backend, Server]
 
 
-def carried(dump: str, before: DesiredState | None, after: DesiredState, *, down: Collection[Key] = frozenset()) -> str:
+def carried(
+    dump: str,
+    before: DesiredState | None,
+    after: DesiredState,
+    *,
+    down: Collection[Key] = frozenset(),
+    reached: Collection[Key] = frozenset(),
+) -> str:
     """The lines of `dump` that hold for `after`, and one for each server that is `down`.
 
-    `before`: the state the dump was made of, None if unknown. `down`: servers that must start as down.
+    `before`: the state the dump was made of, None if unknown. `down`: servers that must start as down. `reached`:
+    those that have answered just now.
     """
     old, new = _pairs(before), _pairs(after)
     lines = [_down(key, new[key][1]) for key in sorted(down) if key in new]
     for words in (line.split(" ") for line in dump.splitlines() if not line.startswith("#")):
-        key = (words[_BACKEND], words[_NAME]) if len(words) > _ADMIN else None
+        key = (words[_BACKEND], words[_NAME]) if len(words) > _INITIAL_WEIGHT else None
         if key is not None and key in old and key in new and key not in down:
-            lines += _kept(words, old[key], new[key])
+            lines += _kept(words, old[key], new[key], answered=key in reached)
     return EMPTY + "".join(f"{line}\n" for line in lines)
 
 
@@ -47,21 +55,28 @@ def _pairs(state: DesiredState | None) -> dict[Key, Pair]:
     )
 
 
-def _kept(words: list[str], before: Pair, after: Pair) -> Iterator[str]:
+def _kept(words: list[str], before: Pair, after: Pair, *, answered: bool) -> Iterator[str]:
     (old_pool, old), (new_pool, new) = before, after
     if old.address != new.address or old.disabled or new.disabled:
         return
+    # HAProxy takes the weight from here where the initial one is that of the file: one that was set by hand stays, one
+    # that the old document said does not.
+    words = [*words]
+    words[_INITIAL_WEIGHT] = str(new.weight)
+    if old.weight != new.weight:
+        words[_WEIGHT] = str(new.weight)
     if len(words) > _CHECK_PORT:
         if (words[_ADDRESS], words[_PORT]) != (new.address.host, str(new.address.port)):
             return  # moved by hand; HAProxy would take the address from this line
         # HAProxy restores it where the new file names no port, and would go on checking the old one (M: 2.6, 2.8, 3.0).
-        words = [*words[:_CHECK_PORT], "0", *words[_CHECK_PORT + 1 :]]
+        words[_CHECK_PORT] = "0"
         if (old_pool.health, old_pool.proxy_protocol) != (new_pool.health, new_pool.proxy_protocol):
             # What another check found is no finding of this one; HAProxy would show it as such.
             words[_CHECK_STATUS], words[_CHECK_RESULT] = _NOT_YET, _UNKNOWN
-    if HealthType.NONE in (new_pool.health.type, old_pool.health.type):
-        # Without checks nothing would ever bring up a server that is carried over as down.
-        words = [*words[:_OPERATIONAL], _RUNNING, *words[_ADMIN:]]
+    unchecked, was_checked = new_pool.health.type is HealthType.NONE, old_pool.health.type is not HealthType.NONE
+    if unchecked and (was_checked or answered):
+        # Nothing but this agent brings up a server without a check, and only one that it has taken down itself.
+        words[_OPERATIONAL] = _RUNNING
     yield " ".join(words)
 
 

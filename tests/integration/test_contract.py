@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 
 import pytest
@@ -113,3 +115,23 @@ def test_a_server_with_a_session_is_not_deleted_and_that_is_no_failure(edge: Edg
         until(lambda: haproxy.forget(Delete("back", "a")), "it is deleted after its last session")
         with pytest.raises(CommandError, match=r"No such server\."):
             haproxy.forget(Delete("back", "a"))
+
+
+def test_a_process_that_died_since_it_was_looked_at_is_replaced_by_a_cold_start(edge: Edge):
+    """A dead -x socket is fatal to the start (FACTS, HAProxy 4)."""
+    with echo("a") as a:
+        port = free_port()
+        edge.live(
+            {
+                "version": 1,
+                "frontends": {"front": {"bind": [f"127.0.0.1:{port}"], "backend": "back"}},
+                "backends": {"back": {"servers": {"a": {"address": a.address}}}},
+            }
+        )
+        haproxy = edge.haproxy
+        old = haproxy.running()
+        assert old is not None
+        os.kill(old.pid, signal.SIGKILL)
+        until(lambda: haproxy.running() is None, "it is gone")
+        haproxy.switch(edge.folder / "state/haproxy.cfg", old)
+        haproxy.prove(1, frozenset({"front"}), None)

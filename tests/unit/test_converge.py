@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import pytest
 from attrs import evolve
@@ -26,6 +27,7 @@ from agent.errors import (
 from agent.host import templates
 from agent.host.store import Store
 from agent.model.desired import Limits, digest_of
+from agent.model.observed import Running
 from agent.model.render import CONFIG_TEMPLATE, Process
 from agent.ports import Ports
 from agent.survey import Survey
@@ -606,3 +608,72 @@ def test_a_rollback_that_is_refused_leaves_the_hold_as_it_was(story: Story, prox
     proxy.fail["try_out"] = raising(RefusedError("no"))
     assert story.rollback(None, other(2)).outcome is Outcome.REFUSED
     assert story.ports.store.hold() is None
+
+
+# --- what must go on whatever else is wrong
+
+
+def broken_template() -> Any:
+    raise InvalidError("haproxy.cfg.j2", (Violation((), "broken", 1),))
+
+
+def test_haproxy_that_is_gone_is_started_even_if_the_template_is_broken(story: Story, proxy: FakeProxy):
+    story.converge(data(a=1))
+    proxy.now = None
+    spoiled = evolve(story, survey=evolve(story.survey, template=broken_template))
+    assert spoiled.converge(data(a=1)).outcome is Outcome.INVALID
+    assert proxy.now is not None
+    assert proxy.now.generation == 1
+
+
+def test_a_tended_state_that_does_not_start_hurts_once_and_the_hold_stays(story: Story, proxy: FakeProxy):
+    prober(story).busy["192.0.2.1:1001"] = "in use"
+    story.converge(data(a=1, b=1))
+    proxy.fail["prove"] = raising(SwitchError("died"), times=1)
+    assert story.converge(other(5)).outcome is Outcome.ROLLED_BACK
+    held = story.ports.store.hold()
+    # The address can be bound, says the test-bind; HAProxy does not start with it all the same.
+    prober(story).busy.clear()
+    proxy.fail["try_out"] = lambda: proxy.fail.update(prove=raising(SwitchError("permission denied"), times=1))
+    for _ in range(3):
+        assert story.converge(other(5)).outcome is Outcome.ROLLED_BACK
+        assert story.ports.store.hold() == held
+        assert proxy.now is not None
+        assert proxy.now.generation == 1
+    assert [call for call in proxy.calls if call == "try_out"] == ["try_out"] * 3  # two that committed, one that hurt
+
+
+def test_a_process_of_an_unknown_generation_does_not_switch_quarantine_off(story: Story, proxy: FakeProxy):
+    proxy.now = Running(pid=1, version="2.8", uptime=1, generation=77)
+    prober(story).busy["192.0.2.1:1001"] = "in use, by nginx (pid 7)"
+    assert story.converge(data(a=1, b=1)).outcome is Outcome.DEGRADED
+    assert proxy.frontends == ["a"]
+
+
+def test_a_rollback_of_a_rollback_holds_nothing(story: Story, proxy: FakeProxy):
+    story.converge(data(a=1))
+    story.converge(other(2))
+    story.rollback(None, other(2))
+    assert story.rollback(None, other(2)).outcome is Outcome.COMMITTED
+    assert story.ports.store.hold() is None
+    assert story.converge(other(2)).outcome is Outcome.UNCHANGED
+
+
+def test_a_hold_of_what_is_live_ends_when_the_settings_are_put_right(story: Story, proxy: FakeProxy):
+    story.converge(data(a=1))
+    wrong = evolve(story, survey=evolve(story.survey, process=evolve(story.survey.process, maxconn=99)))
+    proxy.fail["prove"] = raising(SwitchError("died"), times=1)
+    assert wrong.converge(data(a=1)).outcome is Outcome.ROLLED_BACK
+    assert wrong.converge(data(a=1)).outcome is Outcome.ROLLED_BACK
+    assert story.converge(data(a=1)).outcome is Outcome.UNCHANGED
+    assert story.ports.store.hold() is None
+
+
+def test_a_leftover_that_haproxy_does_not_delete_is_a_finding(story: Story, proxy: FakeProxy):
+    story.converge(data(a=2))
+    proxy.fail["forget"] = raising(CommandError("HAProxy answered `del server a/b` with: no"))
+    report = story.converge(data(a=1))
+    assert (report.outcome, report.plan) == (Outcome.COMMITTED, "runtime")
+    report = story.converge(data(a=1))
+    assert (report.outcome, report.generation) == (Outcome.UNCHANGED, 2)
+    assert "del server a/b" in report.findings[-1].message

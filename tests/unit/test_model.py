@@ -179,8 +179,8 @@ def test_durations_are_milliseconds_and_are_written_in_their_largest_unit(text, 
 HEAD = "1\n# be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state srv_uweight\n"
 
 
-def line(pool: str, name: str, operational: int, admin: int = 0) -> str:
-    return f"3 {pool} 1 {name} 198.51.100.1 {operational} {admin} 1\n"
+def line(pool: str, name: str, operational: int, admin: int = 0, weight: int = 1, initial: int = 1) -> str:
+    return f"3 {pool} 1 {name} 198.51.100.1 {operational} {admin} {weight} {initial}\n"
 
 
 def test_what_is_still_the_same_server_is_carried_over_and_nothing_else():
@@ -188,21 +188,35 @@ def test_what_is_still_the_same_server_is_carried_over_and_nothing_else():
     after["backends"]["kept"]["servers"]["b"]["address"] = "198.51.100.77:1"
     after["backends"]["kept"]["servers"]["c"]["weight"] = 9
     dump = HEAD + line("kept", "a", 0) + line("kept", "b", 0) + line("kept", "c", 2) + line("gone", "a", 0) + "\n"
-    assert serverstate.carried(dump, before, of(after)) == "1\n" + line("kept", "a", 0) + line("kept", "c", 2)
+    assert serverstate.carried(dump, before, of(after)) == "1\n" + line("kept", "a", 0) + line(
+        "kept", "c", 2, weight=9, initial=9
+    )
 
 
 def test_without_knowing_what_it_was_nothing_is_carried_over():
     assert serverstate.carried(HEAD + line("kept", "a", 0), None, of(state(kept=1))) == "1\n"
 
 
-def test_a_server_without_a_check_is_never_carried_over_as_down_for_nothing_would_bring_it_up():
-    unchecked = state(kept=2)
+def test_a_weight_that_was_set_by_hand_stays_and_one_that_the_document_had_does_not():
+    """HAProxy restores the weight where the initial one is that of the file (M: all three)."""
+    before, after = state(kept=2), state(kept=2)
+    before["backends"]["kept"]["servers"]["a"]["weight"] = 0  # by a document that is being put back
+    after["backends"]["kept"]["servers"]["a"]["weight"] = 10
+    dump = line("kept", "a", 2, weight=0, initial=10) + line("kept", "b", 2, weight=77, initial=5)
+    assert serverstate.carried(dump, of(before), of(after)) == "1\n" + line(
+        "kept", "a", 2, weight=10, initial=10
+    ) + line("kept", "b", 2, weight=77, initial=1)
+
+
+def test_a_server_without_a_check_stays_down_until_it_has_answered_and_never_for_another_check():
+    unchecked = state(kept=3)
     unchecked["backends"]["kept"]["health"] = {"type": "none"}
-    dump = HEAD + line("kept", "a", 0) + line("kept", "b", 0, admin=1)
-    # The operator's maintenance and weights are kept.
-    assert serverstate.carried(dump, of(unchecked), of(unchecked)) == "1\n" + line("kept", "a", 2) + line(
-        "kept", "b", 2, admin=1
-    )
+    dump = line("kept", "a", 0) + line("kept", "b", 0, admin=1) + line("kept", "c", 0)
+    # The operator's maintenance is kept as well.
+    assert serverstate.carried(dump, of(unchecked), of(unchecked), reached={("kept", "c")}) == "1\n" + line(
+        "kept", "a", 0
+    ) + line("kept", "b", 0, admin=1) + line("kept", "c", 2)
+    assert serverstate.carried(line("kept", "a", 0), of(state(kept=1)), of(unchecked)) == "1\n" + line("kept", "a", 2)
 
 
 def test_a_server_that_is_enabled_again_is_looked_at_anew():

@@ -6,6 +6,7 @@ import json
 from pathlib import PurePosixPath
 
 import pytest
+from attrs import evolve
 from kit.states import state
 
 from agent.model import preflight, serverstate
@@ -141,6 +142,8 @@ def test_what_did_not_serve_blocks_nothing_and_a_new_frontend_neither():
     assert preflight.stakes(of(before), seen("a/a", a="DOWN"), of(after)) == ()
     assert preflight.stakes(of(before), seen("a/a", closed=("a",)), of(after)) == ()
     assert [one.frontend for one in preflight.stakes(of(before), seen("a/a"), of(after))] == ["a"]
+    idle = evolve(seen("a/a"), servers=tuple(evolve(one, weight=0) for one in seen("a/a").servers))
+    assert preflight.stakes(of(before), idle, of(after)) == ()  # nobody is sent to weight 0
     assert preflight.stakes(None, None, of(after)) == ()
 
 
@@ -165,8 +168,6 @@ def test_a_frontend_that_is_routed_elsewhere_needs_a_server_there():
 
 
 def evolve_down(now: Observation, pool: str) -> Observation:
-    from attrs import evolve
-
     servers = tuple(evolve(one, status="DOWN") if one.backend == pool else one for one in now.servers)
     return evolve(now, servers=servers)
 

@@ -1,0 +1,141 @@
+"""What the host's own edges do when the other side is not what it should be."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from agent.errors import NoAnswerError
+from agent.host import handshake, listeners, processes, programs
+from agent.host.runtime import StatsSocket
+from agent.model.schema import Endpoint
+
+INFO = b"Version: 2.8.0\nPid: 7\nUptime_sec: 1\ndescription: edgeagent generation 3\n\n"
+HEAD = b"# pxname,svname,scur,stot,status,weight,bck,check_status,addr,uweight,type,\n"
+ROWS = b"f,FRONTEND,1,2,OPEN,,,,,,0,\nb,a,0,0,UP,1,0,L4OK,192.0.2.1:25,1,2,\n\n"
+
+
+@pytest.fixture
+def answering() -> Iterator[tuple[list[bytes], StatsSocket]]:
+    """A socket that says what it is given, and hangs up."""
+    answers: list[bytes] = []
+    folder = Path(tempfile.mkdtemp(prefix="edge-"))
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(folder / "s"))
+        server.listen()
+
+        def serve() -> None:
+            while True:
+                client, _ = server.accept()
+                with client:
+                    if client.recv(1_000) == b"end\n":
+                        return
+                    client.sendall(answers[0])
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield answers, StatsSocket(folder / "s")
+        StatsSocket(folder / "s").ask("end")
+        thread.join()
+
+
+def test_an_answer_that_is_cut_short_anywhere_is_no_answer(answering: tuple[list[bytes], StatsSocket]):
+    answers, stats = answering
+    whole = INFO + HEAD + ROWS
+    answers[:] = [whole]
+    assert [one.name for one in stats.observe().servers] == ["a"]
+    for length in range(len(INFO) + len(HEAD) - 10):
+        answers[:] = [whole[:length]]
+        with pytest.raises(NoAnswerError):
+            stats.observe()
+        with pytest.raises(NoAnswerError):
+            stats.glance()
+
+
+def test_a_host_without_ipv6_reaches_no_ipv6_server_and_the_others(monkeypatch: pytest.MonkeyPatch):
+    class Without(socket.socket):
+        def __init__(self, family: int = socket.AF_INET, *more: int) -> None:
+            if family == socket.AF_INET6:
+                raise OSError(97, "Address family not supported by protocol")
+            super().__init__(family, *more)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setattr(handshake.socket, "socket", Without)
+        doors = {("b", "six"): [Endpoint(6, "::1", 1)], ("b", "four"): [Endpoint(4, *server.getsockname())]}
+        assert handshake.reached(doors, timeout=1) == {("b", "four")}
+
+
+def test_hundreds_of_servers_are_asked_side_by_side_and_no_longer_than_the_bound():
+    with socket.create_server(("127.0.0.1", 0), backlog=1_000) as server:
+        good = {("b", str(n)): [Endpoint(4, *server.getsockname())] for n in range(500)}
+        assert len(handshake.reached(good, timeout=5)) == 500
+
+
+def test_somebody_who_reads_our_file_is_none_of_our_processes(tmp_path: Path):
+    config = tmp_path / "haproxy.cfg"
+    config.touch()
+    words = [sys.executable, "-c", "import sys; sys.stdin.read()", "-f", str(config)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE) as reader:
+        assert processes.started_on(config, programs=tmp_path / "bin") == ()
+        found = processes.started_on(config, programs=Path(sys.executable).parent)
+        assert [one.pid for one in found] == [reader.pid]
+        assert reader.stdin is not None
+        reader.stdin.close()
+
+
+def test_a_program_is_run_even_where_nothing_can_be_written(monkeypatch: pytest.MonkeyPatch):
+    def full() -> None:
+        raise FileNotFoundError(2, "no usable temporary directory")
+
+    monkeypatch.setattr(programs.tempfile, "TemporaryFile", full)
+    assert programs.talk(["/bin/sh", "-c", "exit 3"]).code == 3
+
+
+def test_without_psutil_and_ps_nothing_is_known_and_nothing_is_taken_for_dead(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(processes, "psutil", None)
+
+    def nothing(*_: object, **__: object) -> None:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(processes.subprocess, "run", nothing)
+    assert processes.alive(1)
+    assert processes.started_on(Path("/x"), programs=Path("/y")) == ()
+
+
+def test_listeners_are_read_from_sockstat_as_freebsd_prints_it():
+    """FreeBSD cannot be had here: the text is that of its manual's example."""
+    text = (
+        "USER     COMMAND    PID   FD  PROTO  LOCAL ADDRESS         FOREIGN ADDRESS\n"
+        "root     nginx      812   6   tcp4   *:443                 *:*\n"
+        "root     nginx      812   7   tcp6   *:443                 *:*\n"
+        "www      edge-hapr  99    5   tcp4   10.0.20.1:25          *:*\n"
+        "root     sshd       700   3   tcp46  *:22                  *:*\n"
+        "www      edge-hapr  99    8   tcp6   2001:db8:1::2:25      *:*\n"
+    )
+    assert [str(one.endpoint) + " " + str(one) for one in listeners._from_sockstat(text)] == [
+        "0.0.0.0:443 nginx (pid 812)",
+        "[::]:443 nginx (pid 812)",
+        "10.0.20.1:25 edge-hapr (pid 99)",
+        "0.0.0.0:22 sshd (pid 700)",
+        "[::]:22 sshd (pid 700)",
+        "[2001:db8:1::2]:25 edge-hapr (pid 99)",
+    ]
+
+
+def test_this_hosts_own_listeners_are_found_with_their_program():
+    with (
+        socket.create_server(("127.0.0.1", 0)) as four,
+        socket.create_server(("::1", 0), family=socket.AF_INET6) as six,
+    ):
+        found = {str(one.endpoint): one for one in listeners.listeners()}
+        for server, host in ((four, "127.0.0.1"), (six, "[::1]")):
+            one = found[f"{host}:{server.getsockname()[1]}"]
+            assert one.pid is not None
+            assert one.program.startswith("python")
