@@ -19,6 +19,7 @@ TEST = [
     "hypothesis>=6.100",
     "import-linter>=2",
     "mypy>=1.10",
+    "proxy-protocol>=0.11",
     "psutil>=6",
     "pytest>=8",
     "ruff>=0.6",

@@ -260,6 +260,35 @@ def rollback(settings_file: Path | None, generation: int | None) -> None:
     _end(report)
 
 
+@main.command(epilog="Example: agent echo --listen 10.0.20.101:2525")
+@click.option("--listen", required=True, metavar="ADDR:PORT", help="Where; an IPv6 address in brackets.")
+def echo(listen: str) -> None:
+    """A listener that demands PROXY v2 and answers each client with the address it was told of.
+
+    Put it behind a frontend in place of the mail server: a client that reads its own address there has proved the
+    whole path. Health checks read LOCAL. Until Ctrl-C; needs no settings and no HAProxy.
+    """
+    import asyncio
+
+    from agent.host.echo import listening
+    from agent.model.schema import endpoint
+
+    try:
+        address = endpoint(listen)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--listen") from None
+
+    async def serve() -> None:
+        async with listening(address, click.echo) as where:
+            click.echo(f"listening on {where}; every client must send a PROXY v2 header. Ctrl-C ends it.", err=True)
+            await asyncio.Event().wait()
+
+    try:
+        asyncio.run(serve())
+    except KeyboardInterrupt:
+        click.echo("ended", err=True)
+
+
 @main.command(epilog="Example: agent demo --stay")
 @click.option("--stay", is_flag=True, help="Keep it up to play with, until Ctrl-C.")
 def demo(*, stay: bool) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ipaddress
 import struct
 
+from attrs import frozen
+
 from agent.model.schema import Endpoint, ProxyProtocol
 
 SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
@@ -29,3 +31,47 @@ def header(version: ProxyProtocol, source: Endpoint, destination: Endpoint) -> b
     addresses = b"".join(ipaddress.ip_address(one.host).packed for one in (source, destination))
     body = addresses + struct.pack("!HH", source.port, destination.port)
     return SIGNATURE + struct.pack("!BBH", _PROXY, _TCP[source.family], len(body)) + body
+
+
+LONGEST = 16 + 216 + 1_024
+"""Bytes of the longest v2 header that is read: the fixed part, two unix addresses, and some extensions (TLVs)."""
+
+
+@frozen(kw_only=True)
+class Told:
+    """What a v2 header says. `client` None: LOCAL, a health check of the proxy itself."""
+
+    client: Endpoint | None
+    destination: Endpoint | None
+    length: int
+
+
+def parse(data: bytes) -> Told | None:
+    """The v2 header at the beginning of `data`; None where more bytes are needed to tell.
+
+    Raises ValueError where it is no v2 header, or one of a family that names no address and port.
+    """
+    if not data.startswith(SIGNATURE[: len(data)]):
+        raise ValueError("this does not begin with a PROXY v2 header")
+    if len(data) < 16:
+        return None
+    command, family, size = struct.unpack("!BBH", data[12:16])
+    if command >> 4 != 2 or command & 0xF > 1:
+        raise ValueError(f"a PROXY header of version {command >> 4}, command {command & 0xF}")
+    if 16 + size > LONGEST:
+        raise ValueError(f"a PROXY header of {16 + size:,} bytes; at most {LONGEST:,} are read")
+    if len(data) < 16 + size:
+        return None
+    if command & 0xF == 0:
+        return Told(client=None, destination=None, length=16 + size)
+    width = {0x11: 4, 0x21: 16}.get(family)
+    if width is None or size < 2 * width + 4:
+        raise ValueError(f"a PROXY header of address family 0x{family:02x} with {size} bytes")
+    body = data[16 : 16 + size]
+    ports = struct.unpack("!HH", body[2 * width : 2 * width + 4])
+    hosts = (body[:width], body[width : 2 * width])
+    source, destination = (
+        Endpoint(4 if width == 4 else 6, str(ipaddress.ip_address(host)), port)
+        for host, port in zip(hosts, ports, strict=True)
+    )
+    return Told(client=source, destination=destination, length=16 + size)

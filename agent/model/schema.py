@@ -229,7 +229,8 @@ def _ip(text: str) -> tuple[int, str]:
     return found.version, str(found)
 
 
-def _endpoint(value: object) -> Endpoint:
+def endpoint(value: object) -> Endpoint:
+    """`192.0.2.1:25` or `[2001:db8::1]:25`. Raises ValueError."""
     found = _ENDPOINT.fullmatch(value) if isinstance(value, str) else None
     if found is None or (port := int(found[3])) > MAX_PORT:
         hint = ""
@@ -305,7 +306,7 @@ SCALARS: dict[object, Hook] = {
         r"/[A-Za-z0-9._~/=&?+:@%,;-]{0,254}", 'a path, such as "/readyz", of at most 255 plain characters'
     ),
     HttpHost: _http_host,
-    Endpoint: _endpoint,
+    Endpoint: endpoint,
 }
 
 CONVERTER = structure.converter(SCALARS)
