@@ -260,6 +260,49 @@ def rollback(settings_file: Path | None, generation: int | None) -> None:
     _end(report)
 
 
+@main.command(epilog="Example: agent probe smtp --client 198.51.100.7")
+@click.argument("backends", nargs=-1, metavar="[BACKEND]...")
+@click.option("--client", metavar="ADDRESS", help="Whom the header names, to be found in the server's log.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+@click.pass_obj
+def probe(settings_file: Path | None, backends: tuple[str, ...], client: str | None, *, as_json: bool) -> None:
+    """Does each server speak PROXY? One connection each, by the desired state; touches nothing.
+
+    Without --client the header carries a true source, an address of this host. Exit 4 when a server that would be
+    sent a header provably does not take one.
+    """
+    from attrs import asdict
+
+    from agent.compose import read
+    from agent.host.handshake import ask
+    from agent.model import handshake
+    from agent.model.desired import parse
+    from agent.model.schema import endpoint
+    from agent.view import tables
+
+    settings = _settings(settings_file)
+    state = parse(read(settings.desired, settings), file=str(settings.desired), max_bytes=settings.sync.max_bytes).state
+    if unknown := sorted(set(backends) - {one.name for one in state.backends}):
+        raise click.BadParameter(f"there is no backend {', '.join(unknown)}", param_hint="BACKEND")
+    try:
+        named = endpoint(f"[{client}]:40000" if ":" in client else f"{client}:40000") if client else None
+    except ValueError:
+        raise click.BadParameter(f"{client} is no IP address", param_hint="--client") from None
+    asked = handshake.questions(state, backends, named)
+    found = ask(asked)
+    if as_json:
+        _print_json(
+            [
+                {"backend": one.key[0], "server": one.key[1], "address": str(one.address), **asdict(found[one.key])}
+                for one in asked
+            ]
+        )
+    else:
+        click.echo(tables.handshakes(asked, found), nl=False)
+    if any(handshake.mismatch(one.version, found[one.key].result) for one in asked):
+        sys.exit(ExitCode.REFUSED)
+
+
 @main.command(epilog="Example: agent echo --listen 10.0.20.101:2525")
 @click.option("--listen", required=True, metavar="ADDR:PORT", help="Where; an IPv6 address in brackets.")
 def echo(listen: str) -> None:

@@ -1,71 +1,151 @@
-"""Knocking at servers: who answers, before and after a switch. (So far a TCP connect; no byte is sent.)"""
+"""Does a server speak PROXY: one connection each, all of them side by side, each within its own deadline."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import errno
-import selectors
-import socket
-import struct
+import ssl
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
+from attrs import evolve
+
+from agent.model.handshake import CHOKED, Heard, Question, Result, Seen, judge, shown
 from agent.model.observed import Key
-from agent.model.schema import Endpoint
+from agent.model.proxyheader import header
+from agent.model.schema import Application, Endpoint, ProxyProtocol
 
-_AT_ONCE = 200  # a fresh process may open 1,024 files on many systems
-_RESET = struct.pack("ii", 1, 0)  # SO_LINGER: end with a reset, as HAProxy's own checks do
+SECONDS = 2.0  # for each; Postfix greets at once, and what has not by then is silent
+QUIET_SECONDS = 0.25  # a plain server chokes on a header within a few milliseconds (FACTS)
+AT_ONCE = 250  # a process may open 1,024 files on many systems
+_MOST = 4_096  # bytes that are read of anybody
 
-
-def reached(servers: Mapping[Key, Iterable[Endpoint]], *, timeout: float) -> frozenset[Key]:
-    """Those servers whose every address took a connection within `timeout` seconds, all asked side by side."""
-    doors = {endpoint for endpoints in servers.values() for endpoint in endpoints}
-    answered = _answered(doors, timeout)
-    return frozenset(key for key, endpoints in servers.items() if answered.issuperset(endpoints))
+_REQUEST = b"GET / HTTP/1.1\r\nHost: probe.invalid\r\nUser-Agent: edgeagent\r\nConnection: close\r\n\r\n"
 
 
-def _answered(doors: Iterable[Endpoint], timeout: float) -> set[Endpoint]:
-    """Bounded in number at once and in time as a whole. What was not asked in time did not answer."""
-    waiting = list(doors)
-    found: set[Endpoint] = set()
-    deadline = time.monotonic() + timeout
-    with selectors.DefaultSelector() as selector:
-        while (waiting or selector.get_map()) and (left := deadline - time.monotonic()) > 0:
-            while waiting and len(selector.get_map()) < _AT_ONCE:
-                _knock(waiting.pop(), selector, found)
-            for key, _ in selector.select(left) if selector.get_map() else ():
-                one = key.fileobj
-                assert isinstance(one, socket.socket)
-                selector.unregister(one)
-                with one:
-                    if _connected(one):
-                        found.add(key.data)
-        for key in list(selector.get_map().values()):
-            assert isinstance(key.fileobj, socket.socket)
-            key.fileobj.close()
-    return found
+def ask(questions: Iterable[Question], *, seconds: float = SECONDS) -> dict[Key, Seen]:
+    """What each server is found to be, within `seconds` for each AT_ONCE of them; a slow one never delays the rest."""
+    return asyncio.run(_ask_all(tuple(questions), seconds))
 
 
-def _knock(door: Endpoint, selector: selectors.BaseSelector, found: set[Endpoint]) -> None:
+async def _ask_all(questions: tuple[Question, ...], seconds: float) -> dict[Key, Seen]:
+    slots = asyncio.Semaphore(AT_ONCE)
+
+    async def one(question: Question) -> Seen:
+        async with slots:
+            return await _ask(question, time.monotonic() + seconds)
+
+    found = await asyncio.gather(*(one(question) for question in questions))
+    return {question.key: seen for question, seen in zip(questions, found, strict=True)}
+
+
+async def _ask(question: Question, deadline: float) -> Seen:
+    begin = time.monotonic()
     try:
-        one = socket.socket(socket.AF_INET6 if door.family == 6 else socket.AF_INET, socket.SOCK_STREAM)
-    except OSError:  # a host without IPv6, or without another file
-        return
-    with contextlib.suppress(OSError):  # no route, no such address: it did not answer
-        one.settimeout(0)
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-        code = one.connect_ex((door.host, door.port))
-        if code in (errno.EINPROGRESS, errno.EWOULDBLOCK):
-            selector.register(one, selectors.EVENT_WRITE, door)
-            return
-        if code == 0 and _connected(one):
-            found.add(door)
-    one.close()
+        async with asyncio.timeout_at(_loop_time(deadline)):
+            reader, writer = await asyncio.open_connection(question.address.host, question.address.port)
+    except ConnectionRefusedError:
+        return Seen(result=Result.REFUSED, detail="connection refused", milliseconds=_since(begin))
+    except (OSError, TimeoutError) as error:
+        why = str(error) or "no answer in time"
+        return Seen(result=Result.UNREACHABLE, detail=why, milliseconds=_since(begin))
+    try:
+        writer.write(_header(question, writer))
+        if question.application is Application.TLS:
+            seen = await _tls(reader, writer, deadline)
+        else:
+            writer.write(_REQUEST if question.application is Application.HTTP else b"")
+            seen = await _listen(question.application, reader, deadline)
+    except OSError as error:  # reset while the header was on its way
+        seen = Seen(result=Result.UNKNOWN, detail=f"the connection broke: {error.strerror or error}")
+    finally:
+        with contextlib.suppress(OSError):
+            writer.close()
+    if question.version is ProxyProtocol.NONE and seen.result is Result.SPEAKS_PROXY:
+        seen = evolve(seen, result=Result.PLAIN)  # it was told nothing, and answered
+    return evolve(seen, milliseconds=_since(begin))
 
 
-def _connected(one: socket.socket) -> bool:
-    """Whether somebody else took the connection: on loopback a socket can meet itself where nobody listens."""
-    failed = one.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-    with contextlib.suppress(OSError):
-        return failed == 0 and one.getsockname() != one.getpeername()
-    return False
+def _header(question: Question, writer: asyncio.StreamWriter) -> bytes:
+    host, port = writer.get_extra_info("sockname")[:2]
+    family = question.address.family
+    source = question.client or Endpoint(family, host, port)
+    destination = question.destination or question.address
+    if source.family != destination.family:
+        destination = question.address if source.family == family else evolve(source, port=destination.port)
+    return header(question.version, source, destination)
+
+
+async def _listen(application: Application, reader: asyncio.StreamReader, deadline: float) -> Seen:
+    heard, quiet = Heard(), False
+    while (seen := judge(application, heard, quiet=quiet)) is None:
+        left = deadline - time.monotonic()
+        if left <= 0 or len(heard.data) > _MOST:
+            heard = evolve(heard, over=True)
+            continue
+        try:
+            more = await asyncio.wait_for(reader.read(_MOST), min(left, QUIET_SECONDS))
+        except TimeoutError:
+            quiet = True
+            continue
+        except ConnectionError:
+            more = b""
+        quiet = False
+        heard = evolve(heard, data=heard.data + more, closed=not more)
+    return seen
+
+
+async def _tls(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, deadline: float) -> Seen:
+    """A TLS handshake behind the header; whom the certificate is for is not the question."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    talk = context.wrap_bio(incoming, outgoing)
+    first = b""
+    while True:
+        try:
+            talk.do_handshake()
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLError as error:
+            return _choked(error, first)
+        else:
+            subject = _common_name(talk.getpeercert(binary_form=True) or b"")
+            cipher = talk.version() or "TLS"
+            return Seen(result=Result.SPEAKS_PROXY, detail=f"{cipher}, certificate of {subject}")
+        writer.write(outgoing.read())
+        left = deadline - time.monotonic()
+        try:
+            more = await asyncio.wait_for(reader.read(65_536), max(left, 0.001))
+        except TimeoutError:
+            return Seen(result=Result.SILENT, detail=f"no whole handshake in time: {shown(first)}")
+        except ConnectionError:
+            more = b""
+        if not more:
+            return Seen(result=Result.PLAIN, detail=f"hung up on the header, after {shown(first)}")
+        first = first or more
+        incoming.write(more)
+
+
+def _choked(error: ssl.SSLError, first: bytes) -> Seen:
+    reason = error.reason or str(error)
+    if reason in ("WRONG_VERSION_NUMBER", "UNKNOWN_PROTOCOL", "HTTP_REQUEST") or first[:1] not in (b"\x15", b"\x16"):
+        return Seen(result=Result.WRONG_PROTOCOL, detail=f"no TLS: {shown(first)}")
+    if any(word in reason for word in CHOKED):
+        return Seen(result=Result.PLAIN, detail=f"chokes on the header: {reason.lower().replace('_', ' ')}")
+    return Seen(result=Result.SPEAKS_PROXY, detail=f"takes the header, but: {reason.lower().replace('_', ' ')}")
+
+
+def _common_name(certificate: bytes) -> str:
+    """The subject's common name, the last one of the certificate (X.690: OID 2.5.4.3, then a string and its length)."""
+    _, found, rest = certificate.rpartition(b"\x06\x03\x55\x04\x03")
+    return shown(rest[2 : 2 + rest[1]]) if found and len(rest) > 2 else "an unnamed subject"
+
+
+def _since(begin: float) -> int:
+    return round((time.monotonic() - begin) * 1_000)
+
+
+def _loop_time(deadline: float) -> float:
+    return asyncio.get_running_loop().time() + max(deadline - time.monotonic(), 0.001)

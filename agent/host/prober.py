@@ -7,7 +7,7 @@ from pathlib import Path
 
 from attrs import frozen
 
-from agent.host import handshake, listeners, processes
+from agent.host import knock, listeners, processes
 from agent.model.observed import Key
 from agent.model.preflight import Unbound
 from agent.model.schema import Endpoint
@@ -55,7 +55,7 @@ class HostProber:
 
     def reached(self, servers: Mapping[Key, Iterable[Endpoint]], *, timeout: float) -> frozenset[Key]:
         """Those servers that answer within `timeout` seconds."""
-        return handshake.reached(servers, timeout=timeout)
+        return knock.reached(servers, timeout=timeout)
 
     def _ours(self) -> frozenset[int | None]:
         return frozenset(one.pid for one in processes.started_on(self.config, programs=self.config.parent / "bin"))

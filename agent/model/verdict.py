@@ -66,7 +66,7 @@ def judge(
         elif Word.OPEN in words:
             still_open.append(f"no server of backend {names} has passed a check yet")
         else:
-            why = ", ".join(f"{one.name} {one.status} {one.check}".strip() for one in servers[:5])
+            why = ", ".join(f"{one.name} {one.status} {one.check.removeprefix('* ')}".strip() for one in servers[:5])
             worse.append(f"frontend {stake.frontend} served before, and now no server of backend {names} does: {why}")
     if worse:
         return Verdict(word=Word.WORSE, reasons=tuple(worse))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import click
 
 from agent.model.generation import Generation
+from agent.model.handshake import Question, Seen, mismatch
+from agent.model.observed import Key
 from agent.model.plan import Plan, Runtime, Unchanged
 from agent.view.status import when
 
@@ -102,6 +104,25 @@ def _facts(document: dict[str, Any], *, running: bool) -> Iterable[str]:
         where = f"{finding['where']}: " if finding["where"] else ""
         remedy = f" ({finding['remedy']})" if finding["remedy"] else ""
         yield f"note:    {where}{finding['message']}{remedy}"
+
+
+def handshakes(asked: Sequence[Question], found: Mapping[Key, Seen]) -> str:
+    """What each server was found to be."""
+    return table(
+        ("BACKEND", "SERVER", "ADDRESS", "WANTED", "FOUND", "TOOK", "SEEN"),
+        (
+            (
+                *one.key,
+                one.address,
+                f"{one.application} {one.version}",
+                click.style(seen.result, fg="red" if mismatch(one.version, seen.result) else None),
+                f"{seen.milliseconds} ms",
+                seen.detail,
+            )
+            for one in asked
+            for seen in (found[one.key],)
+        ),
+    )
 
 
 def history(generations: Sequence[Generation]) -> str:

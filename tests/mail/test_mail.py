@@ -13,20 +13,11 @@ from pathlib import Path
 
 import pytest
 from kit.edge import Edge, connect, edge_in_folder, until
-from kit.left_out import leave_out
-from kit.mail import PASSWORD, MailHost, mail_host, missing
+from kit.mail import PASSWORD, MailHost
 from kit.servers import free_port
 
 CLIENTS = [("127.0.0.77", "127.0.0.1"), ("::1", "::1")]
 SERVICES = ("smtp", "smtps", "submission", "imaps")
-
-
-@pytest.fixture(scope="module")
-def mail(root: None) -> Iterator[MailHost]:
-    if absent := missing():
-        leave_out(f"{' and '.join(absent)} not installed")
-    with mail_host() as host:
-        yield host
 
 
 @pytest.fixture

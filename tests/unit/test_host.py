@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from agent.errors import NoAnswerError
-from agent.host import handshake, listeners, processes, programs
+from agent.host import knock, listeners, processes, programs
 from agent.host.runtime import StatsSocket
 from agent.model.schema import Endpoint
 
@@ -67,15 +67,15 @@ def test_a_host_without_ipv6_reaches_no_ipv6_server_and_the_others(monkeypatch: 
             super().__init__(family, *more)
 
     with socket.create_server(("127.0.0.1", 0)) as server:
-        monkeypatch.setattr(handshake.socket, "socket", Without)
+        monkeypatch.setattr(knock.socket, "socket", Without)
         doors = {("b", "six"): [Endpoint(6, "::1", 1)], ("b", "four"): [Endpoint(4, *server.getsockname())]}
-        assert handshake.reached(doors, timeout=1) == {("b", "four")}
+        assert knock.reached(doors, timeout=1) == {("b", "four")}
 
 
 def test_hundreds_of_servers_are_asked_side_by_side_and_no_longer_than_the_bound():
     with socket.create_server(("127.0.0.1", 0), backlog=1_000) as server:
         good = {("b", str(n)): [Endpoint(4, *server.getsockname())] for n in range(500)}
-        assert len(handshake.reached(good, timeout=5)) == 500
+        assert len(knock.reached(good, timeout=5)) == 500
 
 
 def test_somebody_who_reads_our_file_is_none_of_our_processes(tmp_path: Path):

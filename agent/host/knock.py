@@ -1,0 +1,71 @@
+"""Knocking at servers: who takes a connection, before and after a switch. No byte is sent; see `handshake` for more."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import selectors
+import socket
+import struct
+import time
+from collections.abc import Iterable, Mapping
+
+from agent.model.observed import Key
+from agent.model.schema import Endpoint
+
+_AT_ONCE = 200  # a fresh process may open 1,024 files on many systems
+_RESET = struct.pack("ii", 1, 0)  # SO_LINGER: end with a reset, as HAProxy's own checks do
+
+
+def reached(servers: Mapping[Key, Iterable[Endpoint]], *, timeout: float) -> frozenset[Key]:
+    """Those servers whose every address took a connection within `timeout` seconds, all asked side by side."""
+    doors = {endpoint for endpoints in servers.values() for endpoint in endpoints}
+    answered = _answered(doors, timeout)
+    return frozenset(key for key, endpoints in servers.items() if answered.issuperset(endpoints))
+
+
+def _answered(doors: Iterable[Endpoint], timeout: float) -> set[Endpoint]:
+    """Bounded in number at once and in time as a whole. What was not asked in time did not answer."""
+    waiting = list(doors)
+    found: set[Endpoint] = set()
+    deadline = time.monotonic() + timeout
+    with selectors.DefaultSelector() as selector:
+        while (waiting or selector.get_map()) and (left := deadline - time.monotonic()) > 0:
+            while waiting and len(selector.get_map()) < _AT_ONCE:
+                _knock(waiting.pop(), selector, found)
+            for key, _ in selector.select(left) if selector.get_map() else ():
+                one = key.fileobj
+                assert isinstance(one, socket.socket)
+                selector.unregister(one)
+                with one:
+                    if _connected(one):
+                        found.add(key.data)
+        for key in list(selector.get_map().values()):
+            assert isinstance(key.fileobj, socket.socket)
+            key.fileobj.close()
+    return found
+
+
+def _knock(door: Endpoint, selector: selectors.BaseSelector, found: set[Endpoint]) -> None:
+    try:
+        one = socket.socket(socket.AF_INET6 if door.family == 6 else socket.AF_INET, socket.SOCK_STREAM)
+    except OSError:  # a host without IPv6, or without another file
+        return
+    with contextlib.suppress(OSError):  # no route, no such address: it did not answer
+        one.settimeout(0)
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        code = one.connect_ex((door.host, door.port))
+        if code in (errno.EINPROGRESS, errno.EWOULDBLOCK):
+            selector.register(one, selectors.EVENT_WRITE, door)
+            return
+        if code == 0 and _connected(one):
+            found.add(door)
+    one.close()
+
+
+def _connected(one: socket.socket) -> bool:
+    """Whether somebody else took the connection: on loopback a socket can meet itself where nobody listens."""
+    failed = one.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    with contextlib.suppress(OSError):
+        return failed == 0 and one.getsockname() != one.getpeername()
+    return False

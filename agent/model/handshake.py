@@ -1,0 +1,178 @@
+"""What a server is, by how it takes a PROXY header: the table of FACTS.md, as values and rules. Pure.
+
+One connection tells: the v2 signature holds `QUIT` on a line of its own, so a plain server greets, chokes and hangs up,
+where one that speaks PROXY greets and waits.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Collection
+
+from attrs import frozen
+
+from agent.model.desired import Backend, DesiredState, Server
+from agent.model.observed import Key
+from agent.model.schema import Application, Endpoint, ProxyProtocol
+
+
+class Result(enum.StrEnum):
+    """What a server was found to be."""
+
+    SPEAKS_PROXY = "speaks_proxy"
+    PLAIN = "plain"
+    SILENT = "silent"
+    REFUSED = "refused"
+    UNREACHABLE = "unreachable"
+    WRONG_PROTOCOL = "wrong_protocol"
+    UNKNOWN = "unknown"
+
+
+@frozen(kw_only=True)
+class Question:
+    """A server to ask: what it should speak, and what a header should say.
+
+    `client` None: the true source, an address of this host. `destination` None: the server's own address.
+    """
+
+    key: Key
+    address: Endpoint
+    application: Application
+    version: ProxyProtocol
+    client: Endpoint | None = None
+    destination: Endpoint | None = None
+
+
+@frozen(kw_only=True)
+class Seen:
+    """What came of one connection: the result, what was seen (one printable line), and after how many milliseconds."""
+
+    result: Result
+    detail: str
+    milliseconds: int = 0
+
+
+@frozen(kw_only=True)
+class Heard:
+    """What a server has said so far. `closed`: it has hung up; `over`: there is no more time."""
+
+    data: bytes = b""
+    closed: bool = False
+    over: bool = False
+
+
+@frozen(kw_only=True)
+class _Dialect:
+    """How a protocol greets, how it complains, and what only begins a greeting."""
+
+    greeting: re.Pattern[bytes]
+    complaint: re.Pattern[bytes]
+
+
+_DIALECTS = {
+    # A greeting may have more than one line; postscreen sends its last one only after some seconds.
+    Application.SMTP: _Dialect(
+        greeting=re.compile(rb"(?:220-[^\n]*\n)*220(?: [^\n]*)?\n"), complaint=re.compile(rb"[45]\d\d[ -]")
+    ),
+    Application.IMAP: _Dialect(
+        greeting=re.compile(rb"\* (?:OK|PREAUTH)[^\n]*\n"), complaint=re.compile(rb"(?:\S+ BAD|\* BYE)", re.IGNORECASE)
+    ),
+    Application.POP3: _Dialect(greeting=re.compile(rb"\+OK[^\n]*\n"), complaint=re.compile(rb"-ERR")),
+}
+_BEGINNINGS = {Application.SMTP: b"220", Application.IMAP: b"* ", Application.POP3: b"+OK"}
+_HTTP = re.compile(rb"HTTP/1\.[01] (\d{3})")
+
+# Alerts that answer a first record which is no ClientHello (RFC 8446, 6); any other answers a ClientHello, and a
+# server that has read it has taken the header off.
+CHOKED = ("UNEXPECTED_MESSAGE", "PROTOCOL_VERSION", "DECODE_ERROR", "RECORD_OVERFLOW", "ILLEGAL_PARAMETER")
+
+
+def questions(state: DesiredState, backends: Collection[str], client: Endpoint | None) -> tuple[Question, ...]:
+    """One for each enabled server of `backends` (empty: of all), as a client of their frontend would come.
+
+    `client`: whom the headers name; servers of the other address family are asked with the true source.
+    """
+    binds: dict[str, list[Endpoint]] = {}
+    for frontend in state.frontends:
+        for name in frontend.backends:
+            binds.setdefault(name, []).extend(frontend.binds)
+
+    def question(pool: Backend, server: Server) -> Question:
+        named = client if client is not None and client.family == server.address.family else None
+        places = [one for one in binds.get(pool.name, ()) if one.family == server.address.family]
+        return Question(
+            key=(pool.name, server.name),
+            address=server.address,
+            application=pool.application,
+            version=pool.proxy_protocol,
+            client=named,
+            destination=next((one for one in places if not one.wildcard), None),
+        )
+
+    return tuple(
+        question(pool, server)
+        for pool in state.backends
+        if not backends or pool.name in backends
+        for server in pool.servers
+        if not server.disabled
+    )
+
+
+def mismatch(version: ProxyProtocol, result: Result) -> bool:
+    """Whether a server provably does not take what it would be sent. One that is down is no mismatch."""
+    return version is not ProxyProtocol.NONE and result is Result.PLAIN
+
+
+def judge(application: Application, heard: Heard, *, quiet: bool) -> Seen | None:
+    """What a server is that was sent a header, or none; None: not clear yet. `quiet`: nothing has come for a while."""
+    if application in _DIALECTS:
+        return _greeted(application, heard, quiet=quiet)
+    if application is Application.HTTP:
+        return _http(heard)
+    if heard.over or heard.closed:
+        what = "it hung up" if heard.closed else "it waits"
+        return Seen(result=Result.UNKNOWN, detail=f"{what} after {shown(heard.data)}")
+    return None
+
+
+def _greeted(application: Application, heard: Heard, *, quiet: bool) -> Seen | None:
+    dialect, data = _DIALECTS[application], heard.data
+    beginning = _BEGINNINGS[application]
+    if not data.startswith(beginning[: len(data)]):
+        return Seen(result=Result.WRONG_PROTOCOL, detail=f"no {application} greeting: {shown(data)}")
+    greeting = dialect.greeting.match(data)
+    if greeting is None:
+        if heard.closed:
+            return Seen(result=Result.SILENT, detail=f"hung up after {shown(data)}")
+        if heard.over:
+            half = Result.UNKNOWN if data else Result.SILENT
+            return Seen(result=half, detail=f"no whole greeting in time: {shown(data)}")
+        return None
+    rest = data[greeting.end() :]
+    if heard.closed or dialect.complaint.search(rest):
+        return Seen(result=Result.PLAIN, detail=f"greeted, then {shown(rest) if rest else 'hung up'}")
+    if quiet or heard.over:
+        return Seen(result=Result.SPEAKS_PROXY, detail=f"greeted, then waited: {shown(greeting[0])}")
+    return None
+
+
+def _http(heard: Heard) -> Seen | None:
+    found = _HTTP.match(heard.data)
+    if found is not None:
+        bad = found[1] == b"400"
+        return Seen(result=Result.PLAIN if bad else Result.SPEAKS_PROXY, detail=f"answered {shown(heard.data)}")
+    if heard.data and not b"HTTP/1.".startswith(heard.data[:7]):
+        return Seen(result=Result.WRONG_PROTOCOL, detail=f"no HTTP answer: {shown(heard.data)}")
+    if heard.closed:
+        return Seen(result=Result.PLAIN, detail="hung up on the header")
+    return Seen(result=Result.SILENT, detail="no answer in time") if heard.over else None
+
+
+def shown(data: bytes) -> str:
+    """The first line of what was said, printable and short; it came from the network."""
+    if not data:
+        return "nothing"
+    line = data[:200].splitlines()[0].decode("ascii", errors="replace")
+    text = "".join(one if one.isprintable() and one.isascii() else "." for one in line)
+    return f'"{text[:70]}..."' if len(text) > 73 else f'"{text}"'

@@ -1,0 +1,234 @@
+"""What the probe makes of servers that behave badly, and how long it lets them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import socketserver
+import ssl
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from kit.edge import Edge
+from kit.servers import echo, free_port, parse_header
+
+from agent.host.handshake import ask
+from agent.model.handshake import Question, Result
+from agent.model.schema import Application, Endpoint, ProxyProtocol
+
+SMTP, IMAP, POP3 = Application.SMTP, Application.IMAP, Application.POP3
+
+
+@contextlib.contextmanager
+def server(behave: Callable[[socket.socket], None]) -> Iterator[Endpoint]:
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with contextlib.suppress(OSError):
+                self.request.settimeout(10)
+                behave(self.request)
+
+    class Server(socketserver.ThreadingTCPServer):
+        daemon_threads = True
+        block_on_close = False
+        request_queue_size = 256
+
+    with Server(("127.0.0.1", 0), Handler) as one:
+        thread = threading.Thread(target=one.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        thread.start()
+        yield Endpoint(4, "127.0.0.1", one.server_address[1])
+        one.shutdown()
+        thread.join()
+
+
+def result(
+    address: Endpoint, application: Application, version: ProxyProtocol = ProxyProtocol.V2, seconds: float = 2.0
+) -> Result:
+    question = Question(key=("b", "s"), address=address, application=application, version=version)
+    return ask([question], seconds=seconds)["b", "s"].result
+
+
+def greets(greeting: bytes, *, header: bool, complaint: bytes = b"") -> Callable[[socket.socket], None]:
+    """Takes the header off, or takes it for commands."""
+
+    def behave(one: socket.socket) -> None:
+        if header:
+            if parse_header(one).command == "none":
+                one.recv(1)  # waits, like Postfix
+                return
+            one.sendall(greeting)
+            one.recv(100)
+        else:
+            one.sendall(greeting)
+            if one.recv(1_000):
+                one.sendall(complaint)
+
+    return behave
+
+
+GREETINGS = {
+    SMTP: (b"220-mail.example.org\r\n220 ESMTP\r\n", b"500 5.5.2 Error\r\n"),
+    IMAP: (b"* OK [CAPABILITY IMAP4rev1] ready\r\n", b"a BAD unknown\r\n"),
+    POP3: (b"+OK ready\r\n", b"-ERR unknown\r\n"),
+}
+
+
+@pytest.mark.parametrize("application", GREETINGS)
+@pytest.mark.parametrize("version", [ProxyProtocol.V2, ProxyProtocol.V1])
+def test_twins_of_every_greeting(application: Application, version: ProxyProtocol):
+    greeting, complaint = GREETINGS[application]
+    with (
+        server(greets(greeting, header=True)) as speaks,
+        server(greets(greeting, header=False, complaint=complaint)) as plain,
+        server(greets(greeting, header=False)) as hangs_up,
+    ):
+        assert result(speaks, application, version) is Result.SPEAKS_PROXY
+        assert result(plain, application, version) is Result.PLAIN
+        assert result(hangs_up, application, version) is Result.PLAIN
+
+
+def mute(one: socket.socket) -> None:
+    while one.recv(10_000):
+        pass
+
+
+def drips(one: socket.socket) -> None:
+    for byte in b"220 mail.example.org":
+        one.sendall(bytes([byte]))
+        time.sleep(0.5)  # the peer's own behaviour: it drips
+
+
+def floods(one: socket.socket) -> None:
+    for _ in range(160):
+        one.sendall(b"x" * 65_536)
+
+
+def resets(one: socket.socket) -> None:
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def late(one: socket.socket) -> None:
+    parse_header(one)
+    time.sleep(0.9)  # the peer's own behaviour: postscreen's greet wait
+    one.sendall(b"220 mail.example.org\r\n")
+    one.recv(100)
+
+
+def web(one: socket.socket) -> None:
+    parse_header(one)
+    one.recv(1_000)
+    one.sendall(b"HTTP/1.1 404 Not Found\r\n\r\n")
+
+
+@pytest.mark.parametrize(
+    ("behave", "application", "expected"),
+    [
+        (mute, SMTP, {Result.SILENT}),
+        (mute, Application.TLS, {Result.SILENT}),
+        (mute, Application.HTTP, {Result.SILENT}),
+        (mute, Application.RAW, {Result.UNKNOWN}),
+        (drips, SMTP, {Result.UNKNOWN}),
+        (floods, SMTP, {Result.WRONG_PROTOCOL}),
+        (floods, Application.TLS, {Result.WRONG_PROTOCOL}),
+        (floods, Application.RAW, {Result.UNKNOWN}),
+        (resets, SMTP, {Result.SILENT, Result.UNKNOWN}),
+        (late, SMTP, {Result.SPEAKS_PROXY}),
+        (web, Application.HTTP, {Result.SPEAKS_PROXY}),
+        (web, SMTP, {Result.WRONG_PROTOCOL, Result.SILENT}),
+    ],
+)
+def test_hostile_peers_cost_no_more_than_the_deadline(
+    behave: Callable[[socket.socket], None], application: Application, expected: set[Result]
+):
+    with server(behave) as address:
+        start = time.monotonic()
+        assert result(address, application) in expected
+        assert time.monotonic() - start < 2.5
+
+
+def test_a_hundred_silent_servers_cost_one_deadline_and_delay_nobody():
+    with server(mute) as silent, echo("e") as good:
+
+        def smtp(n: int) -> Question:
+            return Question(key=("b", str(n)), address=silent, application=SMTP, version=ProxyProtocol.V2)
+
+        many = [smtp(n) for n in range(100)]
+        raw = Question(
+            key=("b", "raw"),
+            address=Endpoint(4, "127.0.0.1", good.port),
+            application=Application.RAW,
+            version=ProxyProtocol.V2,
+        )
+        start = time.monotonic()
+        found = ask([*many, raw])
+        assert time.monotonic() - start < 2.5
+        assert {found["b", str(n)].result for n in range(100)} == {Result.SILENT}
+        assert "e PROXY 127.0.0.1" in found["b", "raw"].detail
+
+
+def test_nobody_there_is_refused_or_unreachable():
+    assert result(Endpoint(4, "127.0.0.1", free_port()), SMTP) is Result.REFUSED
+    assert result(Endpoint(6, "::1", free_port("::1")), SMTP) is Result.REFUSED
+
+
+def test_tls_twins(tmp_path):
+    import trustme
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("mail.example.org", common_name="mail.example.org").configure_cert(context)
+
+    def speaks(one: socket.socket) -> None:
+        parse_header(one)
+        with context.wrap_socket(one, server_side=True) as talk:
+            talk.recv(1)
+
+    def plain(one: socket.socket) -> None:
+        with context.wrap_socket(one, server_side=True) as talk:
+            talk.recv(1)
+
+    with server(speaks) as good, server(plain) as bad:
+        question = Question(key=("b", "s"), address=good, application=Application.TLS, version=ProxyProtocol.V2)
+        seen = ask([question])["b", "s"]
+        assert (seen.result, 'certificate of "mail.example.org"' in seen.detail) == (Result.SPEAKS_PROXY, True), seen
+        assert result(bad, Application.TLS) is Result.PLAIN
+        assert result(bad, Application.TLS, ProxyProtocol.NONE) is Result.PLAIN
+
+
+def test_the_command_tells_what_each_server_is_and_exits_with_what_is_wrong(one_edge: Edge):
+    greeting, complaint = GREETINGS[SMTP]
+    with (
+        server(greets(greeting, header=True)) as speaks,
+        server(greets(greeting, header=False, complaint=complaint)) as plain,
+    ):
+        pools = {
+            "good": {"servers": {"a": {"address": str(speaks)}}},
+            "wrong": {"servers": {"a": {"address": str(plain)}, "off": {"address": str(plain), "disabled": True}}},
+            "meant": {"servers": {"a": {"address": str(plain)}}, "proxy_protocol": "none"},
+            "down": {"servers": {"a": {"address": f"127.0.0.1:{free_port()}"}}},
+        }
+        one_edge.desired.write_text(
+            json.dumps(
+                {
+                    "version": 1,
+                    "frontends": {name: {"bind": [f"127.0.0.1:{free_port()}"], "backend": name} for name in pools},
+                    "backends": {name: {"application": "smtp", **pool} for name, pool in pools.items()},
+                }
+            )
+        )
+        done = one_edge.agent("probe", "--json")
+        assert done.returncode == 4
+        assert {(one["backend"], one["server"], one["result"]) for one in json.loads(done.stdout)} == {
+            ("good", "a", "speaks_proxy"),
+            ("wrong", "a", "plain"),
+            ("meant", "a", "plain"),
+            ("down", "a", "refused"),
+        }
+        done = one_edge.agent("probe", "good", "meant", "down", "--client", "198.51.100.7")
+        assert done.returncode == 0, done.stderr
+        assert 'greeted, then waited: "220-mail.example.org"' in done.stdout
+        assert one_edge.agent("probe", "nobody").returncode == 2
+        assert one_edge.agent("probe", "--client", "mail.example.org").returncode == 2
+        assert not (one_edge.folder / "state").exists()
