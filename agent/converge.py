@@ -32,7 +32,7 @@ from agent.model.pace import Pace
 from agent.model.plan import Committed, Reload, Runtime, Unchanged, Wanted, plan
 from agent.model.report import Report
 from agent.ports import Ports
-from agent.survey import Survey, losses_of, plan_of
+from agent.survey import Survey, loss_sentences, losses_of, plan_of
 from agent.switch import Change, Switch
 from agent.telling import Told
 
@@ -124,7 +124,7 @@ class Story:
             return self._unchanged(told, change, step)
         losses = losses_of(change)
         if losses and not force:
-            raise RefusedError("; ".join(losses.values()), remedy=f"nothing was touched; {FORCE}")
+            raise RefusedError("; ".join(loss_sentences(losses)), remedy=f"nothing was touched; {FORCE}")
         change = evolve(change, at_stake=tuple(one for one in change.at_stake if one not in losses))
         try:
             self._step(told, change, step)

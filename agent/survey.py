@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from attrs import frozen
@@ -15,6 +15,7 @@ from agent.model.desired import DesiredState, Limits, Parsed, parse
 from agent.model.generation import Generation, Quarantined
 from agent.model.observed import Observation
 from agent.model.plan import Committed, Plan, Reload, Unchanged, Wanted, diff, plan
+from agent.model.preflight import Stake
 from agent.model.render import Config, Process, Template, render
 from agent.model.schema import Endpoint
 from agent.ports import Ports
@@ -141,7 +142,7 @@ class Survey:
             diff="" if isinstance(step, Unchanged) else diff(committed, config, number=number),
             sessions=sum(one.sessions for one in seen.frontends) if isinstance(step, Reload) and seen else 0,
             quarantined=change.wanted.quarantined,
-            losses=() if isinstance(step, Unchanged) else tuple(losses_of(change).values()),
+            losses=() if isinstance(step, Unchanged) else loss_sentences(losses_of(change)),
             silent=tuple("/".join(key) for key in sorted(change.down)),
         )
 
@@ -152,8 +153,13 @@ def plan_of(change: Change) -> Plan:
     return plan(change.committed, change.old, change.wanted, servers=servers, reached=change.reached)
 
 
-def losses_of(change: Change) -> dict[preflight.Stake, str]:
-    """What a change would take from those who serve now, with a sentence for each."""
+def loss_sentences(losses: Mapping[Stake, str]) -> tuple[str, ...]:
+    """Losses as people are told of them."""
+    return preflight.told(losses.items(), one="serves now", many="serve now")
+
+
+def losses_of(change: Change) -> dict[Stake, str]:
+    """What a change would take from those who serve now, and why."""
     return preflight.losses(change.at_stake, change.wanted.state, change.seen, change.asked, change.reached)
 
 

@@ -17,6 +17,7 @@ from agent.model.generation import Quarantined
 from agent.model.observed import Key, Observation, ServerSeen
 from agent.model.schema import Endpoint, HealthType
 
+_MOST_NAMED = 5
 REMEDY = "free the address or take it out; it goes live by itself at the next resync once it can be bound"
 
 
@@ -165,7 +166,7 @@ def stakes(live: DesiredState | None, seen: Observation | None, wanted: DesiredS
 def losses(
     at_stake: Iterable[Stake], wanted: DesiredState, seen: Observation | None, asked: Questions, reached: frozenset[Key]
 ) -> dict[Stake, str]:
-    """Each stake that would be lost, with a sentence: none of its servers is known to work."""
+    """Each stake that would be lost, and why: none of its servers is known to work. See `told`."""
     up = {one.key for one in seen.servers if one.up} if seen else set()
     works = {
         key[0]
@@ -177,8 +178,26 @@ def losses(
     }
     questioned = {key[0] for key in asked.servers}
     return {
-        one: f"frontend {one.frontend} serves now, and no server of backend {' or '.join(one.backends)} "
+        one: f"no server of backend {' or '.join(one.backends)} "
         f"{'answers' if questioned & set(one.backends) else 'would be in use'}"
         for one in at_stake
         if not works & set(one.backends)
     }
+
+
+def told(found: Iterable[tuple[Stake, str]], *, one: str, many: str) -> tuple[str, ...]:
+    """A sentence for each reason, with the frontends it is true of: hundreds can share one backend.
+
+    `one`, `many`: what they do, `serves now` and `serve now`.
+    """
+    frontends: dict[str, list[str]] = {}
+    for stake, reason in found:
+        frontends.setdefault(reason, []).append(stake.frontend)
+    sentences = []
+    for reason, names in frontends.items():
+        if len(names) == 1:
+            sentences.append(f"frontend {names[0]} {one}, and {reason}")
+        else:
+            rest = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+            sentences.append(f"frontends {', '.join(names[:_MOST_NAMED])}{rest} {many}, and {reason}")
+    return tuple(sentences)

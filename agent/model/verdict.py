@@ -15,7 +15,7 @@ from attrs import frozen
 from agent.errors import Finding
 from agent.model.desired import DesiredState
 from agent.model.observed import Key, Observation, ServerSeen
-from agent.model.preflight import Stake
+from agent.model.preflight import Stake, told
 
 
 class Word(enum.StrEnum):
@@ -54,22 +54,23 @@ def judge(
     for one in after.servers:
         if one.key not in idle:
             pools.setdefault(one.backend, []).append(one)
-    worse, still_open = [], []
+    worse: list[tuple[Stake, str]] = []
+    still_open: dict[str, None] = {}
     for stake in at_stake:
         servers = [one for name in stake.backends for one in pools.get(name, ())]
         words = {_server(one, unproven, knocked, stale) for one in servers}
         names = " or ".join(stake.backends)
         if stake.frontend not in is_open:
-            worse.append(f"frontend {stake.frontend} served before, and is not open")
+            worse.append((stake, "is not open"))
         elif Word.FINE in words:
             continue
         elif Word.OPEN in words:
-            still_open.append(f"no server of backend {names} has passed a check yet")
+            still_open[f"no server of backend {names} has passed a check yet"] = None
         else:
             why = ", ".join(f"{one.name} {one.status} {one.check.removeprefix('* ')}".strip() for one in servers[:5])
-            worse.append(f"frontend {stake.frontend} served before, and now no server of backend {names} does: {why}")
+            worse.append((stake, f"now no server of backend {names} does: {why}"))
     if worse:
-        return Verdict(word=Word.WORSE, reasons=tuple(worse))
+        return Verdict(word=Word.WORSE, reasons=told(worse, one="served before", many="served before"))
     return Verdict(word=Word.OPEN if still_open else Word.FINE, reasons=tuple(still_open))
 
 

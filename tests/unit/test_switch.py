@@ -133,7 +133,7 @@ def test_a_frontend_that_serves_must_not_lose_its_last_server():
     asked = preflight.questions(of(after), live=of(before), seen=now, held=lambda _: True)
     assert preflight.losses(at_stake, of(after), now, asked, frozenset({("a", "a"), ("b", "a")})) == {}
     assert preflight.losses(at_stake, of(after), now, asked, frozenset({("a", "a")})) == {
-        Stake(frontend="b", backends=("b",)): "frontend b serves now, and no server of backend b answers"
+        Stake(frontend="b", backends=("b",)): "no server of backend b answers"
     }
 
 
@@ -155,7 +155,7 @@ def test_disabling_the_last_server_is_a_loss_and_so_is_weight_0():
         asked = Questions(binds=())
         at_stake = preflight.stakes(of(before), now, of(after))
         (lost,) = preflight.losses(at_stake, of(after), now, asked, frozenset()).values()
-        assert lost == "frontend a serves now, and no server of backend a would be in use"
+        assert lost == "no server of backend a would be in use"
 
 
 def test_a_frontend_that_is_routed_elsewhere_needs_a_server_there():
@@ -288,3 +288,13 @@ def test_what_another_check_found_is_forgotten():
     after = state(a=1)
     after["backends"]["a"]["health"] = {"type": "http"}
     assert " 2 0 1 1 9 1 0 4 6 " in serverstate.carried(words, of(state(a=1)), of(after))
+
+
+def test_what_many_frontends_share_is_told_once():
+    stakes = [Stake(frontend=f"f{n}", backends=("b",)) for n in range(8)]
+    told = preflight.told(
+        [(one, "no server of backend b answers") for one in stakes], one="serves now", many="serve now"
+    )
+    assert told == ("frontends f0, f1, f2, f3, f4 and 3 more serve now, and no server of backend b answers",)
+    told = preflight.told([(stakes[0], "x"), (stakes[1], "y")], one="serves now", many="serve now")
+    assert told == ("frontend f0 serves now, and x", "frontend f1 serves now, and y")
