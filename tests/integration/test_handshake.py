@@ -134,7 +134,7 @@ def web(one: socket.socket) -> None:
         (floods, SMTP, {Result.WRONG_PROTOCOL}),
         (floods, Application.TLS, {Result.WRONG_PROTOCOL}),
         (floods, Application.RAW, {Result.UNKNOWN}),
-        (resets, SMTP, {Result.SILENT, Result.UNKNOWN}),
+        (resets, SMTP, {Result.SILENT}),
         (late, SMTP, {Result.SPEAKS_PROXY}),
         (web, Application.HTTP, {Result.SPEAKS_PROXY}),
         (web, SMTP, {Result.WRONG_PROTOCOL, Result.SILENT}),
