@@ -51,6 +51,7 @@ MASTER = """\
   -o smtpd_upstream_proxy_protocol=haproxy -o syslog_name=postfix/smtps
 127.0.0.1:{submission}        inet n - n - - smtpd
   -o smtpd_upstream_proxy_protocol=haproxy -o syslog_name=postfix/submission
+127.0.0.1:{screen_plain}      inet n - n - 1 postscreen
 127.0.0.1:{smtp_plain}        inet n - n - - smtpd -o syslog_name=postfix/plain
 127.0.0.1:{submission_plain}  inet n - n - - smtpd -o syslog_name=postfix/plain-submission
 smtpd     pass  - - n - - smtpd
@@ -144,8 +145,9 @@ def missing() -> list[str]:
 def mail_host() -> Iterator[MailHost]:
     """Postfix and Dovecot, up and answering; both ended, by their own pids, at the end."""
     folder = Path(tempfile.mkdtemp(prefix="mail-"))
-    names = ("smtp", "smtps", "submission", "imaps", "smtp_plain", "submission_plain", "imaps_plain")
-    host = MailHost(folder, {name: free_port() for name in names}, trustme.CA())
+    names = ("smtp", "smtps", "submission", "imaps")
+    twins = ("screen_plain", "smtp_plain", "submission_plain", "imaps_plain")
+    host = MailHost(folder, {name: free_port() for name in (*names, *twins)}, trustme.CA())
     try:
         folder.chmod(0o755)
         certificate = host.authority.issue_cert("mail.example.org", "127.0.0.1", "::1")

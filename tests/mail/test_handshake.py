@@ -16,6 +16,7 @@ TWINS = [
     ("submission", SMTP, Result.SPEAKS_PROXY),
     ("smtps", TLS, Result.SPEAKS_PROXY),
     ("imaps", TLS, Result.SPEAKS_PROXY),
+    ("screen_plain", SMTP, Result.PLAIN),
     ("smtp_plain", SMTP, Result.PLAIN),
     ("submission_plain", SMTP, Result.PLAIN),
     ("imaps_plain", TLS, Result.PLAIN),
