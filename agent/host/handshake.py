@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ssl
 import time
 from collections.abc import Iterable
@@ -69,8 +68,7 @@ async def _ask(question: Question, deadline: float) -> Seen:
     except OSError:  # likewise, while the header was on its way
         seen = Seen(result=Result.SILENT, detail="reset at once")
     finally:
-        with contextlib.suppress(OSError):
-            writer.close()
+        writer.transport.abort()  # `close` would wait for a peer that reads nothing
     if question.version is ProxyProtocol.NONE and seen.result is Result.SPEAKS_PROXY:
         seen = evolve(seen, result=Result.PLAIN)  # it was told nothing, and answered
     return evolve(seen, milliseconds=_since(begin))

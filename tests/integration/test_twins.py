@@ -152,18 +152,28 @@ https://:{tls}, https://:{plain_tls} {{
 
 
 def test_aiosmtpd_with_its_proxy_timeout():
+    sessions: list[SmtpServer] = []
+
     class Mail:
         async def handle_PROXY(self, *_: object) -> bool:  # noqa: N802  # aiosmtpd's own name
             return True
 
-    class Plain(Controller):
+    class Counting(Controller):
         def factory(self) -> SmtpServer:
-            return SmtpServer(self.handler)
+            sessions.append(super().factory())
+            return sessions[-1]
 
-    demanding = Controller(Mail(), hostname="127.0.0.1", port=free_port(), proxy_protocol_timeout=5.0)
+    class Plain(Counting):
+        def factory(self) -> SmtpServer:
+            sessions.append(SmtpServer(self.handler))
+            return sessions[-1]
+
+    demanding = Counting(Mail(), hostname="127.0.0.1", port=free_port(), proxy_protocol_timeout=5.0)
     plain = Plain(object(), hostname="127.0.0.1", port=free_port())
     with contextlib.ExitStack() as undo:
         for one in (demanding, plain):
             one.start()
             undo.callback(one.stop)
         told_apart(Application.SMTP, demanding.port, plain.port)
+        # aiosmtpd stops its loop under whatever is still open.
+        until(lambda: all(one.transport is None for one in sessions), "the servers have seen the probes end")
