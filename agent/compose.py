@@ -52,7 +52,7 @@ class SystemClock:
 
     def sleep(self, seconds: float) -> None:
         """Wait where nothing else can be waited for."""
-        time.sleep(seconds)
+        time.sleep(seconds)  # who calls says why
 
 
 class Host:

@@ -35,7 +35,7 @@ except ImportError:  # the demo's own dependency; nothing else of the agent need
     raise UsageError("the demo needs the Python package aiosmtpd", remedy="pip install 'edgeagent[demo]'") from None
 
 WAIT_SECONDS = 15.0
-LOAD_SECONDS = 1.0  # of clients before, between and after the changes
+LOAD_SECONDS = 1.0  # of clients before, between and after the changes: the time itself is what is played
 MOST_CONNECTIONS = 20_000
 _PROXY = 1  # the command of a v2 header that names a client (the PROXY protocol, 2.2)
 CLIENTS = ("127.0.0.7", "127.0.0.8", "127.0.0.9", "::1")
@@ -142,12 +142,12 @@ class _Mailbox:
         self.name = name
         self.connections = 0
 
-    async def handle_PROXY(self, _server: Any, _session: Any, _envelope: Any, proxy: Any) -> bool:  # noqa: N802
+    async def handle_PROXY(self, _server: Any, _session: Any, _envelope: Any, proxy: Any) -> bool:  # noqa: N802  # aiosmtpd's own name
         """Count what came from a client; HAProxy's own checks say LOCAL."""
         self.connections += proxy.command == _PROXY
         return True
 
-    async def handle_DATA(self, _server: Any, session: Any, _envelope: Any) -> str:  # noqa: N802
+    async def handle_DATA(self, _server: Any, session: Any, _envelope: Any) -> str:  # noqa: N802  # likewise
         """`250 OK mx1 saw 127.0.0.7`"""
         return f"250 OK {self.name} saw {session.proxy_data.src_addr}"
 

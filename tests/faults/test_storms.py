@@ -27,7 +27,7 @@ def test_a_desired_file_that_is_replaced_a_thousand_times_in_ten_seconds(scene: 
             for turn in range(1_000):
                 reload = {"balance": ["first", "random"][turn // 2 % 2]}
                 edge.put({**scene.with_pool(port, a if turn % 2 else b, **reload), "serial": turn})
-                time.sleep(max(begin + turn * 0.01 - time.monotonic(), 0))
+                time.sleep(max(begin + turn * 0.01 - time.monotonic(), 0))  # the storm's own pace
             edge.put({**scene.with_pool(port, b), "serial": 1_000})
             newest_is_live(scene)
             assert {first_line(port)[0] for _ in range(6)} == {"b"}

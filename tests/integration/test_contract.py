@@ -10,7 +10,7 @@ import pytest
 from attrs import evolve
 from kit.edge import Edge, connect, until
 from kit.fakes import fold, servers_of
-from kit.servers import echo, free_port
+from kit.servers import EchoServer, echo, free_port
 
 from agent.errors import CommandError
 from agent.model.observed import Key, ServerSeen
@@ -95,16 +95,18 @@ def test_the_fake_does_what_haproxy_does(edge: Edge):
             assert seen(glance) == seen(real), f"{step}: {command}"
 
 
+def one_server(port: int, server: EchoServer) -> dict:
+    return {
+        "version": 1,
+        "frontends": {"front": {"bind": [f"127.0.0.1:{port}"], "backend": "back"}},
+        "backends": {"back": {"servers": {server.name: {"address": server.address}}}},
+    }
+
+
 def test_a_server_with_a_session_is_not_deleted_and_that_is_no_failure(edge: Edge):
     with echo("a") as a:
         port = free_port()
-        edge.live(
-            {
-                "version": 1,
-                "frontends": {"front": {"bind": [f"127.0.0.1:{port}"], "backend": "back"}},
-                "backends": {"back": {"servers": {"a": {"address": a.address}}}},
-            }
-        )
+        edge.live(one_server(port, a))
         haproxy = edge.haproxy
         with connect(port) as session:
             session.recv(100)
@@ -121,13 +123,7 @@ def test_a_process_that_died_since_it_was_looked_at_is_replaced_by_a_cold_start(
     """A dead -x socket is fatal to the start (FACTS, HAProxy 4)."""
     with echo("a") as a:
         port = free_port()
-        edge.live(
-            {
-                "version": 1,
-                "frontends": {"front": {"bind": [f"127.0.0.1:{port}"], "backend": "back"}},
-                "backends": {"back": {"servers": {"a": {"address": a.address}}}},
-            }
-        )
+        edge.live(one_server(port, a))
         haproxy = edge.haproxy
         old = haproxy.running()
         assert old is not None
