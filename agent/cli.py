@@ -11,17 +11,20 @@ import logging
 import os
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from agent import __version__
-from agent.errors import AgentError, ExitCode, InvalidError
+from agent.errors import AgentError, ExitCode, InvalidError, UsageError
 
 if TYPE_CHECKING:
     from agent.model.report import Report
     from agent.settings import Settings
+
+VIA_SECONDS = 3.0
 
 _log = logging.getLogger("agent")
 
@@ -151,7 +154,7 @@ def plan(settings_file: Path | None, file: Path | None, *, as_json: bool) -> Non
         host.proxy.check(staged)
     findings = (*proposal.parsed.findings, *proposal.findings)
     if as_json:
-        _print_json(tables.plan_document(proposal.plan, proposal.diff, proposal.sessions) | {
+        _print_json(tables.plan_document(proposal.plan, proposal.diff, proposal.sessions, proposal.handshakes) | {
             "digest": proposal.parsed.digest,
             "findings": [finding.text(label(path)) for finding in findings],
             "refused": list(proposal.losses),
@@ -159,7 +162,7 @@ def plan(settings_file: Path | None, file: Path | None, *, as_json: bool) -> Non
     else:
         for finding in findings:
             click.echo(f"warning: {finding.text(label(path))}", err=True)
-        click.echo(tables.plan(proposal.plan, proposal.diff, proposal.sessions), nl=False)
+        click.echo(tables.plan(proposal.plan, proposal.diff, proposal.sessions, proposal.handshakes), nl=False)
     if proposal.losses:
         click.echo(f"agent: would be refused: {'; '.join(proposal.losses)}", err=True)
         sys.exit(ExitCode.REFUSED)
@@ -263,14 +266,34 @@ def rollback(settings_file: Path | None, generation: int | None) -> None:
 @main.command(epilog="Example: agent probe smtp --client 198.51.100.7")
 @click.argument("backends", nargs=-1, metavar="[BACKEND]...")
 @click.option("--client", metavar="ADDRESS", help="Whom the header names, to be found in the server's log.")
+@click.option("--via", metavar="FRONTEND", help="Go through this live frontend to `agent echo` behind it instead.")
+@click.option("--source", metavar="ADDRESS", help="With --via: an address of this host to come from.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 @click.pass_obj
-def probe(settings_file: Path | None, backends: tuple[str, ...], client: str | None, *, as_json: bool) -> None:
+def probe(
+    settings_file: Path | None,
+    backends: tuple[str, ...],
+    client: str | None,
+    via: str | None,
+    source: str | None,
+    *,
+    as_json: bool,
+) -> None:
     """Does each server speak PROXY? One connection each, by the desired state; touches nothing.
 
-    Without --client the header carries a true source, an address of this host. Exit 4 when a server that would be
-    sent a header provably does not take one.
+    Without --client the header carries a true source, an address of this host. Exit 4 when a server provably does not
+    take what it would be sent.
+
+    With --via, does a client's address get through? One connection to each address of the frontend; the echo behind
+    it must be told of the very address that was used. Exit 4 when it was another one, 7 when no echo answered.
     """
+    if via is not None:
+        if backends or client:
+            raise click.UsageError("--via goes through a frontend, as whoever --source says; leave the others out")
+        _go_through(settings_file, via, source, as_json=as_json)
+        return
+    if source is not None:
+        raise click.UsageError("--source belongs to --via; whom a header names, --client says")
     from attrs import asdict
 
     from agent.compose import read
@@ -301,6 +324,43 @@ def probe(settings_file: Path | None, backends: tuple[str, ...], client: str | N
         click.echo(tables.handshakes(asked, found), nl=False)
     if any(handshake.mismatch(one.version, found[one.key].result) for one in asked):
         sys.exit(ExitCode.REFUSED)
+
+
+def _go_through(settings_file: Path | None, via: str, source: str | None, *, as_json: bool) -> None:
+    import ipaddress
+
+    from agent.host import passage
+    from agent.host.store import Store
+    from agent.model import canary
+    from agent.model.desired import parse
+    from agent.view import status, tables
+
+    settings = _settings(settings_file)
+    store = Store(settings.state, settings.run)
+    live = store.live()
+    if live is None:
+        raise UsageError("nothing is live yet", remedy="`agent apply` makes the desired state live")
+    data = store.desired_of(live.number)
+    state = parse(data, file="the live state", max_bytes=max(len(data), 1)).state
+    if all(one.name != via for one in state.frontends):
+        raise click.BadParameter(f"no frontend {via} is live", param_hint="--via")
+    try:
+        named = str(ipaddress.ip_address(source)) if source else None
+    except ValueError:
+        raise click.BadParameter(f"{source} is no IP address", param_hint="--source") from None
+    aside = [one.address for one in live.quarantined if one.frontend == via]
+    passages = canary.passages(state, (via,), source=named, without=aside)
+    if not passages:
+        raise UsageError(f"frontend {via} has no address that {named or 'anybody'} could connect to now")
+    found = passage.go(passages, seconds=VIA_SECONDS)
+    if as_json:
+        _print_json([{"frontend": one.frontend, **status.arrival_document(one)} for one in found])
+    else:
+        click.echo(tables.arrivals(found), nl=False)
+    if any(one.preserved is False for one in found):
+        sys.exit(ExitCode.REFUSED)
+    if any(one.preserved is None for one in found):
+        sys.exit(ExitCode.NO_ANSWER)
 
 
 @main.command(epilog="Example: agent echo --listen 10.0.20.101:2525")
@@ -389,3 +449,6 @@ def _print_report(report: Report) -> None:
     click.echo(f"{report.outcome.value}: {live}{how}{digest} ({report.seconds * 1000:.0f} ms)")
     for reason in report.reasons:
         click.echo(f"  - {reason}")
+    if report.handshakes:
+        counts = Counter(one.result for one in report.handshakes)
+        click.echo(f"  - new servers asked: {', '.join(f'{count} {word}' for word, count in sorted(counts.items()))}")

@@ -23,6 +23,8 @@ from agent.host import templates
 from agent.host.haproxy import HAProxy, file_limit, find_ca_file
 from agent.host.prober import HostProber
 from agent.host.store import Store
+from agent.model import canary
+from agent.model.canary import Arrival
 from agent.model.desired import Limits, digest_of
 from agent.model.render import CONFIG_TEMPLATE, Process
 from agent.model.report import Report
@@ -32,6 +34,8 @@ from agent.survey import Survey
 from agent.view import status as view
 
 BUSY_SECONDS = 0.1  # until the next try where another process has the lock
+CANARY_SECONDS = 1.0  # that long a change may have to wait at a resync where an echo is away
+BELIEVE_SECONDS = 300.0  # a probe is a line in a mail server's log
 STATUS_SECONDS = 5.0
 STATUS_SHARE = 200  # a status that takes 100 ms to make is made every 20 s: half a percent of a core
 _MOST_LOGGED = 20
@@ -76,6 +80,7 @@ class Host:
         self._counters: Counter[str] = Counter()
         self._trouble = ""  # the last thing said of status.json
         self._publish_at = 0.0
+        self._arrivals: tuple[Arrival, ...] = ()
         self.store: Store = Store(settings.state, settings.run, keep=settings.apply.keep_generations)
         self.proxy: HAProxy = HAProxy(
             binary=settings.haproxy.binary,
@@ -93,6 +98,9 @@ class Host:
             process=process_of(settings),
             template=lambda: templates.load(CONFIG_TEMPLATE, settings.paths.templates),
             ports=ports,
+            probe=settings.apply.probe,
+            # A person who applies wants everything asked now; the service looks at a refused file every 30 seconds.
+            believe_seconds=BELIEVE_SECONDS if command == "run" else 0.0,
         )
         self.story: Story = Story(
             survey=self.survey,
@@ -164,9 +172,27 @@ class Host:
             except LaterError as later:
                 _log.info("%s", later)
                 return later.seconds
+        self._try_canaries()
         if before is None or _gist(before) != _gist(report):
             _log_report(report)
         return 0.0
+
+    def _try_canaries(self) -> None:
+        """Whether clients' addresses get through: tried at every resync, and after every change."""
+        live = self.survey.live()
+        names = canary.canaries(live[1]) if live else ()
+        if not live or live[1] is None or not names:
+            self._arrivals = ()
+            return
+        from agent.host import passage
+
+        aside = [one.address for one in live[0].quarantined]
+        found = passage.go(canary.passages(live[1], names, without=aside), seconds=CANARY_SECONDS)
+        if _troubles(found) - _troubles(self._arrivals):
+            for finding in canary.findings(found):
+                _log.warning("%s", finding.text(""))
+        self._arrivals = found
+        self._publish()
 
     def healthy(self) -> bool:
         """Whether HAProxy answers; the status is renewed on the way, large ones less often."""
@@ -215,6 +241,8 @@ class Host:
             ),
             held=None if hold is None else view.Held(digest=hold.digest, reason=hold.reason, since=hold.since),
             seen=seen,
+            handshakes=self.survey.remembered(),
+            arrivals=self._arrivals,
             counters=dict(self._counters),
             now=time.time(),
         )
@@ -271,6 +299,10 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"cannot make {folder}: {error.strerror}") from None
+
+
+def _troubles(arrivals: tuple[Arrival, ...]) -> frozenset[tuple[str, bool | None]]:
+    return frozenset((one.address, one.preserved) for one in arrivals if one.preserved is not True)
 
 
 def _gist(report: Report) -> tuple[object, ...]:

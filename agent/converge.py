@@ -22,11 +22,13 @@ from agent.errors import (
     NoAnswerError,
     Outcome,
     RefusedError,
+    StoreError,
     SwitchError,
     UsageError,
 )
+from agent.model import proof
 from agent.model.desired import DesiredState, Parsed, digest_of
-from agent.model.generation import Generation, Hold, Quarantined
+from agent.model.generation import Generation, Handshake, Hold, Quarantined
 from agent.model.observed import Running
 from agent.model.pace import Pace
 from agent.model.plan import Committed, Reload, Runtime, Unchanged, Wanted, plan
@@ -117,7 +119,10 @@ class Story:
         committed, seen = self.survey.committed(), self.survey.seen()
         with told.stage("preflight"):
             change = self.survey.change(parsed, data, committed, seen)
-            told.quarantined = change.wanted.quarantined
+            told.quarantined, told.handshakes = change.wanted.quarantined, change.handshakes
+            self._remember(change.handshakes, change.before, parsed.state)
+        if change.objections:
+            raise RefusedError("; ".join(change.objections), remedy=proof.REMEDY)
         with told.stage("plan"):
             step = told.step = plan_of(change)
         if isinstance(step, Unchanged):
@@ -131,6 +136,7 @@ class Story:
         except SwitchError as error:
             with told.stage("roll back"):
                 raise self._switch.put_back(error, change) from error
+        told.findings += proof.findings(parsed.state, self.survey.remembered())
         corrected = isinstance(told.step, Runtime) and not told.step.record
         return told.report(Outcome.UNCHANGED if corrected else Outcome.COMMITTED)
 
@@ -152,9 +158,20 @@ class Story:
         self._switch.forget(told, step.leaving)
         told.findings += step.remarks
         told.findings += self._shared(change.wanted.state)
+        if change.seen is not None:
+            late = self.survey.latecomers(change.wanted.state, change.seen, change.wanted.digest)
+            self._remember(late, change.wanted.state)
+        told.findings += proof.findings(change.wanted.state, self.survey.remembered())
         if step.record:
             self._switch.record(told, change)
         return told.report(Outcome.UNCHANGED)
+
+    def _remember(self, found: tuple[Handshake, ...], *states: DesiredState | None) -> None:
+        """Keep what servers were found to be. A disk that is full costs that, and is told where it costs more."""
+        before = self.ports.store.handshakes()
+        if (after := proof.remembered(before, found, *states)) != before and found:
+            with contextlib.suppress(StoreError):
+                self.ports.store.set_handshakes(after)
 
     def _shared(self, state: DesiredState) -> list[Finding]:
         ours = [endpoint for one in state.frontends for endpoint in one.binds]

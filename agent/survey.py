@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 from attrs import frozen
 
 from agent.errors import Finding, InvalidError, RefusedError, UsageError
-from agent.model import preflight
+from agent.model import preflight, proof
 from agent.model.desired import DesiredState, Limits, Parsed, parse
-from agent.model.generation import Generation, Quarantined
-from agent.model.observed import Observation
+from agent.model.generation import Generation, Handshake, Quarantined
+from agent.model.handshake import Question
+from agent.model.observed import Key, Observation
 from agent.model.plan import Committed, Plan, Reload, Unchanged, Wanted, diff, plan
-from agent.model.preflight import Stake
+from agent.model.preflight import Questions, Stake
 from agent.model.render import Config, Process, Template, render
 from agent.model.schema import Endpoint
 from agent.ports import Ports
+from agent.settings import ProbeMode
 from agent.switch import KNOCK_SECONDS, Change
 
 
@@ -27,7 +29,8 @@ class Proposal:
     """What a converge would do now, and nothing done: the plan, haproxy.cfg and its difference, sessions at risk.
 
     `sessions`: open now, and left to the replaced process until they end or hard-stop-after ends them. `losses`: why
-    it would be refused. `silent`: new servers that do not answer, as `backend/server`.
+    it would be refused. `silent`: new servers that do not answer, as `backend/server`. `handshakes`: what new servers
+    were found to be.
     """
 
     parsed: Parsed
@@ -38,6 +41,7 @@ class Proposal:
     quarantined: tuple[Quarantined, ...] = ()
     losses: tuple[str, ...] = ()
     silent: tuple[str, ...] = ()
+    handshakes: tuple[Handshake, ...] = ()
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -50,12 +54,17 @@ class Proposal:
             for name in self.silent
         )
         remarks = () if isinstance(self.plan, Reload) else self.plan.remarks
-        return (*preflight.findings(self.quarantined), *silent, *remarks)
+        doubts = proof.findings(self.parsed.state, {one.key: one for one in self.handshakes})
+        return (*preflight.findings(self.quarantined), *silent, *doubts, *remarks)
 
 
 @frozen(kw_only=True)
 class Survey:
-    """Reads documents, files, HAProxy and the servers. `file` names the desired state in messages."""
+    """Reads documents, files, HAProxy and the servers. `file` names the desired state in messages.
+
+    `probe`: whether new servers are asked if they speak PROXY. `believe_seconds`: how long an answer is believed
+    while the same document is looked at again.
+    """
 
     file: Path
     max_bytes: int
@@ -63,6 +72,8 @@ class Survey:
     process: Process
     template: Callable[[], Template]
     ports: Ports
+    probe: ProbeMode = ProbeMode.MISMATCH
+    believe_seconds: float = 0.0
 
     def read(self, data: bytes) -> Parsed:
         """A document that somebody wants. Raises InvalidError."""
@@ -115,7 +126,8 @@ class Survey:
         live, prober = committed.state if committed else None, self.ports.prober
         asked = preflight.questions(parsed.state, live=live, seen=seen, held=_held(committed, seen))
         unbound = prober.unbound(asked.binds) if asked.binds else {}
-        reached = prober.reached(asked.servers, timeout=KNOCK_SECONDS) if asked.servers else frozenset()
+        handshakes, fresh = self._handshakes(asked.handshakes, parsed.digest)
+        reached = self._reached(asked, fresh)
         quarantined = preflight.quarantine(parsed.state, unbound)
         state = preflight.without(parsed.state, quarantined)
         config = _rendered(state, self.process, self.template())
@@ -127,7 +139,55 @@ class Survey:
             asked=asked,
             reached=reached,
             at_stake=preflight.stakes(live, seen, state),
+            handshakes=handshakes,
+            objections=self._objections(live, parsed.state, handshakes),
         )
+
+    def latecomers(self, state: DesiredState, seen: Observation, digest: str) -> tuple[Handshake, ...]:
+        """What those are found to be that did not answer when they came, and are up now."""
+        if self.probe is ProbeMode.OFF:
+            return ()
+        asked = proof.latecomers(state, self.remembered(), seen)
+        return self._asked(asked, digest) if asked else ()
+
+    def remembered(self) -> Mapping[Key, Handshake]:
+        """What servers were last found to be."""
+        return {one.key: one for one in self.ports.store.handshakes()}
+
+    def _handshakes(
+        self, asked: Collection[Question], digest: str
+    ) -> tuple[tuple[Handshake, ...], tuple[Handshake, ...]]:
+        """What the servers are found to be, and of these what was found right now."""
+        if self.probe is ProbeMode.OFF or not asked:
+            return (), ()
+        since = self.ports.clock.now() - self.believe_seconds
+        known = proof.believed(asked, self.remembered(), digest=digest, since=since)
+        settled = {one.key for one in known}
+        fresh = self._asked([one for one in asked if one.key not in settled], digest)
+        return (*known, *fresh), fresh
+
+    def _asked(self, asked: Collection[Question], digest: str) -> tuple[Handshake, ...]:
+        if not asked:
+            return ()
+        return proof.noted(asked, self.ports.prober.handshakes(asked), digest=digest, at=self.ports.clock.now())
+
+    def _reached(self, asked: Questions, fresh: Iterable[Handshake]) -> frozenset[Key]:
+        """Who answers. Whom a handshake has just reached is not knocked at again, but where its check knocks."""
+        met = {one.key: one for one in fresh}
+        doors = {
+            key: tuple(one for one in ends if key not in met or str(one) != met[key].address)
+            for key, ends in asked.servers.items()
+        }
+        open_doors = self.ports.prober.reached(doors, timeout=KNOCK_SECONDS) if doors else frozenset()
+        return open_doors - {one.key for one in fresh if one.result in proof.AWAY}
+
+    def _objections(
+        self, live: DesiredState | None, wanted: DesiredState, found: tuple[Handshake, ...]
+    ) -> tuple[str, ...]:
+        if self.probe is ProbeMode.OFF:
+            return ()
+        required = proof.unproven(live, wanted, found) if self.probe is ProbeMode.REQUIRE else ()
+        return (*proof.mismatches(found), *required)
 
     def propose(self, data: bytes) -> Proposal:
         """The plan for `data`, without a side effect. Raises InvalidError, RefusedError."""
@@ -142,7 +202,11 @@ class Survey:
             diff="" if isinstance(step, Unchanged) else diff(committed, config, number=number),
             sessions=sum(one.sessions for one in seen.frontends) if isinstance(step, Reload) and seen else 0,
             quarantined=change.wanted.quarantined,
-            losses=() if isinstance(step, Unchanged) else loss_sentences(losses_of(change)),
+            losses=(
+                *change.objections,
+                *(() if isinstance(step, Unchanged) else loss_sentences(losses_of(change))),
+            ),
+            handshakes=change.handshakes,
             silent=tuple("/".join(key) for key in sorted(change.down)),
         )
 

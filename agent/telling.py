@@ -10,7 +10,7 @@ from attrs import Factory, define, evolve, field
 from agent.errors import AgentError, Finding, InvalidError, Outcome, StoreError
 from agent.model import preflight
 from agent.model.desired import Parsed
-from agent.model.generation import Quarantined
+from agent.model.generation import Handshake, Quarantined
 from agent.model.plan import Plan, Reload, Runtime
 from agent.model.report import Report
 from agent.ports import Ports
@@ -32,6 +32,7 @@ class Told:
     tried: int | None = None
     touched: bool = False
     quarantined: tuple[Quarantined, ...] = ()
+    handshakes: tuple[Handshake, ...] = ()
     findings: list[Finding] = field(default=Factory(list))
     drift: list[str] = field(default=Factory(list))
     _timings: list[tuple[str, float]] = field(default=Factory(list))
@@ -74,6 +75,7 @@ class Told:
             plan=None if step is None else type(step).__name__.lower(),
             reasons=step.reasons if isinstance(step, (Reload, Runtime)) else (),
             drift=tuple(self.drift),
+            handshakes=self.handshakes,
             findings=(
                 *(parsed.findings if parsed else ()),
                 *preflight.findings(self.quarantined),

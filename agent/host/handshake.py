@@ -17,13 +17,19 @@ from agent.model.schema import Application, Endpoint, ProxyProtocol
 SECONDS = 2.0  # for each; Postfix greets at once, and what has not by then is silent
 QUIET_SECONDS = 0.25  # a plain server chokes on a header within a few milliseconds (FACTS)
 AT_ONCE = 250  # a process may open 1,024 files on many systems
+CONNECT_SECONDS = 1.0  # a server that takes longer to take a connection is as good as dead
+_FIRST_SHARE = 0.55  # of the time, for the connection without a header: a slow greeting comes after 0.9 s
 _MOST = 4_096  # bytes that are read of anybody
 
 _REQUEST = b"GET / HTTP/1.1\r\nHost: probe.invalid\r\nUser-Agent: edgeagent\r\nConnection: close\r\n\r\n"
 
 
 def ask(questions: Iterable[Question], *, seconds: float = SECONDS) -> dict[Key, Seen]:
-    """What each server is found to be, within `seconds` for each AT_ONCE of them; a slow one never delays the rest."""
+    """What each server is found to be, within `seconds` for each AT_ONCE of them; a slow one never delays the rest.
+
+    One connection each; a second one only where the first cannot tell: behind `none` where it did not answer as a
+    plain server, and where a TLS server answered in another protocol.
+    """
     return asyncio.run(_ask_all(tuple(questions), seconds))
 
 
@@ -32,24 +38,47 @@ async def _ask_all(questions: tuple[Question, ...], seconds: float) -> dict[Key,
 
     async def one(question: Question) -> Seen:
         async with slots:
-            seen = await _ask(question, time.monotonic() + seconds)
-            if seen.result is not Result.WRONG_PROTOCOL or question.application is not Application.TLS:
-                return seen
-            # A web server for TLS takes a header for plain HTTP and says so in plain HTTP (nginx, M), as one without
-            # TLS would: only here a second connection, without a header, is needed to tell.
-            without = await _ask(evolve(question, version=ProxyProtocol.NONE), time.monotonic() + seconds)
-            if without.result is not Result.PLAIN:
-                return seen
-            return evolve(seen, result=Result.PLAIN, detail=f"TLS without a header; with one, {seen.detail}")
+            if question.version is ProxyProtocol.NONE:
+                return await _without(question, seconds)
+            return await _with(question, time.monotonic() + seconds)
 
     found = await asyncio.gather(*(one(question) for question in questions))
     return {question.key: seen for question, seen in zip(questions, found, strict=True)}
 
 
+async def _with(question: Question, deadline: float) -> Seen:
+    """One that is sent a header."""
+    seen = await _ask(question, deadline)
+    if seen.result is not Result.WRONG_PROTOCOL or question.application is not Application.TLS:
+        return seen
+    # A web server for TLS takes a header for plain HTTP and says so in plain HTTP (nginx, M), as one without TLS
+    # would: only here a second connection, without a header, is needed to tell.
+    without = await _ask(evolve(question, version=ProxyProtocol.NONE), deadline)
+    if without.result is not Result.PLAIN:
+        return seen
+    return evolve(seen, result=Result.PLAIN, detail=f"TLS without a header; with one, {seen.detail}")
+
+
+async def _without(question: Question, seconds: float) -> Seen:
+    """One that is sent none. Where it does not answer as a plain one, a second connection asks with a header."""
+    begin = time.monotonic()
+    seen = await _ask(question, begin + seconds * _FIRST_SHARE)
+    told = (Result.PLAIN, Result.REFUSED, Result.UNREACHABLE)
+    if seen.result in told or question.application is Application.RAW:
+        return seen
+    other = await _ask(evolve(question, version=ProxyProtocol.V2), begin + seconds)
+    if other.result is Result.PLAIN:  # it was only slow: it greets without waiting for a header
+        return evolve(other, milliseconds=_since(begin))
+    if other.result is not Result.SPEAKS_PROXY:
+        return seen
+    detail = f"without a header, {seen.detail}; with one, {other.detail}"
+    return evolve(other, detail=detail, milliseconds=_since(begin))
+
+
 async def _ask(question: Question, deadline: float) -> Seen:
     begin = time.monotonic()
     try:
-        async with asyncio.timeout_at(_loop_time(deadline)):
+        async with asyncio.timeout_at(_loop_time(min(deadline, begin + CONNECT_SECONDS))):
             reader, writer = await asyncio.open_connection(question.address.host, question.address.port)
     except ConnectionRefusedError:
         return Seen(result=Result.REFUSED, detail="connection refused", milliseconds=_since(begin))
@@ -61,10 +90,10 @@ async def _ask(question: Question, deadline: float) -> Seen:
     try:
         writer.write(_header(question, writer))
         if question.application is Application.TLS:
-            seen = await _tls(reader, writer, deadline)
+            seen = await _tls(reader, writer, deadline, question.version)
         else:
             writer.write(_REQUEST if question.application is Application.HTTP else b"")
-            seen = await _listen(question.application, reader, deadline)
+            seen = await _listen(question, reader, deadline)
     except OSError:  # likewise, while the header was on its way
         seen = Seen(result=Result.SILENT, detail="reset at once")
     finally:
@@ -84,9 +113,9 @@ def _header(question: Question, writer: asyncio.StreamWriter) -> bytes:
     return header(question.version, source, destination)
 
 
-async def _listen(application: Application, reader: asyncio.StreamReader, deadline: float) -> Seen:
+async def _listen(question: Question, reader: asyncio.StreamReader, deadline: float) -> Seen:
     heard, quiet = Heard(), False
-    while (seen := judge(application, heard, quiet=quiet)) is None:
+    while (seen := judge(question, heard, quiet=quiet)) is None:
         left = deadline - time.monotonic()
         if left <= 0 or len(heard.data) > _MOST:
             heard = evolve(heard, over=True)
@@ -103,7 +132,9 @@ async def _listen(application: Application, reader: asyncio.StreamReader, deadli
     return seen
 
 
-async def _tls(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, deadline: float) -> Seen:
+async def _tls(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, deadline: float, version: ProxyProtocol
+) -> Seen:
     """A TLS handshake behind the header; whom the certificate is for is not the question."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
@@ -117,11 +148,13 @@ async def _tls(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, deadl
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLError as error:
-            return _choked(error, first)
+            return _choked(error, first, version)
         else:
             subject = _common_name(talk.getpeercert(binary_form=True) or b"")
-            cipher = talk.version() or "TLS"
-            return Seen(result=Result.SPEAKS_PROXY, detail=f"{cipher}, certificate of {subject}")
+            named = f"certificate of {subject}" if subject else "a certificate without a name"
+            return Seen(
+                result=Result.SPEAKS_PROXY, detail=f"{talk.version() or 'TLS'}, {named}", subject=subject.strip('"')
+            )
         writer.write(outgoing.read())
         left = deadline - time.monotonic()
         try:
@@ -130,25 +163,32 @@ async def _tls(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, deadl
             return Seen(result=Result.SILENT, detail=f"no whole handshake in time: {shown(first)}")
         except ConnectionError:
             more = b""
+        if not more and version is ProxyProtocol.NONE:
+            return Seen(result=Result.SILENT, detail=f"hung up, after {shown(first)}")
         if not more:
             return Seen(result=Result.PLAIN, detail=f"hung up on the header, after {shown(first)}")
         first = first or more
         incoming.write(more)
 
 
-def _choked(error: ssl.SSLError, first: bytes) -> Seen:
+def _choked(error: ssl.SSLError, first: bytes, version: ProxyProtocol) -> Seen:
     reason = error.reason or str(error)
     if reason in ("WRONG_VERSION_NUMBER", "UNKNOWN_PROTOCOL", "HTTP_REQUEST") or first[:1] not in (b"\x15", b"\x16"):
         return Seen(result=Result.WRONG_PROTOCOL, detail=f"no TLS: {shown(first)}")
+    if any(word in reason for word in CHOKED) and version is ProxyProtocol.NONE:
+        return Seen(result=Result.WRONG_PROTOCOL, detail=f"no TLS without a header: {reason.lower().replace('_', ' ')}")
     if any(word in reason for word in CHOKED):
         return Seen(result=Result.PLAIN, detail=f"chokes on the header: {reason.lower().replace('_', ' ')}")
     return Seen(result=Result.SPEAKS_PROXY, detail=f"takes the header, but: {reason.lower().replace('_', ' ')}")
 
 
 def _common_name(certificate: bytes) -> str:
-    """The subject's common name, the last one of the certificate (X.690: OID 2.5.4.3, then a string and its length)."""
+    """The subject's common name, the last one of the certificate (X.690: OID 2.5.4.3, then a string and its length).
+
+    "" where it has none; in quotes, since it came from the network.
+    """
     _, found, rest = certificate.rpartition(b"\x06\x03\x55\x04\x03")
-    return shown(rest[2 : 2 + rest[1]]) if found and len(rest) > 2 else "an unnamed subject"
+    return shown(rest[2 : 2 + rest[1]]) if found and len(rest) > 2 else ""
 
 
 def _since(begin: float) -> int:

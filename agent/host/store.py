@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import re
@@ -21,7 +22,7 @@ from attrs import asdict, field, frozen
 from agent.errors import StoreError
 from agent.model import serverstate
 from agent.model.desired import digest_of
-from agent.model.generation import Generation, Hold, Journal
+from agent.model.generation import Generation, Handshake, Hold, Journal, handshakes
 
 _STAGED = ".staged"
 _NUMBER = re.compile(r"[0-9]{1,12}")
@@ -295,6 +296,16 @@ class Store:
         else:
             write(self.state / "hold.json", json.dumps(asdict(hold), indent=1).encode())
 
+    def handshakes(self) -> tuple[Handshake, ...]:
+        """What servers were last found to be, nothing where nobody can tell any more."""
+        with contextlib.suppress(OSError):
+            return _handshakes((self.state / "handshakes.json").read_bytes())
+        return ()
+
+    def set_handshakes(self, found: tuple[Handshake, ...]) -> None:
+        """Remember what servers were found to be."""
+        write(self.state / "handshakes.json", json.dumps([asdict(one) for one in found], indent=1).encode())
+
     def write_server_state(self, dump: str) -> None:
         """What the next process shall know of its servers."""
         write(self.server_state, dump.encode(), durable=False)
@@ -311,6 +322,14 @@ class Store:
     def status(self) -> dict[str, Any] | None:
         """status.json as it stands, None where there is none that can be read."""
         return _json(self.status_file)
+
+
+@functools.lru_cache(maxsize=1)
+def _handshakes(data: bytes) -> tuple[Handshake, ...]:
+    """Kept, because every status asks for them: thousands on a large edge, and they seldom change."""
+    with contextlib.suppress(ValueError, TypeError, RecursionError):  # a crash, or a person
+        return handshakes(json.loads(data))
+    return ()
 
 
 def _json(path: Path) -> dict[str, Any] | None:

@@ -28,7 +28,10 @@ class Route:
 
 @frozen(kw_only=True)
 class Frontend:
-    """What clients connect to. `maxconn` None: the default of all frontends."""
+    """What clients connect to. `maxconn` None: the default of all frontends.
+
+    `canary`: an echo is behind it, and at every resync it is tried whether clients' addresses get through.
+    """
 
     name: str
     binds: tuple[Endpoint, ...]
@@ -39,6 +42,7 @@ class Frontend:
     deny: tuple[str, ...]
     rate_limit: RateLimit | None
     routes: tuple[Route, ...]
+    canary: bool = False
 
     @property
     def backends(self) -> tuple[str, ...]:
@@ -184,6 +188,7 @@ def _frontend(name: str, one: schema.Frontend) -> Frontend:
         deny=one.deny,
         rate_limit=one.rate_limit,
         routes=tuple(Route(sni=route.sni, backend=route.backend) for route in one.routes),
+        canary=one.canary,
     )
 
 

@@ -1,4 +1,4 @@
-"""What the store keeps, as values: generations, the journal of a switch, a hold.
+"""What the store keeps, as values: generations, the journal of a switch, a hold, what servers were found to be.
 
 They are read back from files that a crash or a person may have left in any shape, so each checks its own types;
 ValueError or TypeError where they are not.
@@ -38,10 +38,43 @@ def _quarantines(found: object) -> tuple[Quarantined, ...]:
 
 
 @frozen(kw_only=True)
+class Handshake:
+    """What a server was found to be when it was asked as `version` and `application` say, for which document.
+
+    `result`, `detail`, `subject`, `milliseconds`: see `agent.model.handshake.Seen`. `at`: seconds since the epoch.
+    """
+
+    backend: str = field(validator=_text)
+    server: str = field(validator=_text)
+    address: str = field(validator=_text)
+    application: str = field(validator=_text)
+    version: str = field(validator=_text)
+    result: str = field(validator=_text)
+    detail: str = field(validator=_text)
+    subject: str = field(validator=_text)
+    milliseconds: int = field(validator=_number)
+    at: float = field(validator=_seconds)
+    digest: str = field(validator=_text)
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Backend and server."""
+        return (self.backend, self.server)
+
+
+def handshakes(found: object) -> tuple[Handshake, ...]:
+    """Handshakes out of values or of JSON objects. Raises TypeError, ValueError."""
+    if not isinstance(found, (list, tuple)):
+        raise TypeError(f"handshakes: {found!r} is no list")
+    return tuple(one if isinstance(one, Handshake) else Handshake(**one) for one in found)
+
+
+@frozen(kw_only=True)
 class Generation:
     """One state that was live. `at`: seconds since the epoch; `loaded`: whose process carried it at first.
 
-    `digest` and `config_digest`: SHA-256 (hex) of the document and of haproxy.cfg.
+    `digest` and `config_digest`: SHA-256 (hex) of the document and of haproxy.cfg. `handshakes`: of the servers that
+    were new in it.
     """
 
     number: int = field(validator=_number)
@@ -55,6 +88,7 @@ class Generation:
     reasons: tuple[str, ...] = field(default=(), validator=deep_iterable(_text, instance_of(tuple)))
     seconds: float = field(default=0.0, validator=_seconds)
     quarantined: tuple[Quarantined, ...] = field(default=(), converter=_quarantines)
+    handshakes: tuple[Handshake, ...] = field(default=(), converter=handshakes)
 
 
 @frozen(kw_only=True)

@@ -46,11 +46,15 @@ class Question:
 
 @frozen(kw_only=True)
 class Seen:
-    """What came of one connection: the result, what was seen (one printable line), and after how many milliseconds."""
+    """What came of one connection: the result, what was seen (one printable line), and after how many milliseconds.
+
+    `subject`: the common name of a TLS certificate, "" where there was none.
+    """
 
     result: Result
     detail: str
     milliseconds: int = 0
+    subject: str = ""
 
 
 @frozen(kw_only=True)
@@ -88,7 +92,9 @@ _HTTP = re.compile(rb"HTTP/1\.[01] (\d{3})")
 CHOKED = ("UNEXPECTED_MESSAGE", "PROTOCOL_VERSION", "DECODE_ERROR", "RECORD_OVERFLOW", "ILLEGAL_PARAMETER")
 
 
-def questions(state: DesiredState, backends: Collection[str], client: Endpoint | None) -> tuple[Question, ...]:
+def questions(
+    state: DesiredState, backends: Collection[str] = (), client: Endpoint | None = None
+) -> tuple[Question, ...]:
     """One for each enabled server of `backends` (empty: of all), as a client of their frontend would come.
 
     `client`: whom the headers name; servers of the other address family are asked with the true source.
@@ -119,17 +125,20 @@ def questions(state: DesiredState, backends: Collection[str], client: Endpoint |
     )
 
 
-def mismatch(version: ProxyProtocol, result: Result) -> bool:
+def mismatch(version: str, result: str) -> bool:
     """Whether a server provably does not take what it would be sent. One that is down is no mismatch."""
-    return version is not ProxyProtocol.NONE and result is Result.PLAIN
+    return result == (Result.SPEAKS_PROXY if version == ProxyProtocol.NONE else Result.PLAIN)
 
 
-def judge(application: Application, heard: Heard, *, quiet: bool) -> Seen | None:
-    """What a server is that was sent a header, or none; None: not clear yet. `quiet`: nothing has come for a while."""
-    if application in _DIALECTS:
-        return _greeted(application, heard, quiet=quiet)
-    if application is Application.HTTP:
-        return _http(heard)
+def judge(question: Question, heard: Heard, *, quiet: bool) -> Seen | None:
+    """What a server is that was sent a header; None: not clear yet. `quiet`: nothing has come for a while.
+
+    One that was sent none (version `none`) and behaves like that is plain, and does not hang up because of it.
+    """
+    if question.application in _DIALECTS:
+        return _greeted(question.application, heard, quiet=quiet)
+    if question.application is Application.HTTP:
+        return _http(question.version, heard)
     if heard.over or heard.closed:
         what = "it hung up" if heard.closed else "it waits"
         return Seen(result=Result.UNKNOWN, detail=f"{what} after {shown(heard.data)}")
@@ -157,13 +166,15 @@ def _greeted(application: Application, heard: Heard, *, quiet: bool) -> Seen | N
     return None
 
 
-def _http(heard: Heard) -> Seen | None:
+def _http(version: ProxyProtocol, heard: Heard) -> Seen | None:
     found = _HTTP.match(heard.data)
     if found is not None:
         bad = found[1] == b"400"
         return Seen(result=Result.PLAIN if bad else Result.SPEAKS_PROXY, detail=f"answered {shown(heard.data)}")
     if heard.data and not b"HTTP/1.".startswith(heard.data[:7]):
         return Seen(result=Result.WRONG_PROTOCOL, detail=f"no HTTP answer: {shown(heard.data)}")
+    if heard.closed and version is ProxyProtocol.NONE:
+        return Seen(result=Result.SILENT, detail="hung up")
     if heard.closed:
         return Seen(result=Result.PLAIN, detail="hung up on the header")
     return Seen(result=Result.SILENT, detail="no answer in time") if heard.over else None

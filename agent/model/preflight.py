@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterable, Mapping
 from attrs import evolve, field, frozen
 
 from agent.errors import Finding
+from agent.model import proof
 from agent.model.desired import Backend, DesiredState, Server
 from agent.model.generation import Quarantined
+from agent.model.handshake import Question
 from agent.model.observed import Key, Observation, ServerSeen
 from agent.model.schema import Endpoint, HealthType
 
@@ -34,12 +36,13 @@ class Questions:
     """What has to be asked of this host and of the servers.
 
     `servers`: of each, the addresses that must all answer. `unproven`: those that are new, moved, enabled, or checked
-    in another way.
+    in another way. `handshakes`: of whom to ask whether they speak PROXY.
     """
 
     binds: tuple[Endpoint, ...]
     servers: Mapping[Key, tuple[Endpoint, ...]] = field(factory=dict)
     unproven: frozenset[Key] = frozenset()
+    handshakes: tuple[Question, ...] = ()
 
 
 def questions(
@@ -62,7 +65,7 @@ def questions(
         for server in pool.servers
         if not server.disabled and ((key := (pool.name, server.name)) in new or _unsure(pool, server, key, now))
     }
-    return Questions(binds=binds, servers=asked, unproven=new)
+    return Questions(binds=binds, servers=asked, unproven=new, handshakes=proof.newcomers(live, wanted))
 
 
 def _unproven(before: DesiredState | None, after: DesiredState) -> frozenset[Key]:

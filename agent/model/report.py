@@ -5,6 +5,7 @@ from __future__ import annotations
 from attrs import frozen
 
 from agent.errors import Finding, Outcome, Violation
+from agent.model.generation import Handshake
 
 
 @frozen(kw_only=True)
@@ -12,7 +13,8 @@ class Report:
     """One converge, told. `digest`: of the document looked at, None where there was none to read.
 
     `generation`: what is live now. `plan`: "unchanged", "runtime" or "reload", None where it did not come to a plan.
-    `drift`: what was not as this agent had left it, and was corrected, by kind.
+    `drift`: what was not as this agent had left it, and was corrected, by kind. `handshakes`: what the servers that
+    are new in the document were found to be.
     `violations` stand in `file`. `timings`: seconds by stage, in order. `at`: seconds since the epoch.
     """
 
@@ -26,6 +28,7 @@ class Report:
     plan: str | None = None
     reasons: tuple[str, ...] = ()
     drift: tuple[str, ...] = ()
+    handshakes: tuple[Handshake, ...] = ()
     findings: tuple[Finding, ...] = ()
     violations: tuple[Violation, ...] = ()
     message: str = ""

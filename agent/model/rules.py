@@ -12,6 +12,7 @@ from attrs import frozen
 from agent.errors import Path
 from agent.model.schema import (
     WILDCARDS,
+    Application,
     Backend,
     Endpoint,
     Frontend,
@@ -117,6 +118,8 @@ def _frontend(built: Structured[Written], written: Written, at: Path, frontend: 
     if not frontend.bind and built.whole((*at, "bind")):
         yield Remark((*at, "bind"), "a frontend without an address serves nobody")
     yield from _known(written.backends, frontend.backend, (*at, "backend"), "backend", built, "backends")
+    if frontend.canary:
+        yield from _canary(written, at, frontend)
     coverings = _coverings(frontend.routes)
     for index, route in enumerate(frontend.routes):
         where = (*at, "routes", index)
@@ -127,6 +130,19 @@ def _frontend(built: Structured[Written], written: Written, at: Path, frontend: 
         if route.sni and all(by is not None for _, by in covering):
             names = ", ".join(f'"{pattern}" by "{by}"' for pattern, by in covering)
             yield Remark(where, f"can never match: earlier routes take it all ({names}); the first match wins")
+
+
+def _canary(written: Written, at: Path, frontend: Frontend) -> Iterator[Remark]:
+    """Behind a canary stands `agent echo`, which demands PROXY v2 of every client."""
+    backend = written.backends.get(frontend.backend)
+    if backend is not None and backend.proxy_protocol is not ProxyProtocol.V2:
+        yield Remark(
+            (*at, "canary"),
+            f'the echo behind a canary demands PROXY v2; backend "{frontend.backend}" has proxy_protocol: '
+            f"{backend.proxy_protocol}",
+        )
+    if frontend.routes:
+        yield Remark((*at, "canary"), "a canary asks for no name: it cannot be tried through routes")
 
 
 def _coverings(routes: tuple[Route, ...]) -> list[list[tuple[SniPattern, SniPattern | None]]]:
@@ -258,6 +274,19 @@ def _backend_advice(at: Path, backend: Backend, written: Written, bound: frozens
             (*at, "health", "send_proxy"),
             "the servers expect a PROXY header, but the check sends none to the same port: it will find them dead",
             "leave send_proxy out, or check another, plain port with health.port",
+        )
+    if (
+        backend.application is Application.SMTP
+        and backend.proxy_protocol is not ProxyProtocol.NONE
+        and health.type is not HealthType.NONE
+        and health.send_proxy is not False
+        and on_data_port
+    ):
+        # M, Postfix 3.7: "fatal: smtpd_peer_hostaddr_to_sockaddr", then "bad command startup -- throttling".
+        yield Remark(
+            (*at, "health"),
+            "each check costs Postfix an smtpd, which dies of its LOCAL header; master then throttles real clients",
+            "check another, plain port with health.port",
         )
     if health.type is HealthType.NONE and len(nodes) + len(backend.servers) > 1:
         yield Remark((*at, "health"), "not checked: a dead server goes on getting its share of clients", "add a check")

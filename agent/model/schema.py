@@ -145,6 +145,7 @@ class Frontend:
     deny: tuple[Network, ...] = ()
     rate_limit: RateLimit | None = None
     routes: tuple[Route, ...] = ()
+    canary: bool = False
 
 
 @frozen(kw_only=True)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from attrs import frozen
 
 from agent.errors import Finding, Violation, dotted
-from agent.model.desired import Backend, DesiredState, Frontend
-from agent.model.generation import Quarantined
-from agent.model.observed import FrontendSeen, Observation, ServerSeen
+from agent.model import canary
+from agent.model.canary import Arrival
+from agent.model.desired import Backend, DesiredState, Frontend, Server
+from agent.model.generation import Handshake, Quarantined
+from agent.model.handshake import mismatch
+from agent.model.observed import FrontendSeen, Key, Observation, ServerSeen
 from agent.model.report import Report
 
 SCHEMA = 1
@@ -62,6 +66,8 @@ def document(
     held: Held | None,
     seen: Observation | None,
     now: float,
+    handshakes: Mapping[Key, Handshake] | None = None,
+    arrivals: Sequence[Arrival] = (),
     counters: dict[str, int] | None = None,
 ) -> dict[str, Any]:
     """All of status.json. `report`: of the last converge, None before the first; `seen` None: HAProxy is silent."""
@@ -86,9 +92,12 @@ def document(
         "held": None if held is None else {"digest": held.digest, "reason": held.reason, "since": when(held.since)},
         "violations": [_violation(report, one) for one in report.violations[:_MOST]] if report else [],
         "violations_total": len(report.violations) if report else 0,
-        "findings": [_finding(one) for one in report.findings[:_MOST]] if report else [],
-        "frontends": [_frontend(one, pools, index, aside) for one in state.frontends] if state else [],
-        "backends": [_backend(one, index) for one in state.backends] if state else [],
+        "findings": [_finding(one) for one in (report.findings if report else ())[:_MOST]]
+        + [_finding(one) for one in canary.findings(arrivals)[:_MOST]],
+        "frontends": [_frontend(one, pools, index, aside) | _canary(one, arrivals) for one in state.frontends]
+        if state
+        else [],
+        "backends": [_backend(one, index, handshakes or {}) for one in state.backends] if state else [],
         "haproxy": None if seen is None else _haproxy(seen),
         "timings": dict(report.timings) if report else {},
         "plan": report.plan if report else None,
@@ -183,6 +192,26 @@ def _frontend(
     }
 
 
+def _canary(frontend: Frontend, arrivals: Sequence[Arrival]) -> dict[str, Any]:
+    """Whether clients' addresses get through, where it was tried; None: nobody knows."""
+    return {
+        "client_ip_preserved": canary.preserved(arrivals, frontend.name),
+        "canary": [arrival_document(one) for one in arrivals if one.frontend == frontend.name],
+    }
+
+
+def arrival_document(one: Arrival) -> dict[str, Any]:
+    """What came of one passage through a frontend, for programs."""
+    return {
+        "address": one.address,
+        "used": one.used,
+        "told": one.told,
+        "preserved": one.preserved,
+        "detail": one.detail,
+        "milliseconds": one.milliseconds,
+    }
+
+
 def _bind(address: str, aside: Quarantined | None, found: FrontendSeen | None, index: _Index) -> dict[str, Any]:
     if aside is not None:
         return {"address": address, "state": "quarantined", "reason": aside.detail}
@@ -204,7 +233,7 @@ def _why_closed(found: FrontendSeen | None, index: _Index) -> str:
     return "not in the running HAProxy" if found is None else "the frontend is stopped in HAProxy"
 
 
-def _backend(backend: Backend, index: _Index) -> dict[str, Any]:
+def _backend(backend: Backend, index: _Index, handshakes: Mapping[Key, Handshake]) -> dict[str, Any]:
     found = index.servers.get(backend.name, {})
     up, total = index.count(backend)
     return {
@@ -222,7 +251,28 @@ def _backend(backend: Backend, index: _Index) -> dict[str, Any]:
                 "status": found[server.name].status if server.name in found else "unknown",
                 "check": found[server.name].check if server.name in found else "",
                 "sessions": found[server.name].sessions if server.name in found else 0,
+                "handshake": _handshake(handshakes.get((backend.name, server.name)), backend, server),
             }
             for server in backend.servers
         ],
+    }
+
+
+def _handshake(one: Handshake | None, backend: Backend, server: Server) -> dict[str, Any] | None:
+    """What a server was last found to be; None where nobody has asked it as it is now."""
+    now = (str(server.address), backend.application, backend.proxy_protocol)
+    if one is None or (one.address, one.application, one.version) != now:
+        return None
+    return handshake_document(one)
+
+
+def handshake_document(one: Handshake) -> dict[str, Any]:
+    """What a server was found to be, for programs."""
+    return {
+        "result": one.result,
+        "mismatch": mismatch(one.version, one.result),
+        "detail": one.detail,
+        "subject": one.subject,
+        "milliseconds": one.milliseconds,
+        "at": when(one.at),
     }

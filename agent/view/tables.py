@@ -7,12 +7,14 @@ from typing import Any
 
 import click
 
-from agent.model.generation import Generation
+from agent.model.canary import Arrival
+from agent.model.generation import Generation, Handshake
 from agent.model.handshake import Question, Seen, mismatch
 from agent.model.observed import Key
 from agent.model.plan import Plan, Runtime, Unchanged
-from agent.view.status import when
+from agent.view.status import handshake_document, when
 
+_PRESERVED = {True: "yes", False: "no", None: "unknown"}
 _COLOURS = {"up": "green", "listening": "green", "degraded": "yellow", "quarantined": "magenta"}
 
 
@@ -50,14 +52,28 @@ def status(document: dict[str, Any], *, running: bool) -> str:
         ),
     )
     text += "\n" + table(
-        ("BACKEND", "SERVER", "ADDRESS", "STATUS", "CHECK", "SESSIONS"),
+        ("BACKEND", "SERVER", "ADDRESS", "STATUS", "CHECK", "PROXY", "SESSIONS"),
         (
-            (pool["name"], one["name"], one["address"], one["status"], one["check"], one["sessions"])
+            (
+                pool["name"],
+                one["name"],
+                one["address"],
+                one["status"],
+                one["check"],
+                _proxy(one["handshake"]),
+                one["sessions"],
+            )
             for pool in document["backends"]
             for one in pool["servers"]
         ),
     )
     return text + "\n" + "\n".join(_facts(document, running=running)) + "\n"
+
+
+def _proxy(handshake: dict[str, Any] | None) -> str:
+    if handshake is None:
+        return "-"
+    return click.style(handshake["result"], fg="red" if handshake["mismatch"] else None)
 
 
 def _bind(bind: dict[str, Any]) -> str:
@@ -125,6 +141,43 @@ def handshakes(asked: Sequence[Question], found: Mapping[Key, Seen]) -> str:
     )
 
 
+def proofs(found: Sequence[Handshake]) -> str:
+    """What the servers that are new in a change were found to be."""
+    return table(
+        ("  BACKEND", "SERVER", "ADDRESS", "WANTED", "FOUND", "SEEN"),
+        (
+            (
+                f"  {one.backend}",
+                one.server,
+                one.address,
+                f"{one.application} {one.version}",
+                click.style(one.result, fg="red" if mismatch(one.version, one.result) else None),
+                one.detail,
+            )
+            for one in found
+        ),
+    )
+
+
+def arrivals(found: Sequence[Arrival]) -> str:
+    """What became of those who went through a frontend."""
+    return table(
+        ("FRONTEND", "ADDRESS", "USED", "SEEN", "PRESERVED", "TOOK", "WHAT"),
+        (
+            (
+                one.frontend,
+                one.address,
+                one.used or "-",
+                one.told or "-",
+                click.style(_PRESERVED[one.preserved], fg=None if one.preserved else "red"),
+                f"{one.milliseconds} ms",
+                one.detail,
+            )
+            for one in found
+        ),
+    )
+
+
 def history(generations: Sequence[Generation]) -> str:
     """What was live and when, newest first."""
     newest = generations[-1].number if generations else None
@@ -155,28 +208,33 @@ def coloured_diff(text: str) -> str:
     return "".join(click.style(line, fg=colours.get(line[:1])) for line in text.splitlines(keepends=True))
 
 
-def plan_document(step: Plan, difference: str, sessions: int) -> dict[str, Any]:
+def plan_document(step: Plan, difference: str, sessions: int, handshakes: Sequence[Handshake] = ()) -> dict[str, Any]:
     """A plan for programs."""
     return {
         "plan": type(step).__name__.lower(),
         "reasons": [] if isinstance(step, Unchanged) else list(step.reasons),
         "commands": [str(one) for one in step.commands] if isinstance(step, Runtime) else [],
         "sessions": sessions,
+        "handshakes": [
+            {"backend": one.backend, "server": one.server, "address": one.address, **handshake_document(one)}
+            for one in handshakes
+        ],
         "diff": difference,
     }
 
 
-def plan(step: Plan, difference: str, sessions: int) -> str:
-    """What would happen, why, and the difference it makes."""
+def plan(step: Plan, difference: str, sessions: int, handshakes: Sequence[Handshake] = ()) -> str:
+    """What would happen, why, what new servers are, and the difference it makes."""
+    asked = f"\nServers that are new, asked as HAProxy would:\n{proofs(handshakes)}" if handshakes else ""
     if isinstance(step, Unchanged):
-        return "No change: HAProxy already does what this says.\n"
+        return "No change: HAProxy already does what this says.\n" + asked
     if isinstance(step, Runtime):
         text = "Runtime: the running HAProxy is told; no reload, no session is touched.\n"
         text += "".join(f"  - {reason}\n" for reason in step.reasons)
-        text += "\n" + "".join(f"  > {command}\n" for command in step.commands)
+        text += "\n" + "".join(f"  > {command}\n" for command in step.commands) + asked
         return text + (f"\n{coloured_diff(difference)}" if difference else "")
     text = "Reload: a new HAProxy process takes the listening sockets over; no connection is refused.\n"
-    text += "".join(f"  - {reason}\n" for reason in step.reasons)
+    text += "".join(f"  - {reason}\n" for reason in step.reasons) + asked
     if sessions:
         text += (
             f"Sessions at risk: none at once; {sessions} stay with the old process until they end or hard-stop-after.\n"

@@ -107,6 +107,21 @@ def test_documents_link_to_what_is_there():
             assert (document.parent / target).exists(), f"{document.name} links to {target}"
 
 
+def test_desired_states_in_documents_are_valid_and_commands_are_there():
+    from agent.cli import main
+    from agent.model.desired import parse
+
+    states = 0
+    for document in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]:
+        text = document.read_text()
+        for block in re.findall(r"```yaml\n(version: 1\n.*?)```", text, re.DOTALL):
+            assert parse(block.encode(), file=document.name).findings == ()
+            states += 1
+        for command in re.findall(r"`agent ([a-z]+)", text):
+            assert command in main.commands, f"{document.name} speaks of `agent {command}`"
+    assert states
+
+
 def test_settings_are_documented_key_by_key():
     import attrs
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import signal
+import socketserver
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
-from kit.edge import Edge, connect
+from kit.edge import Edge, connect, until
 from kit.servers import free_port
 
 from agent.model.proxyheader import header
@@ -49,6 +53,112 @@ def test_through_a_live_frontend_the_address_seen_is_the_address_used(edge: Edge
         assert process.stdout is not None
         said = [process.stdout.readline() for _ in range(3)]
         assert any("client 127.0.0.77:" in line or "LOCAL" in line for line in said)
+
+
+@contextlib.contextmanager
+def liar(answer: bytes) -> Iterator[int]:
+    """Answers everybody with that line."""
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with contextlib.suppress(OSError):
+                self.request.recv(1_000)
+                self.request.sendall(answer)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        thread.start()
+        yield server.server_address[1]
+        server.shutdown()
+        thread.join()
+
+
+def canaried(front: int, server: int, **more: Any) -> dict[str, Any]:
+    pool = {"servers": {"echo": {"address": f"127.0.0.1:{server}"}}, "health": {"type": "none"}}
+    bind = [f"127.0.0.1:{front}", f"[::1]:{front}"]
+    return {
+        "version": 1,
+        "frontends": {"front": {"bind": bind, "backend": "echo", **more}},
+        "backends": {"echo": pool},
+    }
+
+
+@pytest.mark.parametrize("more", [{}, {"accept_proxy": True}, {"routes": [{"sni": ["x.example"], "backend": "echo"}]}])
+def test_via_a_live_frontend_the_address_seen_is_the_address_used(one_edge: Edge, more: dict[str, Any]):
+    server, front = free_port(), free_port("127.0.0.1", "::1")
+    with agent_echo(f"127.0.0.1:{server}"):
+        one_edge.live(canaried(front, server, **more))
+        for source in ("127.0.0.77", "127.0.0.78", "::1"):
+            done = one_edge.agent("probe", "--via", "front", "--source", source, "--json")
+            (arrival,) = json.loads(done.stdout)
+            assert (done.returncode, arrival["preserved"]) == (0, True), arrival
+            assert arrival["used"] == arrival["told"]
+            assert arrival["used"].strip("[").startswith(source)
+        done = one_edge.agent("probe", "--via", "front")
+        assert (done.returncode, done.stdout.count("the address seen is the address used")) == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "words"),
+    [
+        (b"client 10.0.20.1:4711\r\n", 4, "and was seen as 10.0.20.1:4711"),
+        (b"LOCAL\r\n", 4, 'the echo was not told who came: "LOCAL"'),
+        (b"220 mail.example.org ESMTP\r\n", 7, 'no echo answered, but "220 mail.example.org ESMTP"'),
+        (b"", 7, "nothing answered"),
+        (b"x" * 100_000, 7, "no echo answered"),
+        (b"client \xff\x1b[31m\r\n", 4, "and was seen as"),
+    ],
+)
+def test_via_tells_what_else_came(one_edge: Edge, answer: bytes, code: int, words: str):
+    front = free_port("127.0.0.1", "::1")
+    with liar(answer) as server:
+        one_edge.live(canaried(front, server))
+        done = one_edge.agent("probe", "--via", "front")
+        assert done.returncode == code
+        assert words in done.stdout
+        assert "\x1b" not in done.stdout
+
+
+def test_via_says_what_is_wrong_with_the_question(one_edge: Edge):
+    def error(*words: str) -> str:
+        done = one_edge.agent("probe", *words)
+        assert done.returncode == 2, done.stderr
+        return done.stderr
+
+    assert "nothing is live yet" in error("--via", "front")
+    with liar(b"") as server:
+        one_edge.live(canaried(free_port("127.0.0.1", "::1"), server))
+        assert "no frontend nobody is live" in error("--via", "nobody")
+        assert "x is no IP address" in error("--via", "front", "--source", "x")
+        assert "leave the others out" in error("echo", "--via", "front")
+        assert "--source belongs to --via" in error("--source", "127.0.0.1")
+
+
+def test_a_canary_is_tried_at_every_resync_and_says_when_addresses_are_lost(one_edge: Edge):
+    one_edge.configure(f'[haproxy]\nbinary = "{one_edge.binary}"\nmaxconn = 500\n[apply]\nresync = "200ms"')
+    server, front = free_port(), free_port("127.0.0.1", "::1")
+    with agent_echo(f"127.0.0.1:{server}") as process:
+        one_edge.put(canaried(front, server, canary=True))
+        one_edge.serve()
+
+        def preserved() -> Any:
+            return one_edge.status()["frontends"][0]["client_ip_preserved"]
+
+        until(lambda: preserved() is True, "the canary sings")
+        assert process.stdout is not None
+        seen = {process.stdout.readline().split()[-1] for _ in range(4)}
+        assert len(seen) == 4  # at every resync another connection
+        with liar(b"client 10.0.20.1:4711\r\n") as other:
+            one_edge.put(canaried(front, other, canary=True))
+            until(lambda: preserved() is False, "somebody replaces addresses")
+            finding = next(one for one in one_edge.status()["findings"] if "canary" in one["message"])
+            assert finding["where"] == "frontends.front"
+            assert "was seen as 10.0.20.1:4711" in finding["message"]
+            assert one_edge.agent("status").stdout.count("was seen as 10.0.20.1:4711") == 2
+        until(lambda: preserved() is None, "nobody answers")
+        assert one_edge.log.count("was seen as 10.0.20.1:4711") == 2  # said once for each address
+        one_edge.put(canaried(front, server))
+        until(lambda: not one_edge.status()["frontends"][0]["canary"], "no canary any more")
 
 
 def test_whoever_sends_no_header_is_told_so(one_edge: Edge):

@@ -14,10 +14,11 @@ from typing import Any
 from attrs import define, evolve, field
 
 from agent.errors import CommandError, NoAnswerError
+from agent.model.handshake import Question, Result, Seen
 from agent.model.observed import FrontendSeen, Key, Observation, Running, ServerSeen
 from agent.model.plan import AddServer, Command, Delete, EnableHealth, Move, SetHealth, SetState, SetWeight
 from agent.model.preflight import Unbound
-from agent.model.schema import Endpoint
+from agent.model.schema import Endpoint, ProxyProtocol
 
 SERVER = re.compile(r"\s+server (\S+) (\S+) weight (\d+)(.*)")
 
@@ -154,11 +155,13 @@ class FakeProxy:
 
 @define
 class FakeProber:
-    """Everything can be bound and every server answers, but for these."""
+    """Everything can be bound and every server answers, and as it should, but for these."""
 
     busy: dict[str, str] = field(factory=dict)
     dead: set[str] = field(factory=set)
+    odd: dict[str, Result] = field(factory=dict)
     asked: list[Key] = field(factory=list)
+    greeted: list[Key] = field(factory=list)
 
     def unbound(self, endpoints: Collection[Endpoint]) -> Mapping[Endpoint, Unbound]:
         return {one: Unbound(reason="in_use", detail=self.busy[str(one)]) for one in endpoints if str(one) in self.busy}
@@ -169,6 +172,16 @@ class FakeProber:
     def reached(self, servers: Mapping[Key, Iterable[Endpoint]], *, timeout: float) -> frozenset[Key]:
         self.asked += sorted(servers)
         return frozenset(key for key, ends in servers.items() if not any(str(one) in self.dead for one in ends))
+
+    def handshakes(self, questions: Collection[Question]) -> Mapping[Key, Seen]:
+        self.greeted += sorted(one.key for one in questions)
+        return {one.key: Seen(result=self._result(one), detail="as told") for one in questions}
+
+    def _result(self, one: Question) -> Result:
+        if str(one.address) in self.dead:
+            return Result.REFUSED
+        good = Result.PLAIN if one.version is ProxyProtocol.NONE else Result.SPEAKS_PROXY
+        return self.odd.get(str(one.address), good)
 
 
 class Clock:

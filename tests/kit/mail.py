@@ -150,7 +150,7 @@ def mail_host() -> Iterator[MailHost]:
     host = MailHost(folder, {name: free_port() for name in (*names, *twins)}, trustme.CA())
     try:
         folder.chmod(0o755)
-        certificate = host.authority.issue_cert("mail.example.org", "127.0.0.1", "::1")
+        certificate = host.authority.issue_cert("mail.example.org", "127.0.0.1", "::1", common_name="mail.example.org")
         certificate.private_key_and_cert_chain_pem.write_to_path(str(folder / "server.pem"))
         (folder / "server.pem").chmod(0o600)
         for name in ("etc", "spool", "data", "home", "dovecot", "dovecot-state"):

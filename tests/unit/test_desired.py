@@ -409,6 +409,27 @@ def test_a_hundred_thousand_servers_in_a_group_are_one_violation():
         parse(data, file="d")
 
 
+def test_a_canary_needs_an_echo_that_can_answer():
+    document = state(smtp=1)
+    document["frontends"]["smtp"] |= {"canary": True, "routes": [{"sni": ["*"], "backend": "smtp"}]}
+    document["backends"]["smtp"]["proxy_protocol"] = "v1"
+    assert violations(document) == [
+        'frontends.smtp.canary: the echo behind a canary demands PROXY v2; backend "smtp" has proxy_protocol: v1',
+        "frontends.smtp.canary: a canary asks for no name: it cannot be tried through routes",
+    ]
+    del document["frontends"]["smtp"]["routes"], document["backends"]["smtp"]["proxy_protocol"]
+    assert findings(document) == []
+
+
+def test_a_postfix_is_not_checked_where_it_expects_a_header():
+    document = state(smtp=1)
+    document["backends"]["smtp"]["application"] = "smtp"
+    (found,) = findings(document)
+    assert "dies of its LOCAL header" in found
+    document["backends"]["smtp"]["health"] = {"port": 30145}
+    assert findings(document) == []
+
+
 def test_what_is_valid_but_unwise_is_a_warning():
     document = state(smtp=1, imap=1)
     document["defaults"] = {"maxconn": 9_000}

@@ -109,6 +109,7 @@ def test_the_document_has_all_of_the_contract_and_is_json():
         "status": "UP",
         "check": "L4OK",
         "sessions": 1,
+        "handshake": None,
     }
 
 

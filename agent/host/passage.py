@@ -1,0 +1,63 @@
+"""Going through a live frontend to the echo behind it, as a client would."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+from agent.model.canary import Arrival, Passage, judge
+from agent.model.proxyheader import header
+from agent.model.schema import Endpoint, ProxyProtocol
+
+_MOST = 200  # bytes of an answer
+_AT_ONCE = 100
+
+
+def go(passages: Sequence[Passage], *, seconds: float) -> tuple[Arrival, ...]:
+    """All of them side by side, each within `seconds` for each hundred. Never raises: what fails is an arrival too."""
+
+    async def everyone() -> list[Arrival]:
+        slots = asyncio.Semaphore(_AT_ONCE)
+
+        async def one(passage: Passage) -> Arrival:
+            async with slots:
+                return await _go(passage, seconds)
+
+        return await asyncio.gather(*(one(passage) for passage in passages))
+
+    return tuple(asyncio.run(everyone()))
+
+
+async def _go(passage: Passage, seconds: float) -> Arrival:
+    begin, used, answer, trouble = time.monotonic(), "", b"", ""
+    try:
+        async with asyncio.timeout(seconds):
+            local = (passage.source, 0) if passage.source else None
+            reader, writer = await asyncio.open_connection(passage.address.host, passage.address.port, local_addr=local)
+            try:
+                host, port = writer.get_extra_info("sockname")[:2]
+                me = Endpoint(passage.address.family, host, port)
+                used = str(me)
+                if passage.announce:
+                    writer.write(header(ProxyProtocol.V2, me, passage.address))
+                if passage.nudge:
+                    writer.write(b"\r\n")
+                while not answer.endswith(b"\n") and len(answer) < _MOST and (more := await reader.read(_MOST)):
+                    answer += more
+            finally:
+                writer.transport.abort()
+    except TimeoutError:
+        trouble = "no answer in time"
+    except OSError as error:
+        trouble = error.strerror or str(error)
+    preserved, told, detail = judge(used, answer)
+    return Arrival(
+        frontend=passage.frontend,
+        address=str(passage.address),
+        used=used,
+        told=told,
+        preserved=preserved,
+        detail=detail if preserved is not None or not trouble else f"{detail} ({trouble})",
+        milliseconds=round((time.monotonic() - begin) * 1_000),
+    )

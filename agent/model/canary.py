@@ -1,0 +1,115 @@
+"""Does a client's address get through a frontend: whom to connect to, and what the echo's answer makes of it. Pure.
+
+Behind the frontend stands `agent echo`, which answers each client with the address it was told of.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable
+
+from attrs import evolve, frozen
+
+from agent.errors import Finding
+from agent.model.desired import DesiredState
+from agent.model.handshake import shown
+from agent.model.schema import Endpoint
+
+_LOOPBACK = {4: "127.0.0.1", 6: "::1"}
+_ANSWER = re.compile(rb"client (\S+)\r?\n")
+
+_NOT_TOLD = (b"LOCAL", b"no PROXY v2 header")  # by agent.host.echo
+
+
+@frozen(kw_only=True)
+class Passage:
+    """One address of a frontend to go through. `source`: where from, None: whatever the system takes.
+
+    `announce`: it expects a PROXY header itself (accept_proxy). `nudge`: it waits for a first byte (routes by SNI).
+    """
+
+    frontend: str
+    address: Endpoint
+    source: str | None = None
+    announce: bool = False
+    nudge: bool = False
+
+
+@frozen(kw_only=True)
+class Arrival:
+    """What came of it: the address that was `used`, and the one that the echo was told of.
+
+    `preserved`: whether these are the same; None where no echo answered. `detail`: in words.
+    """
+
+    frontend: str
+    address: str
+    used: str
+    told: str
+    preserved: bool | None
+    detail: str
+    milliseconds: int
+
+
+def passages(
+    state: DesiredState, frontends: Collection[str], *, source: str | None = None, without: Collection[str] = ()
+) -> tuple[Passage, ...]:
+    """Every address of these frontends, but for those quarantined (`without`) and those of another family."""
+    family = None if source is None else 6 if ":" in source else 4
+    return tuple(
+        Passage(
+            frontend=one.name,
+            address=_reachable(bind),
+            source=source,
+            announce=one.accept_proxy,
+            nudge=bool(one.routes),
+        )
+        for one in state.frontends
+        if one.name in frontends
+        for bind in one.binds
+        if family in (None, bind.family) and str(bind) not in without
+    )
+
+
+def _reachable(bind: Endpoint) -> Endpoint:
+    return evolve(bind, host=_LOOPBACK[bind.family]) if bind.wildcard else bind
+
+
+def canaries(state: DesiredState | None) -> tuple[str, ...]:
+    """The frontends that are to be tried at every resync."""
+    return tuple(one.name for one in state.frontends if one.canary) if state else ()
+
+
+def judge(used: str, answer: bytes) -> tuple[bool | None, str, str]:
+    """Whether the address was preserved, the one the echo was told of, and what to say. None: no echo answered."""
+    found = _ANSWER.match(answer)
+    if found is None and answer.startswith(_NOT_TOLD):
+        return False, "", f"the echo was not told who came: {shown(answer)}"
+    if found is None:
+        what = "nothing answered" if not answer else f"no echo answered, but {shown(answer)}"
+        return None, "", f"{what}; is `agent echo` behind it, and may this host connect?"
+    told = found[1].decode("ascii", errors="replace")
+    if told == used:
+        return True, told, "the address seen is the address used"
+    return False, told, f"came from {used}, and was seen as {told}"
+
+
+def preserved(arrivals: Iterable[Arrival], frontend: str) -> bool | None:
+    """Of a whole frontend: False where one address of it does not preserve clients, True where all do."""
+    found = [one.preserved for one in arrivals if one.frontend == frontend]
+    if False in found:
+        return False
+    return True if found and all(found) else None
+
+
+def findings(arrivals: Iterable[Arrival]) -> tuple[Finding, ...]:
+    """What people should know."""
+    return tuple(
+        Finding(
+            f"frontends.{one.frontend}",
+            f"the canary at {one.address}: {one.detail}",
+            "something on the way replaces the client's address" if one.preserved is False else "",
+        )
+        for one in arrivals
+        if one.preserved is not True
+    )

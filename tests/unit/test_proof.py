@@ -1,0 +1,254 @@
+"""Whom to ask whether it speaks PROXY, when, and what is made of the answers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pytest
+from attrs import evolve
+from kit.fakes import Clock, FakeProber, FakeProxy
+
+from agent.converge import Story
+from agent.errors import Outcome, StoreError
+from agent.host import templates
+from agent.host.store import Store
+from agent.model.desired import Limits
+from agent.model.handshake import Result
+from agent.model.render import CONFIG_TEMPLATE, Process
+from agent.ports import Ports
+from agent.settings import ProbeMode
+from agent.survey import Survey
+
+
+class Stage:
+    """A story on fakes. Servers `sN` are at 192.0.2.1:N."""
+
+    def __init__(self, folder: Path) -> None:
+        self.proxy, self.prober, self.clock = FakeProxy(), FakeProber(), Clock()
+        self.store = Store(folder / "state", folder / "run")
+        self.store.prepare()
+        self.mode, self.believe = ProbeMode.MISMATCH, 0.0
+
+    @property
+    def story(self) -> Story:
+        ports = Ports(proxy=self.proxy, store=self.store, prober=self.prober, clock=self.clock)
+        process = Process(
+            socket=PurePosixPath("/s"), server_state=PurePosixPath("/st"), maxconn=10, hard_stop_after=1_000
+        )
+        survey = Survey(
+            file=Path("desired.yaml"),
+            max_bytes=100_000,
+            limits=Limits(),
+            process=process,
+            template=lambda: templates.load(CONFIG_TEMPLATE, ""),
+            ports=ports,
+            probe=self.mode,
+            believe_seconds=self.believe,
+        )
+        return Story(survey=survey, ports=ports)
+
+    def live(self, document: bytes) -> None:
+        report = self.story.converge(document)
+        assert report.outcome in (Outcome.COMMITTED, Outcome.UNCHANGED), report
+
+    def asked(self) -> list[str]:
+        """Names of the servers that were asked since the last look."""
+        found = [server for _, server in self.prober.greeted]
+        self.prober.greeted.clear()
+        return found
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Stage:
+    return Stage(tmp_path)
+
+
+def mail(*ports: int, application: str = "smtp", serial: int = 1, **pool: Any) -> bytes:
+    servers = {f"s{port}": {"address": f"192.0.2.1:{port}"} for port in ports}
+    return json.dumps(
+        {
+            "version": 1,
+            "serial": serial,
+            "frontends": {"smtp": {"bind": ["127.0.0.1:25"], "backend": "smtp"}},
+            "backends": {"smtp": {"application": application, "servers": servers, **pool}},
+        }
+    ).encode()
+
+
+def test_each_new_or_changed_server_is_asked_once_and_nobody_else(stage: Stage):
+    stage.live(mail(1, 2))
+    assert stage.asked() == ["s1", "s2"]
+    stage.live(mail(1, 2))
+    assert stage.asked() == []
+    stage.live(mail(1, 2, 3))
+    assert stage.asked() == ["s3"]
+    stage.live(mail(1, 3))
+    assert stage.asked() == []
+    stage.live(mail(1, 3, application="imap"))
+    assert stage.asked() == ["s1", "s3"]
+    stage.live(mail(1, 3, application="imap", proxy_protocol="v1"))
+    assert stage.asked() == ["s1", "s3"]
+    stage.live(mail(1, 3, application="imap", proxy_protocol="v1", health={"interval": "9s"}))
+    assert stage.asked() == []
+    moved = {"s1": {"address": "192.0.2.1:7"}, "s3": {"address": "192.0.2.1:3"}}
+    stage.live(mail(application="imap", proxy_protocol="v1", health={"interval": "9s"}, servers=moved))
+    assert stage.asked() == ["s1"]
+
+
+@pytest.mark.parametrize(("mode", "application"), [(ProbeMode.OFF, "smtp"), (ProbeMode.MISMATCH, "raw")])
+def test_nobody_is_asked_in_vain(stage: Stage, mode: ProbeMode, application: str):
+    stage.mode = mode
+    stage.live(mail(1, application=application))
+    assert stage.asked() == []
+
+
+@pytest.mark.parametrize(
+    ("version", "result", "words"),
+    [
+        ("v2", Result.PLAIN, "is sent a PROXY v2 header and does not take it: as told"),
+        ("v1", Result.PLAIN, "is sent a PROXY v1 header and does not take it: as told"),
+        ("none", Result.SPEAKS_PROXY, "demands a PROXY header and is sent none: as told"),
+    ],
+)
+def test_a_mismatch_is_refused_with_its_name_and_nothing_is_touched(
+    stage: Stage, version: str, result: Result, words: str
+):
+    stage.live(mail(1, proxy_protocol=version))
+    stage.proxy.calls.clear()
+    stage.prober.odd["192.0.2.1:2"] = result
+    report = stage.story.converge(mail(1, 2, proxy_protocol=version))
+    assert (report.outcome, report.generation) == (Outcome.REFUSED, 1)
+    assert report.message == f"server s2 of backend smtp (192.0.2.1:2) {words}"
+    assert "nothing was touched" in report.remedy
+    assert [(one.server, one.result) for one in report.handshakes] == [("s2", result.value)]
+    assert stage.proxy.calls == []
+    # The same document is still somebody's wish: it goes live by itself once the server is as it should be.
+    stage.prober.odd.clear()
+    stage.live(mail(1, 2, proxy_protocol=version))
+
+
+@pytest.mark.parametrize("result", [one for one in Result if one is not Result.PLAIN])
+def test_what_is_not_proven_is_no_mismatch(stage: Stage, result: Result):
+    stage.prober.odd["192.0.2.1:1"] = result
+    report = stage.story.converge(mail(1))
+    assert report.outcome is Outcome.COMMITTED
+    about = [one for one in report.findings if one.where == "backends.smtp.servers.s1"]
+    quiet = (Result.SPEAKS_PROXY, Result.REFUSED, Result.UNREACHABLE)
+    assert bool(about) is (result not in quiet)
+    again = stage.story.converge(mail(1))  # what is wrong is said for as long as it is
+    assert [one for one in again.findings if one.where == "backends.smtp.servers.s1"] == about
+
+
+def test_many_mismatches_are_told_shortly(stage: Stage):
+    stage.prober.odd = {f"192.0.2.1:{port}": Result.PLAIN for port in range(1, 9)}
+    report = stage.story.converge(mail(*range(1, 9)))
+    assert report.message.count("server s") == 5
+    assert report.message.endswith("; and 3 more")
+
+
+def test_where_proof_is_required_one_server_of_each_new_backend_must_give_it(stage: Stage):
+    stage.mode = ProbeMode.REQUIRE
+    stage.prober.odd["192.0.2.1:1"] = Result.SILENT
+    report = stage.story.converge(mail(1))
+    assert report.outcome is Outcome.REFUSED
+    assert report.message == "no server of the new backend smtp was seen to speak PROXY: s1 is silent (as told)"
+    stage.live(mail(1, 2))
+    stage.prober.odd["192.0.2.1:3"] = Result.SILENT
+    stage.live(mail(1, 2, 3))  # the backend has given its proof
+    raw = stage.story.converge(mail(1, application="raw", proxy_protocol="v1"))
+    assert raw.message.endswith("nothing can be told of application: raw; say what it speaks")
+    stage.live(mail(1, application="raw", proxy_protocol="none"))
+
+
+def test_the_service_asks_a_refused_server_again_only_after_five_minutes_or_for_another_document(stage: Stage):
+    stage.believe = 300.0
+    stage.prober.odd = {"192.0.2.1:1": Result.PLAIN, "192.0.2.1:2": Result.REFUSED}
+
+    def refused(document: bytes) -> list[str]:
+        assert stage.story.converge(document).outcome is Outcome.REFUSED
+        return stage.asked()
+
+    assert refused(mail(1, 2)) == ["s1", "s2"]
+    assert refused(mail(1, 2)) == ["s2"]  # who did not answer may answer now
+    stage.clock.sleep(301)
+    assert refused(mail(1, 2)) == ["s1", "s2"]
+    assert refused(mail(1, 2, serial=2)) == ["s1", "s2"]
+    stage.believe = 0.0  # a person
+    assert refused(mail(1, 2, serial=2)) == ["s1", "s2"]
+
+
+def test_who_was_away_is_asked_when_it_is_up(stage: Stage):
+    stage.prober.odd["192.0.2.1:2"] = Result.REFUSED
+    stage.live(mail(1, 2))
+    assert stage.asked() == ["s1", "s2"]
+    away = stage.proxy.servers["smtp", "s2"]
+    stage.proxy.servers["smtp", "s2"] = evolve(away, status="DOWN")
+    stage.story.converge(mail(1, 2))
+    assert stage.asked() == []
+    stage.proxy.servers["smtp", "s2"] = evolve(away, status="UP")
+    stage.prober.odd["192.0.2.1:2"] = Result.PLAIN
+    report = stage.story.converge(mail(1, 2))
+    assert stage.asked() == ["s2"]
+    assert [one.message for one in report.findings if one.where.endswith("s2")] == [
+        "is sent a PROXY v2 header and does not take it: as told"
+    ]
+    stage.story.converge(mail(1, 2))
+    assert stage.asked() == []
+
+
+def test_a_server_that_refuses_a_handshake_starts_as_down(stage: Stage):
+    stage.live(mail(1))
+    stage.prober.odd["192.0.2.1:2"] = Result.REFUSED
+    stage.live(mail(1, 2))
+    assert ("tell", "set server smtp/s2 health down") in stage.proxy.calls
+
+
+def test_whom_a_handshake_has_reached_is_knocked_at_only_where_its_check_knocks(stage: Stage):
+    knocked: list[list[str]] = []
+
+    class Noting(FakeProber):
+        def reached(self, servers: Any, *, timeout: float) -> Any:
+            knocked.extend([str(one) for one in ends] for ends in servers.values())
+            return FakeProber.reached(self, servers, timeout=timeout)
+
+    stage.prober = Noting()
+    stage.live(mail(1, health={"port": 99}))
+    assert knocked == [["192.0.2.1:99"]]
+
+
+def test_what_was_found_is_kept_for_servers_that_are_there(stage: Stage):
+    stage.live(mail(1, 2))
+    stage.live(mail(2, 3))
+    assert [one.server for one in stage.store.handshakes()] == ["s1", "s2", "s3"]  # s1 may be put back
+    stage.live(mail(2, 3, 4))
+    assert [one.server for one in stage.store.handshakes()] == ["s2", "s3", "s4"]
+    generation = stage.store.live()
+    assert generation is not None
+    assert [one.server for one in generation.handshakes] == ["s4"]
+
+
+@pytest.mark.parametrize("junk", [b"", b"{", b"{}", b"[1]", b'[{"backend": "smtp"}]', b"\xff", b"[" * 100_000])
+def test_a_broken_memory_is_an_empty_one(stage: Stage, junk: bytes):
+    stage.live(mail(1))
+    (stage.store.state / "handshakes.json").write_bytes(junk)
+    assert stage.store.handshakes() == ()
+    assert stage.story.converge(mail(1)).outcome is Outcome.UNCHANGED
+
+
+def test_a_memory_that_cannot_be_written_costs_no_change(stage: Stage, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: object) -> None:
+        raise StoreError("no space")
+
+    monkeypatch.setattr(Store, "set_handshakes", full)
+    stage.live(mail(1))
+    assert stage.store.handshakes() == ()
+
+
+def test_a_proposal_tells_what_was_found_and_that_it_would_be_refused(stage: Stage):
+    stage.prober.odd["192.0.2.1:1"] = Result.PLAIN
+    proposal = stage.story.survey.propose(mail(1, 2))
+    assert [one.result for one in proposal.handshakes] == ["plain", "speaks_proxy"]
+    assert "does not take it" in proposal.losses[0]
+    assert stage.store.handshakes() == ()
