@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sys
 import tempfile
 from collections import Counter
@@ -157,14 +158,14 @@ def plan(settings_file: Path | None, file: Path | None, *, as_json: bool) -> Non
         _print_json(tables.plan_document(proposal.plan, proposal.diff, proposal.sessions, proposal.handshakes) | {
             "digest": proposal.parsed.digest,
             "findings": [finding.text(label(path)) for finding in findings],
-            "refused": list(proposal.losses),
+            "refused": [*proposal.objections, *proposal.losses],
         })  # fmt: skip
     else:
         for finding in findings:
             click.echo(f"warning: {finding.text(label(path))}", err=True)
         click.echo(tables.plan(proposal.plan, proposal.diff, proposal.sessions, proposal.handshakes), nl=False)
-    if proposal.losses:
-        click.echo(f"agent: would be refused: {'; '.join(proposal.losses)}", err=True)
+    if refused := (*proposal.objections, *proposal.losses):
+        click.echo(f"agent: would be refused: {'; '.join(refused)}", err=True)
         sys.exit(ExitCode.REFUSED)
 
 
@@ -179,8 +180,7 @@ def apply(settings_file: Path | None, file: Path | None, *, force: bool) -> None
     running agent, apply waits its turn. What would leave a frontend that serves now without a server that answers
     is refused.
     """
-    from agent.compose import Host, label, make_folder, read
-    from agent.host.store import write
+    from agent.compose import Host, beside, label, read
     from agent.model.desired import parse
 
     settings = _settings(settings_file)
@@ -189,15 +189,84 @@ def apply(settings_file: Path | None, file: Path | None, *, force: bool) -> None
     data: bytes | None = None
     if file is not None:
         data = read(file, settings)
-        parse(data, file=label(file), max_bytes=settings.sync.max_bytes)
+        parsed = parse(data, file=label(file), max_bytes=settings.sync.max_bytes)
+        signature = beside(file)
     host.store.prepare()
     with host.store.lock(waiting=lambda: click.echo("waiting for another change to finish", err=True)):
         if data is not None:
-            target = settings.desired.resolve()  # a link stays a link
-            make_folder(target.parent)
-            write(target, data, mode=target.stat().st_mode & 0o777 if target.exists() else 0o640)
+            host.admit(parsed, data, signature)
+            host.put(data, signature)
         report = host.converge(force=force)
     _end(report)
+
+
+def _seconds(_ctx: click.Context, _param: click.Parameter, value: str) -> float:
+    from agent.model.structure import milliseconds
+
+    try:
+        return milliseconds(value) / 1000
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def _hex(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
+    if value and not re.fullmatch(r"[0-9a-f]{12,64}", value):
+        raise click.BadParameter("expected at least 12 hex digits of a SHA-256")
+    return value
+
+
+@main.command(epilog="Example: agent sync desired.yaml --to admin@192.0.2.1 --to admin@192.0.2.2 --sign KEY")
+@_DESIRED
+@click.option(
+    "--to", "targets", multiple=True, metavar="USER@HOST[:PORT]", help="An agent to hand it to, by ssh; repeat."
+)
+@click.option("--ordered", is_flag=True, help="One after the other, until one is not live (a CARP pair: backup first).")
+@click.option("--dry-run", is_flag=True, help="Only the plan, preflight included; exit as `agent plan`.")
+@click.option("--no-wait", is_flag=True, help="Hand it over, and do not wait for what becomes of it.")
+@click.option("--timeout", callback=_seconds, default="30s", show_default=True, help="How long to wait for an answer.")
+@click.option("--if-live", callback=_hex, default="", metavar="DIGEST", help="Only if this is what is live now.")
+@click.option(
+    "--sign", "key", type=click.Path(path_type=Path, dir_okay=False), metavar="KEY", help="Sign it with this ssh key."
+)
+@click.option("--force", is_flag=True, help="Even if a frontend that serves now is left without a server that answers.")
+@click.option("--allow-empty", is_flag=True, help="Even if it has no frontend, and all service ends.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+@click.option("--digest", callback=_hex, default="", help="Its SHA-256: half of a document is not taken.")
+@click.option("--signature", default="", hidden=True)
+@click.pass_obj
+def sync(settings_file: Path | None, /, file: Path | None, **options: Any) -> None:
+    """Hand a desired state to the agent here, or by ssh to one or many, and wait for what becomes of it.
+
+    FILE (`-`: standard input) becomes the desired state of each, to the byte. Its serial only grows: a lower one is
+    refused (exit 9). A signature in FILE.sig is sent with it. The exit code is the agent's own; of many, the worst.
+    """
+    from agent import syncing
+
+    syncing.sync(_settings(settings_file), file, syncing.Options(**options))
+
+
+@main.command(epilog="Example: agent gate --print-authorized-key ~/.ssh/id_ed25519.pub")
+@click.option(
+    "--print-authorized-key",
+    "key",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="KEYFILE",
+    help="Print the line that gives this public key the gate and nothing else.",
+)
+@click.pass_context
+def gate(ctx: click.Context, key: Path | None) -> None:
+    r"""The forced command of an ssh key: lets sync, plan, status and history through, and nothing else.
+
+    \b
+    In authorized_keys of the firewall (all in one line):
+      restrict,command="/usr/local/bin/agent gate" ssh-ed25519 AAAA... cluster
+
+    Documents come by standard input, the answer goes to standard output, each call to syslog. Exit 9 for every other
+    call.
+    """
+    from agent import syncing
+
+    syncing.gate(main, ctx, key)
 
 
 @main.command(epilog="Example: agent status --json | jq .frontends")

@@ -18,14 +18,23 @@ from typing import Any
 
 from agent import __version__
 from agent.converge import Story
-from agent.errors import InvalidError, LaterError, NoAnswerError, Outcome, StoreError, UsageError, Violation
+from agent.errors import (
+    InvalidError,
+    LaterError,
+    NoAnswerError,
+    Outcome,
+    PolicyError,
+    StoreError,
+    UsageError,
+    Violation,
+)
 from agent.host import templates
 from agent.host.haproxy import HAProxy, file_limit, find_ca_file
 from agent.host.prober import HostProber
-from agent.host.store import Store
-from agent.model import canary
+from agent.host.store import Store, write
+from agent.model import canary, policy
 from agent.model.canary import Arrival
-from agent.model.desired import Limits, digest_of
+from agent.model.desired import Limits, Parsed, digest_of
 from agent.model.render import CONFIG_TEMPLATE, Process
 from agent.model.report import Report
 from agent.ports import Ports
@@ -33,6 +42,7 @@ from agent.settings import Settings
 from agent.survey import Survey
 from agent.view import status as view
 
+MOST_OF_A_SIGNATURE = 65_536  # bytes that are read; fewer are taken
 BUSY_SECONDS = 0.1  # until the next try where another process has the lock
 CANARY_SECONDS = 1.0  # that long a change may have to wait at a resync where an echo is away
 BELIEVE_SECONDS = 300.0  # a probe is a line in a mail server's log
@@ -78,6 +88,9 @@ class Host:
         self._started = time.time()
         self._last: Report | None = None
         self._counters: Counter[str] = Counter()
+        self._looks = 0
+        self._looked_at: tuple[tuple[int, int] | None, ...] | None = None
+        self._digest: str | None = None  # of the document that is looked at
         self._trouble = ""  # the last thing said of status.json
         self._publish_at = 0.0
         self._arrivals: tuple[Arrival, ...] = ()
@@ -108,7 +121,8 @@ class Host:
             verify_seconds=settings.apply.verify_timeout / 1000,
             # A person who applies by hand is not made to wait; a file that never rests is.
             burst=settings.haproxy.max_draining if command == "run" else sys.maxsize,
-            on_stage=on_stage or (lambda _: None),
+            on_stage=on_stage or (self._progress if command == "run" else lambda _: None),
+            admit=self.admit,
         )
 
     @property
@@ -121,15 +135,66 @@ class Host:
 
     def converge(self, *, force: bool = False) -> Report:
         """One converge of the desired file as it is now, and the status of it. The caller holds the lock."""
-        return self._told(self.story.converge(self._desired(), force=force))
+        self._looked_at = self._identity()
+        data, asked = self.desired(), self.store.forced()
+        self._digest = digest_of(data) if isinstance(data, bytes) else None
+        report = self.story.converge(data, force=force or (asked is not None and asked == self._digest))
+        if asked is not None:
+            with contextlib.suppress(StoreError):  # told already, where it matters
+                self.store.set_force(None)
+        return self._told(report)
+
+    def admit(self, parsed: Parsed, data: bytes, signature: bytes | None = None) -> None:
+        """Whether a document may become live: signed where that is asked for, and then not an older one.
+
+        `signature` None: the one beside the desired file. Raises PolicyError.
+        """
+        if not self._settings.sync.allowed_signers:
+            return
+        live = self.store.live()
+        if live is not None and live.digest == parsed.digest:
+            return  # was taken once, and serves
+        from agent.remote import signature as signatures
+
+        if signature is None:
+            signature = self.signature()
+        signatures.check(data, signature, Path(self._settings.sync.allowed_signers))
+        newest = policy.Newest(digest=live.digest, serial=live.serial) if live else None
+        if stale := policy.stale(parsed, newest):
+            raise PolicyError(stale, remedy="take a higher serial, and sign that")
+
+    def put(self, data: bytes, signature: bytes) -> None:
+        """Put a document in its place, and its signature (b"": none is needed here). The caller holds the lock.
+
+        The signature first: whoever reads between the two finds a document that was taken already.
+        """
+        if signature:
+            write(self.signature_file, signature, mode=0o640)
+        target = self._settings.desired.resolve()  # a link stays a link
+        make_folder(target.parent)
+        write(target, data, mode=target.stat().st_mode & 0o777 if target.exists() else 0o640)
+
+    @property
+    def signature_file(self) -> Path:
+        """What stands beside the desired file where documents are signed."""
+        return self._settings.desired.with_name(f"{self._settings.desired.name}.sig")
+
+    def signature(self) -> bytes:
+        """The signature beside the desired file, b"" where there is none that can be read."""
+        return beside(self._settings.desired)
+
+    def _progress(self, stage: str) -> None:
+        with contextlib.suppress(StoreError):  # a full run folder costs the progress
+            self.store.write_progress(self._digest, stage)
 
     def rollback(self, generation: int | None) -> Report:
         """Put a generation's document back, and hold the present file. The caller holds the lock."""
-        present = self._desired()
+        present = self.desired()
         return self._told(self.story.rollback(generation, present if isinstance(present, bytes) else None))
 
     def _told(self, report: Report) -> Report:
         self._last = report
+        self._looks += 1
         self._count(report)
         self._publish()
         return report
@@ -143,7 +208,7 @@ class Host:
         for kind in report.drift:
             self._counters[f"drift_corrections.{kind}"] += 1
 
-    def _desired(self) -> bytes | InvalidError:
+    def desired(self) -> bytes | InvalidError:
         """The desired file, or why it cannot be read: what is live must be kept serving all the same."""
         try:
             return read(self._settings.desired, self._settings)
@@ -153,9 +218,26 @@ class Host:
             return InvalidError(str(self._settings.desired), (Violation((), str(error)),))
 
     def changed(self) -> bool:
-        """Whether the desired file is another one than at the last converge: an event alone says nothing."""
-        data = self._desired()
+        """Whether the desired file is another one than at the last converge: an event alone says nothing.
+
+        One that was put in its place again, the very same bytes, is somebody's wish to have it looked at.
+        """
+        if self._identity() != self._looked_at:
+            return True
+        data = self.desired()
         return self._last is None or self._last.digest != (digest_of(data) if isinstance(data, bytes) else None)
+
+    def _identity(self) -> tuple[tuple[int, int] | None, ...]:
+        """Which files stand in the places of the document and its signature."""
+        found: list[tuple[int, int] | None] = []
+        for path in (self._settings.desired, self.signature_file):
+            try:
+                was = path.stat()
+            except OSError:
+                found.append(None)
+            else:
+                found.append((was.st_ino, was.st_mtime_ns))
+        return tuple(found)
 
     def converge_and_log(self) -> float:
         """What the service does at each look: converge, and log what is new.
@@ -188,9 +270,9 @@ class Host:
 
         aside = [one.address for one in live[0].quarantined]
         found = passage.go(canary.passages(live[1], names, without=aside), seconds=CANARY_SECONDS)
-        if _troubles(found) - _troubles(self._arrivals):
-            for finding in canary.findings(found):
-                _log.warning("%s", finding.text(""))
+        before = {(one.address, one.preserved) for one in self._arrivals}
+        for finding in canary.findings(one for one in found if (one.address, one.preserved) not in before):
+            _log.warning("%s: %s", finding.where, finding.message)
         self._arrivals = found
         self._publish()
 
@@ -226,7 +308,9 @@ class Host:
         with contextlib.suppress(NoAnswerError):  # said in the document: "haproxy": null
             seen = self.proxy.observe()
         return view.document(
-            agent=view.Agent(version=__version__, pid=os.getpid(), started=self._started, command=self._command),
+            agent=view.Agent(
+                version=__version__, pid=os.getpid(), started=self._started, command=self._command, looks=self._looks
+            ),
             report=report,
             live=None
             if live is None
@@ -288,6 +372,14 @@ def read(path: Path, settings: Settings) -> bytes:
         raise UsageError(f"{path}: {error.strerror}") from None
 
 
+def beside(path: Path) -> bytes:
+    """The signature that stands beside a document, b"" where there is none."""
+    if str(path) != "-":
+        with contextlib.suppress(OSError), path.with_name(f"{path.name}.sig").open("rb") as file:
+            return file.read(MOST_OF_A_SIGNATURE)
+    return b""
+
+
 def label(path: Path) -> str:
     """A file as messages name it."""
     return "<stdin>" if str(path) == "-" else str(path)
@@ -299,10 +391,6 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"cannot make {folder}: {error.strerror}") from None
-
-
-def _troubles(arrivals: tuple[Arrival, ...]) -> frozenset[tuple[str, bool | None]]:
-    return frozenset((one.address, one.preserved) for one in arrivals if one.preserved is not True)
 
 
 def _gist(report: Report) -> tuple[object, ...]:

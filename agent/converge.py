@@ -46,6 +46,7 @@ class Story:
     """Turns desired bytes into a live HAProxy, or says why not.
 
     `verify_seconds`: how long a switch has to show that it did not hurt. `burst`: reloads that need not be paced.
+    `admit`: raises PolicyError for a valid document that is not taken.
     """
 
     survey: Survey
@@ -53,6 +54,7 @@ class Story:
     verify_seconds: float = 10.0
     burst: int = 1_000_000
     on_stage: Callable[[str], None] = field(default=lambda _: None)
+    admit: Callable[[Parsed, bytes], None] = field(default=lambda _parsed, _data: None)
     _pace: Pace = field(init=False)
     _untended: set[int] = field(init=False, factory=set)  # generations that are not tended: the last try hurt
 
@@ -77,6 +79,7 @@ class Story:
                 if isinstance(data, InvalidError):
                     raise data
                 told.parsed = self.survey.read(data)
+                self.admit(told.parsed, data)
             self._refuse_held(told.parsed)
             return self._make_live(told, told.parsed, data, force=force)
         except LaterError:  # what runs is as it was, and serves
@@ -103,7 +106,8 @@ class Story:
             self._recover(told)
             with told.stage("load"):
                 told.parsed = self.survey.reread(data)
-            report = self._make_live(told, told.parsed, data, force=False)
+            # Back is back: what was live once is not put to the proof, it is told what it is.
+            report = self._make_live(told, told.parsed, data, force=False, proven=False)
         except AgentError as error:
             self.ports.store.set_hold(earlier)
             return self._failed(told, error)
@@ -115,13 +119,14 @@ class Story:
     def _told(self, digest: str | None) -> Told:
         return Told(ports=self.ports, file=str(self.survey.file), on_stage=self.on_stage, digest=digest)
 
-    def _make_live(self, told: Told, parsed: Parsed, data: bytes, *, force: bool) -> Report:
+    def _make_live(self, told: Told, parsed: Parsed, data: bytes, *, force: bool, proven: bool = True) -> Report:
+        """`force`: whatever serving frontends would lose. `proven`: only where no handshake speaks against it."""
         committed, seen = self.survey.committed(), self.survey.seen()
         with told.stage("preflight"):
             change = self.survey.change(parsed, data, committed, seen)
             told.quarantined, told.handshakes = change.wanted.quarantined, change.handshakes
             self._remember(change.handshakes, change.before, parsed.state)
-        if change.objections:
+        if change.objections and proven:
             raise RefusedError("; ".join(change.objections), remedy=proof.REMEDY)
         with told.stage("plan"):
             step = told.step = plan_of(change)
@@ -136,7 +141,7 @@ class Story:
         except SwitchError as error:
             with told.stage("roll back"):
                 raise self._switch.put_back(error, change) from error
-        told.findings += proof.findings(parsed.state, self.survey.remembered())
+        told.findings += self.survey.doubts(parsed.state)
         corrected = isinstance(told.step, Runtime) and not told.step.record
         return told.report(Outcome.UNCHANGED if corrected else Outcome.COMMITTED)
 
@@ -159,9 +164,9 @@ class Story:
         told.findings += step.remarks
         told.findings += self._shared(change.wanted.state)
         if change.seen is not None:
-            late = self.survey.latecomers(change.wanted.state, change.seen, change.wanted.digest)
-            self._remember(late, change.wanted.state)
-        told.findings += proof.findings(change.wanted.state, self.survey.remembered())
+            again = self.survey.unsettled(change.wanted, change.seen, change.handshakes)
+            self._remember(again, change.wanted.state)
+        told.findings += self.survey.doubts(change.wanted.state)
         if step.record:
             self._switch.record(told, change)
         return told.report(Outcome.UNCHANGED)

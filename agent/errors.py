@@ -142,6 +142,12 @@ class RefusedError(AgentError):
     outcome = Outcome.REFUSED
 
 
+class PolicyError(RefusedError):
+    """A document that is not taken, however valid: stale, not signed, overtaken."""
+
+    exit_code = ExitCode.POLICY
+
+
 class StoreError(RefusedError):
     """A file of the agent's own could not be read or written: no space, no right, a read-only file system."""
 

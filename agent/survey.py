@@ -12,7 +12,7 @@ from attrs import frozen
 from agent.errors import Finding, InvalidError, RefusedError, UsageError
 from agent.model import preflight, proof
 from agent.model.desired import DesiredState, Limits, Parsed, parse
-from agent.model.generation import Generation, Handshake, Quarantined
+from agent.model.generation import Asked, Generation, Handshake, Quarantined
 from agent.model.handshake import Question
 from agent.model.observed import Key, Observation
 from agent.model.plan import Committed, Plan, Reload, Unchanged, Wanted, diff, plan
@@ -29,8 +29,8 @@ class Proposal:
     """What a converge would do now, and nothing done: the plan, haproxy.cfg and its difference, sessions at risk.
 
     `sessions`: open now, and left to the replaced process until they end or hard-stop-after ends them. `losses`: why
-    it would be refused. `silent`: new servers that do not answer, as `backend/server`. `handshakes`: what new servers
-    were found to be.
+    it would be refused without force, `objections`: with it too. `silent`: new servers that do not answer, as
+    `backend/server`. `handshakes`: what new servers were found to be.
     """
 
     parsed: Parsed
@@ -40,6 +40,7 @@ class Proposal:
     sessions: int
     quarantined: tuple[Quarantined, ...] = ()
     losses: tuple[str, ...] = ()
+    objections: tuple[str, ...] = ()
     silent: tuple[str, ...] = ()
     handshakes: tuple[Handshake, ...] = ()
 
@@ -54,7 +55,7 @@ class Proposal:
             for name in self.silent
         )
         remarks = () if isinstance(self.plan, Reload) else self.plan.remarks
-        doubts = proof.findings(self.parsed.state, {one.key: one for one in self.handshakes})
+        doubts = proof.findings(self.parsed.state, {one.asked: one for one in self.handshakes})
         return (*preflight.findings(self.quarantined), *silent, *doubts, *remarks)
 
 
@@ -126,11 +127,11 @@ class Survey:
         live, prober = committed.state if committed else None, self.ports.prober
         asked = preflight.questions(parsed.state, live=live, seen=seen, held=_held(committed, seen))
         unbound = prober.unbound(asked.binds) if asked.binds else {}
-        handshakes, fresh = self._handshakes(asked.handshakes, parsed.digest)
-        reached = self._reached(asked, fresh)
         quarantined = preflight.quarantine(parsed.state, unbound)
         state = preflight.without(parsed.state, quarantined)
-        config = _rendered(state, self.process, self.template())
+        config = _rendered(state, self.process, self.template())  # what cannot be rendered is nobody's question
+        handshakes = self._handshakes(asked.handshakes, parsed.digest)
+        reached = self._reached(asked, handshakes)
         return Change(
             committed=committed,
             wanted=Wanted(digest=parsed.digest, state=state, config=config, quarantined=quarantined),
@@ -143,43 +144,46 @@ class Survey:
             objections=self._objections(live, parsed.state, handshakes),
         )
 
-    def latecomers(self, state: DesiredState, seen: Observation, digest: str) -> tuple[Handshake, ...]:
-        """What those are found to be that did not answer when they came, and are up now."""
+    def unsettled(self, wanted: Wanted, seen: Observation, just: Iterable[Handshake]) -> tuple[Handshake, ...]:
+        """What those are found to be now that are up, and were away or not as they should be. `just`: asked now."""
         if self.probe is ProbeMode.OFF:
             return ()
-        asked = proof.latecomers(state, self.remembered(), seen)
-        return self._asked(asked, digest) if asked else ()
+        now, fresh = self.ports.clock.now(), {one.asked for one in just}
+        known = {key: one for key, one in self.remembered().items() if key not in fresh}
+        asked = proof.unsettled(wanted.state, known, seen, now=now, patience=self.believe_seconds)
+        return self._asked(asked, wanted.digest)
 
-    def remembered(self) -> Mapping[Key, Handshake]:
+    def doubts(self, state: DesiredState) -> tuple[Finding, ...]:
+        """What people should know of the servers of a state."""
+        return () if self.probe is ProbeMode.OFF else proof.findings(state, self.remembered())
+
+    def remembered(self) -> Mapping[Asked, Handshake]:
         """What servers were last found to be."""
-        return {one.key: one for one in self.ports.store.handshakes()}
+        return {one.asked: one for one in self.ports.store.handshakes()}
 
-    def _handshakes(
-        self, asked: Collection[Question], digest: str
-    ) -> tuple[tuple[Handshake, ...], tuple[Handshake, ...]]:
-        """What the servers are found to be, and of these what was found right now."""
+    def _handshakes(self, asked: Collection[Question], digest: str) -> tuple[Handshake, ...]:
+        """What the servers are found to be, now or as it is believed still."""
         if self.probe is ProbeMode.OFF or not asked:
-            return (), ()
-        since = self.ports.clock.now() - self.believe_seconds
-        known = proof.believed(asked, self.remembered(), digest=digest, since=since)
+            return ()
+        now, patience = self.ports.clock.now(), self.believe_seconds
+        known = proof.believed(asked, self.remembered(), digest=digest, now=now, patience=patience)
         settled = {one.key for one in known}
-        fresh = self._asked([one for one in asked if one.key not in settled], digest)
-        return (*known, *fresh), fresh
+        return (*known, *self._asked([one for one in asked if one.key not in settled], digest))
 
     def _asked(self, asked: Collection[Question], digest: str) -> tuple[Handshake, ...]:
         if not asked:
             return ()
         return proof.noted(asked, self.ports.prober.handshakes(asked), digest=digest, at=self.ports.clock.now())
 
-    def _reached(self, asked: Questions, fresh: Iterable[Handshake]) -> frozenset[Key]:
-        """Who answers. Whom a handshake has just reached is not knocked at again, but where its check knocks."""
-        met = {one.key: one for one in fresh}
+    def _reached(self, asked: Questions, handshakes: Iterable[Handshake]) -> frozenset[Key]:
+        """Who answers. Whom a handshake has reached is not knocked at again, but where its check knocks."""
+        met = {one.key: one for one in handshakes}
         doors = {
             key: tuple(one for one in ends if key not in met or str(one) != met[key].address)
             for key, ends in asked.servers.items()
         }
         open_doors = self.ports.prober.reached(doors, timeout=KNOCK_SECONDS) if doors else frozenset()
-        return open_doors - {one.key for one in fresh if one.result in proof.AWAY}
+        return open_doors - {one.key for one in met.values() if one.result in proof.AWAY}
 
     def _objections(
         self, live: DesiredState | None, wanted: DesiredState, found: tuple[Handshake, ...]
@@ -202,10 +206,8 @@ class Survey:
             diff="" if isinstance(step, Unchanged) else diff(committed, config, number=number),
             sessions=sum(one.sessions for one in seen.frontends) if isinstance(step, Reload) and seen else 0,
             quarantined=change.wanted.quarantined,
-            losses=(
-                *change.objections,
-                *(() if isinstance(step, Unchanged) else loss_sentences(losses_of(change))),
-            ),
+            losses=() if isinstance(step, Unchanged) else loss_sentences(losses_of(change)),
+            objections=change.objections,
             handshakes=change.handshakes,
             silent=tuple("/".join(key) for key in sorted(change.down)),
         )

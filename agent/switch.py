@@ -156,8 +156,8 @@ class Switch:
                 reasons=reasons,
                 seconds=round(told.seconds, 3),
                 quarantined=wanted.quarantined,
-                handshakes=change.handshakes,
-            )
+            ),
+            change.handshakes,
         )
         self.ports.store.end()
 

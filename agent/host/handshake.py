@@ -3,38 +3,40 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import ssl
 import time
 from collections.abc import Iterable
 
 from attrs import evolve
 
-from agent.model.handshake import CHOKED, Heard, Question, Result, Seen, judge, shown
+from agent.model.certificate import common_name
+from agent.model.handshake import CHOKED, Heard, Question, Result, Seen, compared, judge, shown
 from agent.model.observed import Key
 from agent.model.proxyheader import header
 from agent.model.schema import Application, Endpoint, ProxyProtocol
 
 SECONDS = 2.0  # for each; Postfix greets at once, and what has not by then is silent
-QUIET_SECONDS = 0.25  # a plain server chokes on a header within a few milliseconds (FACTS)
-AT_ONCE = 250  # a process may open 1,024 files on many systems
+QUIET_SECONDS = 0.5  # a plain server chokes on a header within a few milliseconds (FACTS), a busy one takes longer
+MOST_AT_ONCE = 1_000
 CONNECT_SECONDS = 1.0  # a server that takes longer to take a connection is as good as dead
-_FIRST_SHARE = 0.55  # of the time, for the connection without a header: a slow greeting comes after 0.9 s
+_ALONE_SHARE = 0.5  # of the time: after it, one that was sent no header and says nothing is asked with one as well
 _MOST = 4_096  # bytes that are read of anybody
 
 _REQUEST = b"GET / HTTP/1.1\r\nHost: probe.invalid\r\nUser-Agent: edgeagent\r\nConnection: close\r\n\r\n"
 
 
 def ask(questions: Iterable[Question], *, seconds: float = SECONDS) -> dict[Key, Seen]:
-    """What each server is found to be, within `seconds` for each AT_ONCE of them; a slow one never delays the rest.
+    """What each server is found to be, within `seconds` for each thousand of them; a slow one never delays the rest.
 
-    One connection each; a second one only where the first cannot tell: behind `none` where it did not answer as a
-    plain server, and where a TLS server answered in another protocol.
+    One connection each; a second one only where the first cannot tell: where the answer may be to the header or may
+    not, and behind `none` where it did not answer as a plain server.
     """
     return asyncio.run(_ask_all(tuple(questions), seconds))
 
 
 async def _ask_all(questions: tuple[Question, ...], seconds: float) -> dict[Key, Seen]:
-    slots = asyncio.Semaphore(AT_ONCE)
+    slots = asyncio.Semaphore(_at_once())
 
     async def one(question: Question) -> Seen:
         async with slots:
@@ -46,33 +48,44 @@ async def _ask_all(questions: tuple[Question, ...], seconds: float) -> dict[Key,
     return {question.key: seen for question, seen in zip(questions, found, strict=True)}
 
 
+def _at_once() -> int:
+    """Two files for each, and some for everything else: whoever finds no file left would be told as unreachable."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MOST_AT_ONCE if files < 0 else max(10, min(MOST_AT_ONCE, (files - 60) // 2))
+
+
 async def _with(question: Question, deadline: float) -> Seen:
-    """One that is sent a header."""
+    """One that is sent a header. Where its answer may be to something else, one without a header is compared."""
     seen = await _ask(question, deadline)
-    if seen.result is not Result.WRONG_PROTOCOL or question.application is not Application.TLS:
+    if not seen.suspect:
         return seen
-    # A web server for TLS takes a header for plain HTTP and says so in plain HTTP (nginx, M), as one without TLS
-    # would: only here a second connection, without a header, is needed to tell.
-    without = await _ask(evolve(question, version=ProxyProtocol.NONE), deadline)
-    if without.result is not Result.PLAIN:
-        return seen
-    return evolve(seen, result=Result.PLAIN, detail=f"TLS without a header; with one, {seen.detail}")
+    return compared(seen, await _ask(evolve(question, version=ProxyProtocol.NONE), deadline))
 
 
 async def _without(question: Question, seconds: float) -> Seen:
-    """One that is sent none. Where it does not answer as a plain one, a second connection asks with a header."""
+    """One that is sent none. Where it does not answer as a plain one, a second connection asks with a header.
+
+    It demands one if it answers that, and the first has been silent to the end or was hung up: a plain server may be
+    slow the first time, and quick the second.
+    """
     begin = time.monotonic()
-    seen = await _ask(question, begin + seconds * _FIRST_SHARE)
-    told = (Result.PLAIN, Result.REFUSED, Result.UNREACHABLE)
-    if seen.result in told or question.application is Application.RAW:
-        return seen
+    first = asyncio.create_task(_ask(question, begin + seconds))
+    await asyncio.wait({first}, timeout=seconds * _ALONE_SHARE)
+    if first.done() and _settled(question, first.result()):
+        return first.result()
     other = await _ask(evolve(question, version=ProxyProtocol.V2), begin + seconds)
-    if other.result is Result.PLAIN:  # it was only slow: it greets without waiting for a header
-        return evolve(other, milliseconds=_since(begin))
-    if other.result is not Result.SPEAKS_PROXY:
+    seen = await first
+    if _settled(question, seen):
         return seen
+    if other.result not in (Result.SPEAKS_PROXY, Result.PLAIN):
+        return evolve(seen, suspect=False)
     detail = f"without a header, {seen.detail}; with one, {other.detail}"
     return evolve(other, detail=detail, milliseconds=_since(begin))
+
+
+def _settled(question: Question, seen: Seen) -> bool:
+    done = (Result.PLAIN, Result.REFUSED, Result.UNREACHABLE)
+    return seen.result in done or question.application is Application.RAW
 
 
 async def _ask(question: Question, deadline: float) -> Seen:
@@ -90,7 +103,7 @@ async def _ask(question: Question, deadline: float) -> Seen:
     try:
         writer.write(_header(question, writer))
         if question.application is Application.TLS:
-            seen = await _tls(reader, writer, deadline, question.version)
+            seen = await _tls(reader, writer, deadline)
         else:
             writer.write(_REQUEST if question.application is Application.HTTP else b"")
             seen = await _listen(question, reader, deadline)
@@ -104,7 +117,10 @@ async def _ask(question: Question, deadline: float) -> Seen:
 
 
 def _header(question: Question, writer: asyncio.StreamWriter) -> bytes:
-    host, port = writer.get_extra_info("sockname")[:2]
+    name = writer.get_extra_info("sockname")
+    if name is None:  # it was over before anybody could ask whose end this is
+        raise ConnectionResetError
+    host, port = name[:2]
     family = question.address.family
     source = question.client or Endpoint(family, host, port)
     destination = question.destination or question.address
@@ -120,10 +136,11 @@ async def _listen(question: Question, reader: asyncio.StreamReader, deadline: fl
         if left <= 0 or len(heard.data) > _MOST:
             heard = evolve(heard, over=True)
             continue
+        patience = min(left, QUIET_SECONDS)
         try:
-            more = await asyncio.wait_for(reader.read(_MOST), min(left, QUIET_SECONDS))
+            more = await asyncio.wait_for(reader.read(_MOST), patience)
         except TimeoutError:
-            quiet = True
+            quiet = patience == QUIET_SECONDS
             continue
         except ConnectionError:
             more = b""
@@ -132,9 +149,7 @@ async def _listen(question: Question, reader: asyncio.StreamReader, deadline: fl
     return seen
 
 
-async def _tls(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, deadline: float, version: ProxyProtocol
-) -> Seen:
+async def _tls(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, deadline: float) -> Seen:
     """A TLS handshake behind the header; whom the certificate is for is not the question."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
@@ -148,13 +163,11 @@ async def _tls(
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLError as error:
-            return _choked(error, first, version)
+            return _choked(error, first)
         else:
-            subject = _common_name(talk.getpeercert(binary_form=True) or b"")
-            named = f"certificate of {subject}" if subject else "a certificate without a name"
-            return Seen(
-                result=Result.SPEAKS_PROXY, detail=f"{talk.version() or 'TLS'}, {named}", subject=subject.strip('"')
-            )
+            subject = common_name(talk.getpeercert(binary_form=True) or b"")
+            named = f'certificate of "{subject}"' if subject else "a certificate without a name"
+            return Seen(result=Result.SPEAKS_PROXY, detail=f"{talk.version() or 'TLS'}, {named}", subject=subject)
         writer.write(outgoing.read())
         left = deadline - time.monotonic()
         try:
@@ -163,32 +176,23 @@ async def _tls(
             return Seen(result=Result.SILENT, detail=f"no whole handshake in time: {shown(first)}")
         except ConnectionError:
             more = b""
-        if not more and version is ProxyProtocol.NONE:
-            return Seen(result=Result.SILENT, detail=f"hung up, after {shown(first)}")
         if not more:
-            return Seen(result=Result.PLAIN, detail=f"hung up on the header, after {shown(first)}")
+            return Seen(
+                result=Result.UNKNOWN if first else Result.SILENT, detail=f"hung up after {shown(first)}", suspect=True
+            )
         first = first or more
         incoming.write(more)
 
 
-def _choked(error: ssl.SSLError, first: bytes, version: ProxyProtocol) -> Seen:
+def _choked(error: ssl.SSLError, first: bytes) -> Seen:
     reason = error.reason or str(error)
+    words = reason.lower().replace("_", " ")
     if reason in ("WRONG_VERSION_NUMBER", "UNKNOWN_PROTOCOL", "HTTP_REQUEST") or first[:1] not in (b"\x15", b"\x16"):
-        return Seen(result=Result.WRONG_PROTOCOL, detail=f"no TLS: {shown(first)}")
-    if any(word in reason for word in CHOKED) and version is ProxyProtocol.NONE:
-        return Seen(result=Result.WRONG_PROTOCOL, detail=f"no TLS without a header: {reason.lower().replace('_', ' ')}")
+        # A web server for TLS takes a header for plain HTTP, and says so in plain HTTP (nginx, M).
+        return Seen(result=Result.WRONG_PROTOCOL, detail=f"no TLS: {shown(first)}", suspect=True)
     if any(word in reason for word in CHOKED):
-        return Seen(result=Result.PLAIN, detail=f"chokes on the header: {reason.lower().replace('_', ' ')}")
-    return Seen(result=Result.SPEAKS_PROXY, detail=f"takes the header, but: {reason.lower().replace('_', ' ')}")
-
-
-def _common_name(certificate: bytes) -> str:
-    """The subject's common name, the last one of the certificate (X.690: OID 2.5.4.3, then a string and its length).
-
-    "" where it has none; in quotes, since it came from the network.
-    """
-    _, found, rest = certificate.rpartition(b"\x06\x03\x55\x04\x03")
-    return shown(rest[2 : 2 + rest[1]]) if found and len(rest) > 2 else ""
+        return Seen(result=Result.UNKNOWN, detail=f"answers with an alert: {words}", suspect=True)
+    return Seen(result=Result.SPEAKS_PROXY, detail=f"takes the header, but: {words}")
 
 
 def _since(begin: float) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import time
 from collections.abc import Sequence
 
@@ -36,7 +37,10 @@ async def _go(passage: Passage, seconds: float) -> Arrival:
             local = (passage.source, 0) if passage.source else None
             reader, writer = await asyncio.open_connection(passage.address.host, passage.address.port, local_addr=local)
             try:
-                host, port = writer.get_extra_info("sockname")[:2]
+                name = writer.get_extra_info("sockname")
+                if name is None:  # it was over before anybody could ask whose end this is
+                    raise ConnectionResetError(errno.ECONNRESET, "reset at once")
+                host, port = name[:2]
                 me = Endpoint(passage.address.family, host, port)
                 used = str(me)
                 if passage.announce:

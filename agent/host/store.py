@@ -105,6 +105,11 @@ class Store:
         return self.run / "status.json"
 
     @property
+    def progress_file(self) -> Path:
+        """Where the service is with a document."""
+        return self.run / "progress.json"
+
+    @property
     def _generations(self) -> Path:
         return self.state / "generations"
 
@@ -252,9 +257,15 @@ class Store:
         """The haproxy.cfg that HAProxy runs, None where there is none."""
         return self._read(self.config) if self.config.exists() else None
 
-    def commit(self, generation: Generation) -> None:
-        """The staged generation is live from here on; forget the oldest ones beyond `keep`."""
+    def commit(self, generation: Generation, handshakes: tuple[Handshake, ...] = ()) -> None:
+        """The staged generation is live from here on; forget the oldest ones beyond `keep`.
+
+        What its new servers were found to be stands beside its report, not in it: there can be thousands, and the
+        report is read every second.
+        """
         folder = self._staged(generation.number)
+        if handshakes:
+            write(folder / "handshakes.json", _dumped(handshakes))
         write(folder / "report.json", json.dumps(asdict(generation), indent=1).encode())
         final = self._folder(generation.number)
         with _telling("make", final):
@@ -304,7 +315,7 @@ class Store:
 
     def set_handshakes(self, found: tuple[Handshake, ...]) -> None:
         """Remember what servers were found to be."""
-        write(self.state / "handshakes.json", json.dumps([asdict(one) for one in found], indent=1).encode())
+        write(self.state / "handshakes.json", _dumped(found))
 
     def write_server_state(self, dump: str) -> None:
         """What the next process shall know of its servers."""
@@ -315,6 +326,29 @@ class Store:
         if not self.server_state.exists():
             self.write_server_state(serverstate.EMPTY)
 
+    def set_force(self, digest: str | None) -> None:
+        """The document with this digest is to be applied by force, once."""
+        if digest is None:
+            _remove(self.state / "force.json")
+        else:
+            write(self.state / "force.json", json.dumps({"digest": digest}).encode())
+
+    def forced(self) -> str | None:
+        """The digest of the document that is to be applied by force, None where there is none."""
+        found = (_json(self.state / "force.json") or {}).get("digest")
+        return found if isinstance(found, str) else None
+
+    def write_progress(self, digest: str | None, stage: str) -> None:
+        """Where the service is with a document: whoever waits for it may look."""
+        document = json.dumps({"digest": digest, "stage": stage}).encode()
+        write(self.progress_file, document, mode=0o644, durable=False)
+
+    def progress(self) -> tuple[str, str] | None:
+        """The document that the service is at, and its stage; None where nobody can tell."""
+        found = _json(self.progress_file) or {}
+        digest, stage = found.get("digest"), found.get("stage")
+        return (digest, stage) if isinstance(digest, str) and isinstance(stage, str) else None
+
     def write_status(self, status: dict[str, Any]) -> None:
         """Replace status.json."""
         write(self.status_file, json.dumps(status).encode() + b"\n", mode=0o644, durable=False)
@@ -322,6 +356,10 @@ class Store:
     def status(self) -> dict[str, Any] | None:
         """status.json as it stands, None where there is none that can be read."""
         return _json(self.status_file)
+
+
+def _dumped(found: tuple[Handshake, ...]) -> bytes:
+    return json.dumps([asdict(one) for one in found], indent=1).encode()
 
 
 @functools.lru_cache(maxsize=1)

@@ -25,7 +25,7 @@ class _Handler(FileSystemEventHandler):
     def on_any_event(self, event: FileSystemEvent) -> None:
         paths = (str(event.src_path), str(getattr(event, "dest_path", "")))
         if event.event_type not in _OWN_EVENTS and (
-            event.is_directory or any(path.endswith(f"/{self._name}") for path in paths)
+            event.is_directory or any(path.endswith((f"/{self._name}", f"/{self._name}.sig")) for path in paths)
         ):
             self._hint()
 

@@ -16,7 +16,7 @@ from agent.model.handshake import shown
 from agent.model.schema import Endpoint
 
 _LOOPBACK = {4: "127.0.0.1", 6: "::1"}
-_ANSWER = re.compile(rb"client (\S+)\r?\n")
+_ANSWER = re.compile(rb"client ([0-9a-fA-F.:\[\]]{3,60})\r?\n")
 
 _NOT_TOLD = (b"LOCAL", b"no PROXY v2 header")  # by agent.host.echo
 
@@ -88,7 +88,7 @@ def judge(used: str, answer: bytes) -> tuple[bool | None, str, str]:
     if found is None:
         what = "nothing answered" if not answer else f"no echo answered, but {shown(answer)}"
         return None, "", f"{what}; is `agent echo` behind it, and may this host connect?"
-    told = found[1].decode("ascii", errors="replace")
+    told = found[1].decode("ascii")
     if told == used:
         return True, told, "the address seen is the address used"
     return False, told, f"came from {used}, and was seen as {told}"

@@ -7,7 +7,9 @@ ValueError or TypeError where they are not.
 from __future__ import annotations
 
 from attrs import Attribute, field, frozen
-from attrs.validators import and_, deep_iterable, ge, instance_of, le, optional
+from attrs.validators import and_, deep_iterable, ge, in_, instance_of, le, optional
+
+from agent.model.handshake import Result
 
 _LATEST = 253_402_300_799.0  # the last second datetime can name
 
@@ -37,6 +39,10 @@ def _quarantines(found: object) -> tuple[Quarantined, ...]:
     return tuple(one if isinstance(one, Quarantined) else Quarantined(**one) for one in found)
 
 
+Asked = tuple[str, str, str, str, str]
+"""A question as a key: backend, server, address, application, version."""
+
+
 @frozen(kw_only=True)
 class Handshake:
     """What a server was found to be when it was asked as `version` and `application` say, for which document.
@@ -49,7 +55,7 @@ class Handshake:
     address: str = field(validator=_text)
     application: str = field(validator=_text)
     version: str = field(validator=_text)
-    result: str = field(validator=_text)
+    result: str = field(validator=in_([one.value for one in Result]))
     detail: str = field(validator=_text)
     subject: str = field(validator=_text)
     milliseconds: int = field(validator=_number)
@@ -60,6 +66,11 @@ class Handshake:
     def key(self) -> tuple[str, str]:
         """Backend and server."""
         return (self.backend, self.server)
+
+    @property
+    def asked(self) -> Asked:
+        """What was asked: of which server, where, and how."""
+        return (self.backend, self.server, self.address, self.application, self.version)
 
 
 def handshakes(found: object) -> tuple[Handshake, ...]:
@@ -73,8 +84,7 @@ def handshakes(found: object) -> tuple[Handshake, ...]:
 class Generation:
     """One state that was live. `at`: seconds since the epoch; `loaded`: whose process carried it at first.
 
-    `digest` and `config_digest`: SHA-256 (hex) of the document and of haproxy.cfg. `handshakes`: of the servers that
-    were new in it.
+    `digest` and `config_digest`: SHA-256 (hex) of the document and of haproxy.cfg.
     """
 
     number: int = field(validator=_number)
@@ -88,7 +98,6 @@ class Generation:
     reasons: tuple[str, ...] = field(default=(), validator=deep_iterable(_text, instance_of(tuple)))
     seconds: float = field(default=0.0, validator=_seconds)
     quarantined: tuple[Quarantined, ...] = field(default=(), converter=_quarantines)
-    handshakes: tuple[Handshake, ...] = field(default=(), converter=handshakes)
 
 
 @frozen(kw_only=True)

@@ -10,7 +10,7 @@ import enum
 import re
 from collections.abc import Collection
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from agent.model.desired import Backend, DesiredState, Server
 from agent.model.observed import Key
@@ -48,13 +48,15 @@ class Question:
 class Seen:
     """What came of one connection: the result, what was seen (one printable line), and after how many milliseconds.
 
-    `subject`: the common name of a TLS certificate, "" where there was none.
+    `subject`: the common name of a TLS certificate, "" where there was none. `suspect`: it may be the header that was
+    answered so, or it may not: how it answers without one tells.
     """
 
     result: Result
     detail: str
     milliseconds: int = 0
     subject: str = ""
+    suspect: bool = False
 
 
 @frozen(kw_only=True)
@@ -77,13 +79,19 @@ class _Dialect:
 _DIALECTS = {
     # A greeting may have more than one line; postscreen sends its last one only after some seconds.
     Application.SMTP: _Dialect(
-        greeting=re.compile(rb"(?:220-[^\n]*\n)*220(?: [^\n]*)?\n"), complaint=re.compile(rb"[45]\d\d[ -]")
+        greeting=re.compile(rb"(?:220-[^\n]*\n)*220(?: [^\n]*)?\n"), complaint=re.compile(rb"(?m)^[45](?!21)\d\d[ -]")
     ),
     Application.IMAP: _Dialect(
-        greeting=re.compile(rb"\* (?:OK|PREAUTH)[^\n]*\n"), complaint=re.compile(rb"(?:\S+ BAD|\* BYE)", re.IGNORECASE)
+        greeting=re.compile(rb"\* (?:OK|PREAUTH)[^\n]*\n"), complaint=re.compile(rb"\S+ BAD", re.IGNORECASE)
     ),
     Application.POP3: _Dialect(greeting=re.compile(rb"\+OK[^\n]*\n"), complaint=re.compile(rb"-ERR")),
 }
+_REFUSALS = {
+    Application.SMTP: re.compile(rb"(?m)^[45]\d\d[ -]"),
+    Application.IMAP: re.compile(rb"^(?:\* (?:BAD|BYE|NO)|\S+ BAD)", re.IGNORECASE),
+    Application.POP3: re.compile(rb"^-ERR"),
+}
+_WORD = 5  # bytes by which a refusal is known
 _BEGINNINGS = {Application.SMTP: b"220", Application.IMAP: b"* ", Application.POP3: b"+OK"}
 _HTTP = re.compile(rb"HTTP/1\.[01] (\d{3})")
 
@@ -147,37 +155,65 @@ def judge(question: Question, heard: Heard, *, quiet: bool) -> Seen | None:
 
 def _greeted(application: Application, heard: Heard, *, quiet: bool) -> Seen | None:
     dialect, data = _DIALECTS[application], heard.data
-    beginning = _BEGINNINGS[application]
-    if not data.startswith(beginning[: len(data)]):
-        return Seen(result=Result.WRONG_PROTOCOL, detail=f"no {application} greeting: {shown(data)}")
     greeting = dialect.greeting.match(data)
     if greeting is None:
-        if heard.closed:
-            return Seen(result=Result.SILENT, detail=f"hung up after {shown(data)}")
-        if heard.over:
-            half = Result.UNKNOWN if data else Result.SILENT
-            return Seen(result=half, detail=f"no whole greeting in time: {shown(data)}")
-        return None
+        return _no_greeting(application, heard)
     rest = data[greeting.end() :]
-    if heard.closed or dialect.complaint.search(rest):
-        return Seen(result=Result.PLAIN, detail=f"greeted, then {shown(rest) if rest else 'hung up'}")
-    if quiet or heard.over:
+    if dialect.complaint.search(rest):
+        return Seen(result=Result.PLAIN, detail=f"greeted, then {shown(rest)}")
+    if heard.closed:  # over the header, or because it ends just now, or does not like who asks
+        return Seen(result=Result.UNKNOWN, detail=f"greeted, then {shown(rest) if rest else 'hung up'}", suspect=True)
+    if quiet:
         return Seen(result=Result.SPEAKS_PROXY, detail=f"greeted, then waited: {shown(greeting[0])}")
+    if heard.over:
+        return Seen(result=Result.UNKNOWN, detail=f"greeted too late to tell: {shown(greeting[0])}")
     return None
+
+
+def _no_greeting(application: Application, heard: Heard) -> Seen | None:
+    """Nothing, half of a greeting, or something else."""
+    data, beginning = heard.data, _BEGINNINGS[application]
+    if _REFUSALS[application].search(data):
+        # Exim's synchronization check, postscreen's greet action; or a server that takes nobody just now.
+        return Seen(result=Result.UNKNOWN, detail=f"{shown(data)} and no greeting", suspect=True)
+    if not data.startswith(beginning[: len(data)]) and not _maybe_refusal(data):
+        return Seen(result=Result.WRONG_PROTOCOL, detail=f"no {application} greeting: {shown(data)}")
+    if heard.closed:
+        return Seen(result=Result.SILENT, detail=f"hung up after {shown(data)}")
+    if heard.over:
+        half = Result.UNKNOWN if data else Result.SILENT
+        return Seen(result=half, detail=f"no whole greeting in time: {shown(data)}")
+    return None
+
+
+def _maybe_refusal(data: bytes) -> bool:
+    """Whether a refusal may be on its way, byte by byte."""
+    return len(data) < _WORD and data[:1] in (b"4", b"5", b"-", b"*")
 
 
 def _http(version: ProxyProtocol, heard: Heard) -> Seen | None:
     found = _HTTP.match(heard.data)
     if found is not None:
-        bad = found[1] == b"400"
-        return Seen(result=Result.PLAIN if bad else Result.SPEAKS_PROXY, detail=f"answered {shown(heard.data)}")
+        # A header is a bad request to a plain server, but so may be our own request to another one.
+        suspect = found[1] == b"400"
+        unsure = suspect and version is not ProxyProtocol.NONE
+        return Seen(
+            result=Result.UNKNOWN if unsure else Result.SPEAKS_PROXY,
+            detail=f"answered {shown(heard.data)}",
+            suspect=suspect,
+        )
     if heard.data and not b"HTTP/1.".startswith(heard.data[:7]):
         return Seen(result=Result.WRONG_PROTOCOL, detail=f"no HTTP answer: {shown(heard.data)}")
-    if heard.closed and version is ProxyProtocol.NONE:
-        return Seen(result=Result.SILENT, detail="hung up")
     if heard.closed:
-        return Seen(result=Result.PLAIN, detail="hung up on the header")
+        return Seen(result=Result.SILENT, detail="hung up", suspect=True)
     return Seen(result=Result.SILENT, detail="no answer in time") if heard.over else None
+
+
+def compared(seen: Seen, without: Seen) -> Seen:
+    """A suspect answer to a header beside the answer of the same server without one."""
+    if without.result is Result.PLAIN and not without.suspect:
+        return evolve(seen, result=Result.PLAIN, detail=f"{seen.detail}; not so without a header", suspect=False)
+    return evolve(seen, detail=f"{seen.detail}; without a header, {without.detail}", suspect=False)
 
 
 def shown(data: bytes) -> str:

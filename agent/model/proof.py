@@ -1,7 +1,7 @@
 """Do the servers of a state speak PROXY: whom to ask, what is known already, what speaks against a change. Pure.
 
-A server is asked when it comes or changes, and once more when it did not answer then and is up later: Postfix logs
-every probe, and once throttled clients for them (FACTS). In between, what it was found to be is remembered.
+A server is asked when it comes or changes, and again, rarely, while it is up and was away or not as it should be:
+Postfix logs every probe, and once throttled clients for them (FACTS). In between, its last answer is remembered.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 
 from agent.errors import Finding
 from agent.model.desired import Backend, DesiredState
-from agent.model.generation import Handshake
+from agent.model.generation import Asked, Handshake
 from agent.model.handshake import Question, Result, Seen, mismatch, questions
 from agent.model.observed import Key, Observation
 from agent.model.schema import Application, ProxyProtocol
@@ -23,7 +23,13 @@ REMEDY = (
     "nothing was touched; have the server expect what it would be sent, or set proxy_protocol to what it expects; it "
     "is asked again by `agent apply`, when the file changes, and else every five minutes"
 )
-SETTINGS = "see docs/backends.md for each server's settings"
+SETTINGS = "see docs/backends.md for each server's settings; it is asked again every five minutes, and by `agent apply`"
+_MOST_KEPT = 20_000  # of a file that names other servers every second
+
+
+def asked(question: Question) -> Asked:
+    """A question as a key."""
+    return (*question.key, str(question.address), question.application.value, question.version.value)
 
 
 def newcomers(live: DesiredState | None, wanted: DesiredState) -> tuple[Question, ...]:
@@ -32,51 +38,47 @@ def newcomers(live: DesiredState | None, wanted: DesiredState) -> tuple[Question
     Those that are new, moved or enabled, or that would be sent another header or are said to speak something else.
     Nothing can be told of a raw one, so it is not asked.
     """
-    known = {(one.key, one.address, one.application, one.version) for one in questions(live)} if live else set()
-    return tuple(
-        one
-        for one in questions(wanted)
-        if one.application is not Application.RAW and (one.key, one.address, one.application, one.version) not in known
-    )
+    known = {asked(one) for one in questions(live)} if live else set()
+    return tuple(one for one in questions(wanted) if one.application is not Application.RAW and asked(one) not in known)
 
 
-def latecomers(state: DesiredState, known: Mapping[Key, Handshake], seen: Observation) -> tuple[Question, ...]:
-    """Servers that did not answer when they came, and that HAProxy finds up now."""
+def unsettled(
+    state: DesiredState, known: Mapping[Asked, Handshake], seen: Observation, *, now: float, patience: float
+) -> tuple[Question, ...]:
+    """Servers that HAProxy finds up, and that did not answer when they were asked last, or not as they should.
+
+    `patience`: for how many seconds they are left alone; a fifth of it one that was away and may have come.
+    """
+    waited = {
+        key
+        for key, was in known.items()
+        if (was.result in AWAY and not 0 <= now - was.at < patience / 5)
+        or (_fault(was) and not 0 <= now - was.at < patience)
+    }
+    if not waited:
+        return ()
     up = {one.key for one in seen.servers if one.up}
-    return tuple(
-        one
-        for one in questions(state)
-        if one.key in up and (was := known.get(one.key)) is not None and fits(was, one) and was.result in AWAY
-    )
-
-
-def fits(known: Handshake, question: Question) -> bool:
-    """Whether that is what was asked then."""
-    return (known.address, known.application, known.version) == (
-        str(question.address),
-        question.application,
-        question.version,
-    )
+    return tuple(one for one in questions(state) if one.key in up and asked(one) in waited)
 
 
 def believed(
-    asked: Iterable[Question], known: Mapping[Key, Handshake], *, digest: str, since: float
+    those: Iterable[Question], known: Mapping[Asked, Handshake], *, digest: str, now: float, patience: float
 ) -> tuple[Handshake, ...]:
     """What need not be asked again: a refused or a paced document is looked at every few seconds.
 
-    `digest`: of the document, since one that was changed is somebody's wish to have everything looked at. `since`:
-    what was seen before is not believed (seconds since the epoch). Who did not answer may answer now.
+    `digest`: of the document, since one that was changed is somebody's wish to have everything looked at. `patience`:
+    for how many seconds an answer is believed. Who did not answer may answer now.
     """
     return tuple(
         was
-        for one in asked
-        if (was := known.get(one.key)) is not None
-        and fits(was, one)
-        and (was.digest, was.at >= since, was.result in AWAY) == (digest, True, False)
+        for one in those
+        if (was := known.get(asked(one))) is not None
+        and (was.digest, was.result in AWAY) == (digest, False)
+        and 0 <= now - was.at < patience
     )
 
 
-def noted(asked: Iterable[Question], seen: Mapping[Key, Seen], *, digest: str, at: float) -> tuple[Handshake, ...]:
+def noted(those: Iterable[Question], seen: Mapping[Key, Seen], *, digest: str, at: float) -> tuple[Handshake, ...]:
     """Answers as they are remembered. `at`: seconds since the epoch."""
     return tuple(
         Handshake(
@@ -92,7 +94,7 @@ def noted(asked: Iterable[Question], seen: Mapping[Key, Seen], *, digest: str, a
             at=at,
             digest=digest,
         )
-        for one in asked
+        for one in those
         for found in (seen[one.key],)
     )
 
@@ -100,10 +102,12 @@ def noted(asked: Iterable[Question], seen: Mapping[Key, Seen], *, digest: str, a
 def remembered(
     known: Iterable[Handshake], fresh: Iterable[Handshake], *states: DesiredState | None
 ) -> tuple[Handshake, ...]:
-    """All that is worth keeping, by name: the newest word on each server of these states."""
-    there = {(pool.name, one.name) for state in states if state for pool in state.backends for one in pool.servers}
-    newest = {one.key: one for one in itertools.chain(known, fresh) if one.key in there}
-    return tuple(newest[key] for key in sorted(newest))
+    """All that is worth keeping: the newest word on each question of these states, and on those just asked."""
+    fresh = tuple(fresh)
+    there = {asked(one) for state in states if state for one in questions(state)} | {one.asked for one in fresh}
+    newest = {one.asked: one for one in itertools.chain(known, fresh) if one.asked in there}
+    kept = sorted(newest.values(), key=lambda one: one.at)[-_MOST_KEPT:]
+    return tuple(sorted(kept, key=lambda one: one.asked))
 
 
 # --- what is made of it
@@ -142,12 +146,15 @@ def _evidence(pool: Backend, answers: Mapping[str, list[Handshake]]) -> str:
     return ", ".join(told[:_MOST_NAMED]) or "every server is disabled"
 
 
-def findings(state: DesiredState, known: Mapping[Key, Handshake]) -> tuple[Finding, ...]:
+def findings(state: DesiredState, known: Mapping[Asked, Handshake]) -> tuple[Finding, ...]:
     """What people should know of the servers of a state, by what they were last found to be."""
+    wrong = {key: fault for key, was in known.items() if (fault := _fault(was))}
+    if not wrong:
+        return ()
     return tuple(
-        Finding(f"backends.{one.key[0]}.servers.{one.key[1]}", _fault(was), SETTINGS)
+        Finding(f"backends.{one.key[0]}.servers.{one.key[1]}", said, SETTINGS)
         for one in questions(state)
-        if (was := known.get(one.key)) is not None and fits(was, one) and _fault(was)
+        if (said := wrong.get(asked(one)))
     )
 
 
@@ -162,4 +169,4 @@ def _fault(one: Handshake) -> str:
         Result.SILENT: f"takes connections but says nothing: {one.detail}",
         Result.WRONG_PROTOCOL: f"does not speak {one.application}: {one.detail}",
         Result.UNKNOWN: f"nobody can tell whether it takes {header}: {one.detail}",
-    }.get(Result(one.result), "")
+    }.get(Result(one.result), "")  # checked when it was read

@@ -12,9 +12,9 @@ from agent.errors import Finding, Violation, dotted
 from agent.model import canary
 from agent.model.canary import Arrival
 from agent.model.desired import Backend, DesiredState, Frontend, Server
-from agent.model.generation import Handshake, Quarantined
+from agent.model.generation import Asked, Handshake, Quarantined
 from agent.model.handshake import mismatch
-from agent.model.observed import FrontendSeen, Key, Observation, ServerSeen
+from agent.model.observed import FrontendSeen, Observation, ServerSeen
 from agent.model.report import Report
 
 SCHEMA = 1
@@ -23,12 +23,16 @@ _MOST = 100  # violations and findings told one by one; a junk file can have as 
 
 @frozen(kw_only=True)
 class Agent:
-    """Who wrote the status: its version, pid, since when (seconds since the epoch), and as which command."""
+    """Who wrote the status: its version, pid, since when (seconds since the epoch), and as which command.
+
+    `looks`: how often it has looked at the desired state: two statuses of one look tell the same.
+    """
 
     version: str
     pid: int
     started: float
     command: str
+    looks: int = 0
 
 
 @frozen(kw_only=True)
@@ -66,7 +70,7 @@ def document(
     held: Held | None,
     seen: Observation | None,
     now: float,
-    handshakes: Mapping[Key, Handshake] | None = None,
+    handshakes: Mapping[Asked, Handshake] | None = None,
     arrivals: Sequence[Arrival] = (),
     counters: dict[str, int] | None = None,
 ) -> dict[str, Any]:
@@ -83,6 +87,7 @@ def document(
             "pid": agent.pid,
             "command": agent.command,
             "started": when(agent.started),
+            "looks": agent.looks,
         },
         "desired": _desired(report),
         "live": None if live is None else _live(live),
@@ -101,6 +106,7 @@ def document(
         "haproxy": None if seen is None else _haproxy(seen),
         "timings": dict(report.timings) if report else {},
         "plan": report.plan if report else None,
+        "reasons": list(report.reasons[:_MOST]) if report else [],
         "counters": counters or {},
     }
 
@@ -233,7 +239,7 @@ def _why_closed(found: FrontendSeen | None, index: _Index) -> str:
     return "not in the running HAProxy" if found is None else "the frontend is stopped in HAProxy"
 
 
-def _backend(backend: Backend, index: _Index, handshakes: Mapping[Key, Handshake]) -> dict[str, Any]:
+def _backend(backend: Backend, index: _Index, handshakes: Mapping[Asked, Handshake]) -> dict[str, Any]:
     found = index.servers.get(backend.name, {})
     up, total = index.count(backend)
     return {
@@ -251,19 +257,18 @@ def _backend(backend: Backend, index: _Index, handshakes: Mapping[Key, Handshake
                 "status": found[server.name].status if server.name in found else "unknown",
                 "check": found[server.name].check if server.name in found else "",
                 "sessions": found[server.name].sessions if server.name in found else 0,
-                "handshake": _handshake(handshakes.get((backend.name, server.name)), backend, server),
+                "handshake": _handshake(handshakes, backend, server),
             }
             for server in backend.servers
         ],
     }
 
 
-def _handshake(one: Handshake | None, backend: Backend, server: Server) -> dict[str, Any] | None:
+def _handshake(found: Mapping[Asked, Handshake], backend: Backend, server: Server) -> dict[str, Any] | None:
     """What a server was last found to be; None where nobody has asked it as it is now."""
-    now = (str(server.address), backend.application, backend.proxy_protocol)
-    if one is None or (one.address, one.application, one.version) != now:
-        return None
-    return handshake_document(one)
+    asked = (backend.name, server.name, str(server.address), backend.application.value, backend.proxy_protocol.value)
+    one = found.get(asked)
+    return None if one is None else handshake_document(one)
 
 
 def handshake_document(one: Handshake) -> dict[str, Any]:

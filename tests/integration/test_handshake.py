@@ -8,6 +8,8 @@ import socket
 import socketserver
 import ssl
 import struct
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +19,7 @@ from kit.edge import Edge
 from kit.servers import echo, free_port, parse_header
 
 from agent.host.handshake import ask
+from agent.model.certificate import common_name
 from agent.model.handshake import Question, Result
 from agent.model.schema import Application, Endpoint, ProxyProtocol
 
@@ -149,6 +152,119 @@ def test_hostile_peers_cost_no_more_than_the_deadline(
         assert time.monotonic() - start < 2.5
 
 
+def says(*words: bytes, pause: float = 0.0, header: bool = True) -> Callable[[socket.socket], None]:
+    """Takes the header off (or not), says these, and hangs up."""
+
+    def behave(one: socket.socket) -> None:
+        if header:
+            parse_header(one)
+        for word in words:
+            one.sendall(word)
+            time.sleep(pause)  # the peer's own behaviour
+        one.shutdown(socket.SHUT_WR)
+
+    return behave
+
+
+def exim(one: socket.socket) -> None:
+    """Its synchronization check: who speaks before the greeting is not greeted."""
+    one.settimeout(0.1)
+    try:
+        early = one.recv(100)
+    except TimeoutError:
+        one.settimeout(10)
+        one.sendall(b"220 mail.example.org ESMTP Exim\r\n")
+        one.recv(100)
+    else:
+        one.sendall(b"554 SMTP synchronization error\r\n" if early else b"")
+
+
+def choosy(one: socket.socket) -> None:
+    """Answers 400 to whatever it is asked for."""
+    if parse_header(one).command != "none":
+        one.recv(1_000)
+        one.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+
+def slow_to_complain(one: socket.socket) -> None:
+    one.sendall(b"220 mail.example.org\r\n")
+    if one.recv(1_000):
+        time.sleep(0.35)  # the peer's own behaviour
+        one.sendall(b"500 what\r\n")
+
+
+@pytest.mark.parametrize(
+    ("behave", "application", "expected"),
+    [
+        (says(b"220 mail.example.org\r\n", b"421 4.3.2 shutting down\r\n"), SMTP, Result.UNKNOWN),
+        (says(b"421 too many connections\r\n"), SMTP, Result.UNKNOWN),
+        (says(b"220-mail.example.org\r\n", b"521 5.7.1 Blocked\r\n"), SMTP, Result.UNKNOWN),
+        (says(b"* BYE later\r\n"), IMAP, Result.UNKNOWN),
+        (says(), Application.HTTP, Result.SILENT),  # nginx's `return 444`, or a forwarder with nobody behind it
+        (says(), Application.TLS, Result.SILENT),  # no certificate for no name
+        (says(b"\x15\x03\x03\x00\x02\x02\x46"), Application.TLS, Result.UNKNOWN),  # alert: protocol version
+        (choosy, Application.HTTP, Result.UNKNOWN),
+        (exim, SMTP, Result.PLAIN),
+        (slow_to_complain, SMTP, Result.PLAIN),
+        (says(b"220 mail.example.org\r\n", header=False), SMTP, Result.UNKNOWN),  # hangs up on everybody
+    ],
+)
+def test_a_server_that_may_have_another_reason_is_not_called_plain(
+    behave: Callable[[socket.socket], None], application: Application, expected: Result
+):
+    with server(behave) as address:
+        for version in (ProxyProtocol.V2, ProxyProtocol.V1):
+            assert result(address, application, version) is expected
+
+
+def test_a_greeting_too_late_to_tell_is_not_told():
+    def behave(one: socket.socket) -> None:
+        parse_header(one)
+        time.sleep(0.8)  # the peer's own behaviour
+        one.sendall(b"220 mail.example.org\r\n")
+        one.recv(100)
+
+    with server(behave) as address:
+        assert result(address, SMTP, seconds=1.0) is Result.UNKNOWN
+        assert result(address, SMTP) is Result.SPEAKS_PROXY
+
+
+@pytest.mark.parametrize("application", [Application.HTTP, SMTP])
+def test_who_takes_both_and_is_slow_the_first_time_demands_nothing(application: Application):
+    met: list[int] = []
+    answer = b"HTTP/1.1 200 OK\r\n\r\n" if application is Application.HTTP else b"220 mail.example.org\r\n"
+
+    def behave(one: socket.socket) -> None:
+        met.append(1)
+        if len(met) == 1:
+            time.sleep(1.3)  # the peer's own behaviour: cold
+        one.sendall(answer)
+        one.recv(1_000)
+        one.recv(1_000)
+
+    with server(behave) as address:
+        assert result(address, application, ProxyProtocol.NONE) is Result.PLAIN
+
+
+def test_a_limit_of_files_makes_nobody_unreachable():
+    code = (
+        "import resource, sys\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))\n"
+        "from agent.host.handshake import ask\n"
+        "from agent.model.handshake import Question\n"
+        "from agent.model.schema import Application, Endpoint, ProxyProtocol\n"
+        "where = Endpoint(4, '127.0.0.1', int(sys.argv[1]))\n"
+        "asked = [Question(key=('b', str(n)), address=where, application=Application.SMTP, version=ProxyProtocol.V2)"
+        " for n in range(150)]\n"
+        "print({seen.result.value for seen in ask(asked).values()})\n"
+    )
+    with server(greets(GREETINGS[SMTP][0], header=True)) as address:
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(address.port)], capture_output=True, text=True, check=False
+        )
+    assert done.stdout == "{'speaks_proxy'}\n", done.stderr
+
+
 def test_a_hundred_silent_servers_cost_one_deadline_and_delay_nobody():
     with server(mute) as silent, echo("e") as good:
 
@@ -195,6 +311,17 @@ def test_tls_twins(tmp_path):
         assert (seen.result, 'certificate of "mail.example.org"' in seen.detail) == (Result.SPEAKS_PROXY, True), seen
         assert result(bad, Application.TLS) is Result.PLAIN
         assert result(bad, Application.TLS, ProxyProtocol.NONE) is Result.PLAIN
+
+
+@pytest.mark.parametrize(("name", "expected"), [("mail.example.org", "mail.example.org"), (None, "")])
+def test_the_subject_is_the_certificates_own_and_not_its_issuers(name: str | None, expected: str):
+    import trustme
+
+    authority = trustme.CA(organization_name="Authority")
+    pem = authority.issue_cert("mail.example.org", common_name=name).cert_chain_pems[0].bytes().decode()
+    assert common_name(ssl.PEM_cert_to_DER_cert(pem)) == expected
+    for length in range(0, 400, 7):
+        assert common_name(ssl.PEM_cert_to_DER_cert(pem)[:length]) == ""
 
 
 def test_the_command_tells_what_each_server_is_and_exits_with_what_is_wrong(one_edge: Edge):

@@ -162,6 +162,7 @@ class FakeProber:
     odd: dict[str, Result] = field(factory=dict)
     asked: list[Key] = field(factory=list)
     greeted: list[Key] = field(factory=list)
+    knocked: list[str] = field(factory=list)
 
     def unbound(self, endpoints: Collection[Endpoint]) -> Mapping[Endpoint, Unbound]:
         return {one: Unbound(reason="in_use", detail=self.busy[str(one)]) for one in endpoints if str(one) in self.busy}
@@ -171,6 +172,7 @@ class FakeProber:
 
     def reached(self, servers: Mapping[Key, Iterable[Endpoint]], *, timeout: float) -> frozenset[Key]:
         self.asked += sorted(servers)
+        self.knocked += [str(one) for ends in servers.values() for one in ends]
         return frozenset(key for key, ends in servers.items() if not any(str(one) in self.dead for one in ends))
 
     def handshakes(self, questions: Collection[Question]) -> Mapping[Key, Seen]:

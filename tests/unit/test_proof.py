@@ -180,12 +180,14 @@ def test_the_service_asks_a_refused_server_again_only_after_five_minutes_or_for_
 
 
 def test_who_was_away_is_asked_when_it_is_up(stage: Stage):
+    stage.believe = 300.0
     stage.prober.odd["192.0.2.1:2"] = Result.REFUSED
     stage.live(mail(1, 2))
     assert stage.asked() == ["s1", "s2"]
     away = stage.proxy.servers["smtp", "s2"]
     stage.proxy.servers["smtp", "s2"] = evolve(away, status="DOWN")
-    stage.story.converge(mail(1, 2))
+    stage.clock.sleep(61)
+    stage.live(mail(1, 2))
     assert stage.asked() == []
     stage.proxy.servers["smtp", "s2"] = evolve(away, status="UP")
     stage.prober.odd["192.0.2.1:2"] = Result.PLAIN
@@ -194,8 +196,78 @@ def test_who_was_away_is_asked_when_it_is_up(stage: Stage):
     assert [one.message for one in report.findings if one.where.endswith("s2")] == [
         "is sent a PROXY v2 header and does not take it: as told"
     ]
-    stage.story.converge(mail(1, 2))
+
+
+@pytest.mark.parametrize("result", [Result.SILENT, Result.UNKNOWN, Result.WRONG_PROTOCOL])
+def test_a_finding_ends_when_the_server_is_as_it_should_be(stage: Stage, result: Result):
+    stage.believe = 300.0
+
+    def doubts() -> int:
+        report = stage.story.converge(mail(1))
+        assert report.outcome in (Outcome.COMMITTED, Outcome.UNCHANGED)
+        return sum(one.where.endswith("s1") for one in report.findings)
+
+    stage.prober.odd["192.0.2.1:1"] = result
+    assert doubts() == 1
+    stage.prober.odd.clear()
+    assert doubts() == 1
+    assert stage.asked() == ["s1"]
+    stage.clock.sleep(301)
+    assert doubts() == 0
+    assert stage.asked() == ["s1"]
+    stage.clock.sleep(301)
+    assert doubts() == 0
     assert stage.asked() == []
+    stage.prober.odd["192.0.2.1:2"] = result
+    stage.live(mail(1, 2))
+    stage.prober.odd.clear()
+    stage.believe = 0.0  # a person applies
+    stage.live(mail(1, 2))
+    assert stage.asked() == ["s2", "s2"]
+    assert {one.result for one in stage.store.handshakes()} == {"speaks_proxy"}
+
+
+def test_a_clock_that_was_set_back_keeps_nobody_from_being_asked(stage: Stage):
+    stage.believe = 300.0
+    stage.clock.sleep(10_000)
+    stage.prober.odd["192.0.2.1:1"] = Result.PLAIN
+    assert stage.story.converge(mail(1)).outcome is Outcome.REFUSED
+    stage.clock.sleep(-10_000)
+    stage.prober.odd.clear()
+    stage.live(mail(1))
+
+
+def test_a_refused_document_leaves_what_is_known_of_live_servers(stage: Stage):
+    stage.live(mail(1))
+    stage.prober.odd["192.0.2.1:1"] = Result.PLAIN
+    assert stage.story.converge(mail(1, proxy_protocol="v1")).outcome is Outcome.REFUSED
+    assert {(one.version, one.result) for one in stage.store.handshakes()} == {("v2", "speaks_proxy"), ("v1", "plain")}
+
+
+def test_a_refused_server_is_not_knocked_at_while_it_is_believed(stage: Stage):
+    stage.believe = 300.0
+    stage.prober.odd["192.0.2.1:1"] = Result.PLAIN
+    stage.story.converge(mail(1))
+    stage.prober.knocked.clear()
+    stage.story.converge(mail(1))
+    assert stage.prober.knocked == []
+
+
+def test_a_rollback_is_not_put_to_the_proof(stage: Stage):
+    stage.mode = ProbeMode.REQUIRE
+    stage.live(mail(1))
+    stage.live(mail(2, application="imap"))
+    stage.prober.odd["192.0.2.1:1"] = Result.PLAIN
+    report = stage.story.rollback(1, None)
+    assert report.outcome is Outcome.COMMITTED
+    assert any("does not take it" in one.message for one in report.findings)
+
+
+def test_where_nobody_is_asked_nobody_is_doubted(stage: Stage):
+    stage.prober.odd["192.0.2.1:1"] = Result.SILENT
+    stage.live(mail(1))
+    stage.mode = ProbeMode.OFF
+    assert not [one for one in stage.story.converge(mail(1)).findings if one.where.endswith("s1")]
 
 
 def test_a_server_that_refuses_a_handshake_starts_as_down(stage: Stage):
@@ -206,16 +278,8 @@ def test_a_server_that_refuses_a_handshake_starts_as_down(stage: Stage):
 
 
 def test_whom_a_handshake_has_reached_is_knocked_at_only_where_its_check_knocks(stage: Stage):
-    knocked: list[list[str]] = []
-
-    class Noting(FakeProber):
-        def reached(self, servers: Any, *, timeout: float) -> Any:
-            knocked.extend([str(one) for one in ends] for ends in servers.values())
-            return FakeProber.reached(self, servers, timeout=timeout)
-
-    stage.prober = Noting()
     stage.live(mail(1, health={"port": 99}))
-    assert knocked == [["192.0.2.1:99"]]
+    assert stage.prober.knocked == ["192.0.2.1:99"]
 
 
 def test_what_was_found_is_kept_for_servers_that_are_there(stage: Stage):
@@ -224,12 +288,24 @@ def test_what_was_found_is_kept_for_servers_that_are_there(stage: Stage):
     assert [one.server for one in stage.store.handshakes()] == ["s1", "s2", "s3"]  # s1 may be put back
     stage.live(mail(2, 3, 4))
     assert [one.server for one in stage.store.handshakes()] == ["s2", "s3", "s4"]
-    generation = stage.store.live()
-    assert generation is not None
-    assert [one.server for one in generation.handshakes] == ["s4"]
+    generation = json.loads((stage.store.state / "generations/000003/handshakes.json").read_bytes())
+    assert [one["server"] for one in generation] == ["s4"]
 
 
-@pytest.mark.parametrize("junk", [b"", b"{", b"{}", b"[1]", b'[{"backend": "smtp"}]', b"\xff", b"[" * 100_000])
+ODD = json.dumps(
+    [
+        {
+            **dict.fromkeys(("backend", "server", "address", "application", "version", "detail", "subject"), "x"),
+            "digest": "d",
+            "milliseconds": 1,
+            "at": 1,
+            "result": "of_a_later_version",
+        }
+    ]
+).encode()
+
+
+@pytest.mark.parametrize("junk", [b"", b"{", b"{}", b"[1]", b'[{"backend": "smtp"}]', ODD, b"\xff", b"[" * 100_000])
 def test_a_broken_memory_is_an_empty_one(stage: Stage, junk: bytes):
     stage.live(mail(1))
     (stage.store.state / "handshakes.json").write_bytes(junk)
@@ -250,5 +326,5 @@ def test_a_proposal_tells_what_was_found_and_that_it_would_be_refused(stage: Sta
     stage.prober.odd["192.0.2.1:1"] = Result.PLAIN
     proposal = stage.story.survey.propose(mail(1, 2))
     assert [one.result for one in proposal.handshakes] == ["plain", "speaks_proxy"]
-    assert "does not take it" in proposal.losses[0]
+    assert "does not take it" in proposal.objections[0]
     assert stage.store.handshakes() == ()

@@ -1,0 +1,48 @@
+"""Which documents are taken at all, however valid. Pure; an objection is a sentence, "" where there is none."""
+
+from __future__ import annotations
+
+from attrs import frozen
+
+from agent.model.desired import DesiredState, Parsed
+from agent.model.generation import Generation
+
+SHORTEST_DIGEST = 12
+"""Of a digest, that many hex digits name a document."""
+
+
+@frozen(kw_only=True)
+class Newest:
+    """A document that counts: what is live, or what waits in its place and nobody has looked at yet."""
+
+    digest: str
+    serial: int | None
+    waits: bool = False
+
+
+def stale(parsed: Parsed, newest: Newest | None) -> str:
+    """A serial only grows: whoever hands in an older document, or another one of the same number, is behind."""
+    if newest is None or newest.serial is None or newest.digest == parsed.digest:
+        return ""
+    serial, how = parsed.state.serial, "waits to be applied" if newest.waits else "is live"
+    if serial is None:
+        return f"serial {newest.serial} {how}, and this document has none"
+    if serial < newest.serial:
+        return f"serial {newest.serial} {how}, and this one is lower: {serial}"
+    if serial == newest.serial:
+        return f"serial {serial} {how} with other content (sha256 {newest.digest[:SHORTEST_DIGEST]})"
+    return ""
+
+
+def moved_on(expected: str, live: Generation | None) -> str:
+    """Compare and swap: somebody else was faster."""
+    if live is None:
+        return f"nothing is live, not sha256 {expected[:SHORTEST_DIGEST]}"
+    if not live.digest.startswith(expected):
+        return f"sha256 {live.digest[:SHORTEST_DIGEST]} is live, not {expected[:SHORTEST_DIGEST]}"
+    return ""
+
+
+def empty(state: DesiredState) -> str:
+    """A state without a frontend ends all service; a tool that found nothing makes just such a one."""
+    return "" if state.frontends else "it has no frontend: all service would end"

@@ -1,0 +1,1 @@
+"""Across machines: pushing by ssh, the gate on the other side, signatures."""

@@ -1,0 +1,97 @@
+"""`agent gate`: the forced command of an ssh key. A few calls get through, word by word; everything else does not.
+
+A call is what SSH_ORIGINAL_COMMAND says. It never reaches a shell: it is split into words, every option must stand in
+the list below, and only then the words are parsed by the same commands that people use.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+import shlex
+from collections.abc import Mapping
+
+from agent.errors import PolicyError
+
+FLAGS: Mapping[str, frozenset[str]] = {
+    "sync": frozenset({"--json", "--no-wait", "--dry-run", "--force", "--allow-empty"}),
+    "plan": frozenset({"--json"}),
+    "status": frozenset({"--json"}),
+    "history": frozenset({"--json"}),
+}
+VALUES: Mapping[str, Mapping[str, re.Pattern[str]]] = {
+    "sync": {
+        "--timeout": re.compile(r"[0-9]{1,9}(?:ms|s|m|h)"),
+        "--if-live": re.compile(r"[0-9a-f]{12,64}"),
+        "--digest": re.compile(r"[0-9a-f]{64}"),
+        "--signature": re.compile(r"[A-Za-z0-9_=-]{1,24000}"),
+    }
+}
+TAKES_DOCUMENT = frozenset({"sync", "plan"})
+LONGEST = 32_768  # characters of a call: a signature and some words
+_PUBLIC_KEY = re.compile(r"((?:sk-)?(?:ssh|ecdsa)-[a-z0-9@.-]+) ([A-Za-z0-9+/]+={0,3})(?: ([^\x00-\x1f\x7f]*))?")
+
+
+def words(call: str | None) -> list[str]:
+    """The words of a call that may get through, `-` for the document said. Raises PolicyError for every other one."""
+    if call is None:
+        raise PolicyError("this key runs `agent gate`: it lets sync, plan, status and history through, and no shell")
+    if len(call) > LONGEST:
+        raise PolicyError(f"a call of {len(call):,} characters; at most {LONGEST:,} are looked at")
+    if not call.isascii() or not call.isprintable():
+        raise PolicyError("a call with characters that no call needs")
+    try:
+        found = shlex.split(call)
+    except ValueError as error:
+        raise PolicyError(f"not a call: {error}") from None
+    if found[:1] == ["agent"]:
+        found = found[1:]
+    if not found or found[0] not in FLAGS:
+        raise PolicyError(f"{_shown(found)} is not let through: only sync, plan, status and history are")
+    command, *rest = found
+    return [command, *_checked(command, rest)]
+
+
+def _checked(command: str, rest: list[str]) -> list[str]:
+    """The options, each as it is listed, then the document."""
+    options: list[str] = []
+    left = list(rest)
+    documents = 0
+    while left:
+        word = left.pop(0)
+        name, equals, value = word.partition("=")
+        if word in FLAGS[command]:
+            options.append(word)
+        elif (shape := VALUES.get(command, {}).get(name)) is not None:
+            value = value if equals else left.pop(0) if left else ""
+            if not shape.fullmatch(value):
+                raise PolicyError(f"{name} {_shown([value])} is not let through")
+            options.append(f"{name}={value}")
+        elif word == "-" and command in TAKES_DOCUMENT and not documents:
+            documents = 1
+        else:
+            raise PolicyError(f"{_shown([word])} is not let through: a document comes by standard input (`-`)")
+    return [*options, "-"] if command in TAKES_DOCUMENT else options
+
+
+def _shown(found: list[str]) -> str:
+    text = " ".join(found)
+    return repr(text if len(text) <= 80 else f"{text[:80]}...")
+
+
+def authorized_key(text: str, command: str) -> str:
+    """The line for authorized_keys that gives this public key nothing but the gate. Raises ValueError."""
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    if "PRIVATE KEY" in text:
+        raise ValueError("this is a private key; it stays where it is, and the one in the .pub file beside it is meant")
+    found = _PUBLIC_KEY.fullmatch(lines[0].strip()) if len(lines) == 1 else None
+    if found is None:
+        raise ValueError("expected one public key, as in a .pub file of ssh-keygen")
+    try:
+        base64.b64decode(found[2], validate=True)
+    except ValueError:
+        raise ValueError("the key itself is not whole") from None
+    if any(one in command for one in '"\\\n'):
+        raise ValueError(f"a path that cannot stand in authorized_keys: {command}")
+    comment = f" {found[3]}" if found[3] else ""
+    return f'restrict,command="{command}" {found[1]} {found[2]}{comment}'

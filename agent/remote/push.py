@@ -1,0 +1,300 @@
+"""`agent sync --to`: the system's ssh carries a document to the agents of other hosts, and their answers back.
+
+No shell here and nothing to quote: ssh is started by an argument list, and what it is told to run on the other side is
+made of fixed words, digits and base64 only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import re
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from attrs import evolve, frozen
+
+from agent.errors import ExitCode
+from agent.model.desired import digest_of
+
+CONNECT_SECONDS = 10
+GRACE_SECONDS = 15.0  # beyond the time the other side has: for connecting, and for its start
+MOST = 8_388_608  # bytes of an answer
+STAGE = "stage: "
+"""How the other side's progress begins on its stderr."""
+
+_TARGET = re.compile(
+    r"(?:([A-Za-z0-9_][A-Za-z0-9._-]{0,63})@)?(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9][A-Za-z0-9._-]*)(?::(\d+))?"
+)
+_SSH_FAILED = 255
+_NOT_FOUND = 127
+
+
+@frozen(kw_only=True)
+class Target:
+    """Where to: as it was written, what ssh takes for a host, and a port (None: as ssh_config says)."""
+
+    text: str
+    host: str
+    port: int | None
+
+
+@frozen(kw_only=True)
+class Result:
+    """What became of it at one target: the exit code of the other side or of ssh, its answer or what went wrong."""
+
+    target: Target
+    exit_code: ExitCode
+    message: str
+    remedy: str = ""
+    answer: dict[str, Any] | None = None
+    seconds: float = 0.0
+
+
+@frozen(kw_only=True)
+class Parcel:
+    """What is sent to each target, and the options of `agent sync` over there. `seconds`: how long it may take."""
+
+    data: bytes
+    signature: bytes
+    words: tuple[str, ...]
+    seconds: float
+
+    @property
+    def command(self) -> str:
+        """What ssh is told to run. The digest tells the other side when half of a document arrived."""
+        words = ["agent", "sync", "-", "--json", "--digest", digest_of(self.data), *self.words]
+        if self.signature:
+            words += ["--signature", base64.urlsafe_b64encode(self.signature).decode()]
+        return " ".join(words)
+
+
+def target(text: str) -> Target:
+    """`admin@10.0.20.1`, `fw1:2222`, `root@[2001:db8::1]:22`, or a Host of ssh_config. Raises ValueError."""
+    found = _TARGET.fullmatch(text)
+    if found is None or (found[3] is not None and not 1 <= int(found[3]) <= 65_535):
+        raise ValueError(f"expected USER@HOST or USER@HOST:PORT (an IPv6 address in brackets), got {text!r}")
+    user, host, port = found.groups()
+    bare = host.strip("[]")
+    return Target(text=text, host=f"{user}@{bare}" if user else bare, port=int(port) if port else None)
+
+
+def push(
+    targets: Sequence[Target],
+    parcel: Parcel,
+    *,
+    ordered: bool,
+    on_stage: Callable[[Target, str], None],
+    on_end: Callable[[Result], None],
+) -> tuple[Result, ...]:
+    """Send it everywhere at once, or (`ordered`) to one after the other until one is not live.
+
+    `on_end`: called for each as it finishes. Returns one result for each target, in their order.
+    """
+
+    async def one(where: Target) -> Result:
+        result = await _send(where, parcel, on_stage)
+        on_end(result)
+        return result
+
+    async def everyone() -> tuple[Result, ...]:
+        if not ordered:
+            return tuple(await asyncio.gather(*map(one, targets)))
+        found: list[Result] = []
+        for where in targets:
+            if found and found[-1].exit_code not in (ExitCode.LIVE, ExitCode.DEGRADED):
+                first = next(one for one in found if one.exit_code not in (ExitCode.LIVE, ExitCode.DEGRADED))
+                left = Result(
+                    target=where, exit_code=first.exit_code, message=f"not tried: {first.target.text} is not live"
+                )
+                on_end(left)
+                found.append(left)
+                continue
+            found.append(await one(where))
+        return tuple(found)
+
+    return asyncio.run(everyone())
+
+
+_SEVERITY = (0, 6, 9, 4, 3, 5, 7, 8, 2, 1)
+
+
+def worst(codes: Sequence[ExitCode]) -> ExitCode:
+    """The code that says most: from live over refused, where nothing was touched, to nobody knows, and a bug."""
+    return max(codes, key=lambda code: _SEVERITY.index(int(code)))
+
+
+async def _send(where: Target, parcel: Parcel, on_stage: Callable[[Target, str], None]) -> Result:
+    begin = time.monotonic()
+    port = ("-p", str(where.port)) if where.port is not None else ()
+    words = (
+        "ssh", "-T", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_SECONDS}", "-o", "ServerAliveInterval=5",
+        "-o", "ServerAliveCountMax=2", *port, "--", where.host, parcel.command,
+    )  # fmt: skip
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *words, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        )
+    except OSError as error:
+        return Result(
+            target=where,
+            exit_code=ExitCode.SSH,
+            message=f"ssh does not run: {error.strerror}",
+            remedy="install OpenSSH's client",
+        )
+    said: list[str] = []
+    out = b""
+    try:
+        async with asyncio.timeout(parcel.seconds + GRACE_SECONDS):
+            _, out, _ = await asyncio.gather(
+                _feed(process, parcel.data), _read(process), _listen(process, said, lambda word: on_stage(where, word))
+            )
+            code = await process.wait()
+    except TimeoutError:
+        code = None
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+    result = _judge(where, code, out, said)
+    return evolve(result, seconds=time.monotonic() - begin)
+
+
+async def _feed(process: asyncio.subprocess.Process, data: bytes) -> None:
+    assert process.stdin is not None
+    with contextlib.suppress(ConnectionError):  # it ended before it had read all: its exit tells why
+        process.stdin.write(data)
+        await process.stdin.drain()
+    process.stdin.close()
+    with contextlib.suppress(ConnectionError):
+        await process.stdin.wait_closed()
+
+
+async def _read(process: asyncio.subprocess.Process) -> bytes:
+    assert process.stdout is not None
+    found = b""
+    while more := await process.stdout.read(65_536):
+        found = (found + more)[: MOST + 1]
+    return found
+
+
+async def _listen(process: asyncio.subprocess.Process, said: list[str], on_stage: Callable[[str], None]) -> None:
+    assert process.stderr is not None
+    rest = b""
+    while more := await process.stderr.read(4_096):
+        *lines, rest = (rest + more)[-65_536:].split(b"\n")
+        for line in lines:
+            _heard(line, said, on_stage)
+    _heard(rest, said, on_stage)
+
+
+def _heard(line: bytes, said: list[str], on_stage: Callable[[str], None]) -> None:
+    text = "".join(one if one.isprintable() else " " for one in line.decode(errors="replace")).strip()
+    if text.startswith(STAGE):
+        on_stage(text.removeprefix(STAGE)[:40])
+    elif text and len(said) < 100:
+        said.append(text[:500])
+
+
+# --- what went wrong --------------------------------------------------------------------------------------------
+
+_REASONS = (
+    (
+        "REMOTE HOST IDENTIFICATION HAS CHANGED",
+        "its host key is not the one that is known",
+        "find out why before anything else; if it was set up anew, `ssh-keygen -R HOST`, and compare the new key",
+    ),
+    (
+        "Host key verification failed",
+        "its host key is not known here",
+        "connect once by hand and compare the key, or put it into known_hosts",
+    ),
+    (
+        "Permission denied",
+        "it does not take this key",
+        "`agent gate --print-authorized-key KEYFILE` prints the line for its authorized_keys",
+    ),
+    ("Too many authentication failures", "it does not take this key", "name one with IdentityFile in ssh_config"),
+    ("Could not resolve hostname", "its name is not known", "an address will do as well"),
+    ("Connection refused", "nobody listens there", "is sshd on, and is this its port?"),
+    ("No route to host", "it cannot be reached", "is it up, and does the firewall let this host connect?"),
+    ("Network is unreachable", "it cannot be reached", "has this host a route to it?"),
+    ("timed out during banner exchange", "it takes the connection, and is no ssh server", "is this sshd's port?"),
+    ("Connection timed out", "it cannot be reached", "is it up, and does the firewall let this host connect?"),
+    ("Operation timed out", "it cannot be reached", "is it up, and does the firewall let this host connect?"),
+    ("not responding", "the session hangs: it does not answer any more", "see AGAIN"),
+)
+AGAIN = "whether it is live over there nobody can tell from here: sync again, the same document changes nothing twice"
+_CUT = (
+    "closed by",
+    "Connection to",
+    "Connection reset",
+    "Broken pipe",
+    "lost connection",
+    "client_loop",
+    "kex_exchange",
+)
+
+
+def _judge(where: Target, code: int | None, out: bytes, said: Sequence[str]) -> Result:
+    """What an end of ssh means."""
+
+    def failed(message: str, remedy: str) -> Result:
+        return Result(target=where, exit_code=ExitCode.SSH, message=message, remedy=remedy)
+
+    talk = "; ".join(said)
+    if code is None:
+        return failed("the session hangs: no answer in time", AGAIN)
+    answer = _answer(out)
+    if answer is not None:
+        return Result(
+            target=where,
+            exit_code=ExitCode(answer["exit_code"]),
+            message=f"{answer['result']}: {_story(answer)}",
+            remedy=str(answer.get("remedy") or ""),
+            answer=answer,
+        )
+    if code == _SSH_FAILED:
+        for words, meaning, remedy in _REASONS:
+            if words in talk:
+                return failed(f"{meaning} ({_last(said, words)})", AGAIN if remedy == "see AGAIN" else remedy)
+        if any(word in talk for word in _CUT) or not talk:
+            return failed(f"the session was cut: {said[-1] if said else 'no word why'}", AGAIN)
+        return failed(f"ssh failed: {said[-1]}", "try `ssh` by hand")
+    if code == _NOT_FOUND or "not found" in talk:
+        return failed(f"there is no agent there: {talk or 'command not found'}", "install edgeagent on it")
+    if "No such command" in talk or "No such option" in talk:
+        return failed(f"its agent is older than this one: {said[-1]}", "update edgeagent on it")
+    if code == ExitCode.POLICY:
+        return Result(target=where, exit_code=ExitCode.POLICY, message=talk or "its gate refused")
+    return failed(
+        f"what answers there is no agent of this version (exit {code}): {talk or out[:80].decode(errors='replace')!r}",
+        "is `agent gate` the forced command of this key, and edgeagent up to date?",
+    )
+
+
+def _last(said: Sequence[str], words: str) -> str:
+    return next(line for line in said if words in line)
+
+
+def _answer(out: bytes) -> dict[str, Any] | None:
+    try:
+        found = json.loads(out)
+    except (ValueError, RecursionError):
+        return None
+    known = isinstance(found, dict) and isinstance(found.get("exit_code"), int) and isinstance(found.get("result"), str)
+    return found if known and found["exit_code"] in list(ExitCode) and found.get("protocol") == 1 else None
+
+
+def _story(answer: dict[str, Any]) -> str:
+    """What the other side said, in one line."""
+    report = answer.get("report") or {}
+    live = report.get("live") or {}
+    told = [str(answer["message"]).replace("\n", "; ")] if answer.get("message") else []
+    if isinstance(live, dict) and live.get("generation") is not None:
+        told.append(f"generation {live['generation']} is live")
+    text = "; ".join(told) or "no more was said"
+    return "".join(one if one.isprintable() else " " for one in text)[:2_000]

@@ -1,0 +1,88 @@
+"""Signatures of documents, by OpenSSH's own `ssh-keygen -Y` (namespace `edgeagent`): no cryptography of ours.
+
+Whatever key OpenSSH takes will do: files, keys held by an ssh-agent (name the public file), FIDO keys.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from pathlib import Path
+
+from agent.errors import PolicyError, UsageError
+
+NAMESPACE = "edgeagent"
+SIGN_SECONDS = 120.0  # somebody may have to find and touch a FIDO key
+CHECK_SECONDS = 10.0
+MOST = 16_384  # bytes of a signature; RSA's largest, with a certificate, stays below
+REMEDY = "sign it: `agent sync FILE --sign KEY`"
+
+
+def sign(data: bytes, key: Path) -> bytes:
+    """The armored signature of `data` by `key`, a private file or the public one of a key in an agent.
+
+    Raises UsageError.
+    """
+    if not key.exists():
+        raise UsageError(f"{key}: there is no such key")
+    done = _keygen("sign", "-f", str(key), data=data, seconds=SIGN_SECONDS)
+    if done.returncode != 0 or not done.stdout.startswith(b"-----BEGIN SSH SIGNATURE-----"):
+        raise UsageError(f"cannot sign with {key}: {_words(done.stderr)}")
+    return done.stdout
+
+
+def check(data: bytes, signature: bytes, signers: Path) -> str:
+    """Who signed `data`, one of `signers` (a file as in ssh-keygen(1), ALLOWED SIGNERS). Raises PolicyError."""
+    if not signers.is_file():
+        raise PolicyError(
+            f"{signers}: there is no such file, so nobody may sign",
+            remedy="it is sync.allowed_signers in agent.toml; each line: a name, and a public key",
+        )
+    if not signature:
+        raise PolicyError("it is not signed, and sync.allowed_signers takes signed documents only", remedy=REMEDY)
+    if len(signature) > MOST:
+        raise PolicyError(f"a signature of {len(signature):,} bytes; at most {MOST:,} are read")
+    with tempfile.TemporaryDirectory(prefix="edgeagent-") as folder:
+        file = Path(folder) / "signature"
+        file.write_bytes(signature)
+        found = _keygen("find-principals", "-s", str(file), "-f", str(signers), data=b"")
+        names = found.stdout.decode(errors="replace").splitlines()
+        if found.returncode != 0 or not names:
+            fits = _keygen("check-novalidate", "-n", NAMESPACE, "-s", str(file), data=data)
+            if fits.returncode == 0:
+                raise PolicyError(f"it is signed, but by nobody in {signers}", remedy=REMEDY)
+            raise PolicyError(f"its signature is not one of this document: {_words(fits.stderr)}", remedy=REMEDY)
+        done = _keygen(
+            "verify", "-n", NAMESPACE, "-f", str(signers), "-I", names[0], "-s", str(file), data=data
+        )  # fmt: skip
+    if done.returncode != 0:
+        raise PolicyError(
+            f"its signature by {names[0]} does not fit: it was altered, or signed for something else "
+            f"({_words(done.stderr)})",
+            remedy=REMEDY,
+        )
+    return names[0]
+
+
+def _keygen(
+    action: str, *words: str, data: bytes, seconds: float = CHECK_SECONDS
+) -> subprocess.CompletedProcess[bytes]:
+    extra = ("-n", NAMESPACE) if action == "sign" else ()
+    try:
+        return subprocess.run(  # noqa: S603  # an argument list, no shell
+            ["ssh-keygen", "-Y", action, *extra, *words],  # noqa: S607  # OpenSSH, wherever the system has it
+            input=data,
+            capture_output=True,
+            timeout=seconds,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise PolicyError(f"ssh-keygen did not end within {seconds:.0f} s") from None
+    except OSError as error:
+        raise UsageError(f"ssh-keygen does not run: {error.strerror}", remedy="install OpenSSH") from error
+
+
+def _words(said: bytes) -> str:
+    """What ssh-keygen said, in one printable line."""
+    lines = [line.strip() for line in said.decode(errors="replace").splitlines() if line.strip()]
+    return "".join(one if one.isprintable() else "." for one in "; ".join(lines))[:300] or "no word why"

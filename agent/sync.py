@@ -1,0 +1,277 @@
+"""Handing a document to the agent of this host, and hearing what became of it.
+
+The document goes into the desired file, the answer comes out of status.json, by digest: there is no other way in, so
+that who syncs sees what anybody sees.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from attrs import frozen
+
+from agent.compose import Host
+from agent.errors import ExitCode, InvalidError, NoAnswerError, Outcome, PolicyError
+from agent.model import policy
+from agent.model.desired import Parsed, digest_of
+
+POLL_SECONDS = 0.01  # status.json gives no event; a look at its name costs microseconds
+GONE_SECONDS = 2.0  # that long an agent may be away while it is started anew
+_CODES = {one.value: one.exit_code for one in Outcome}
+_TOLD = (
+    "outcome", "message", "remedy", "violations", "violations_total", "findings", "desired", "live", "held", "plan",
+    "reasons", "timings",
+)  # fmt: skip
+
+
+@frozen(kw_only=True)
+class Wish:
+    """What is handed over, and on what terms. `if_live`: the digest that must be live now, "" for any."""
+
+    data: bytes
+    signature: bytes = b""
+    if_live: str = ""
+    force: bool = False
+    allow_empty: bool = False
+
+
+@frozen(kw_only=True)
+class Answer:
+    """What became of it. `word`: an Outcome's, or `stored`, `no_answer`, `policy`, `overtaken`.
+
+    `report`: what the agent said of it, whole; `seconds`: how long it took to hear it.
+    """
+
+    word: str
+    exit_code: ExitCode
+    digest: str = ""
+    serial: int | None = None
+    message: str = ""
+    remedy: str = ""
+    report: dict[str, Any] | None = None
+    seconds: float = 0.0
+
+    def document(self) -> dict[str, Any]:
+        """For programs, and for the other side of an ssh connection."""
+        return {
+            "protocol": 1,
+            "result": self.word,
+            "exit_code": int(self.exit_code),
+            "digest": self.digest,
+            "serial": self.serial,
+            "message": self.message,
+            "remedy": self.remedy,
+            "seconds": round(self.seconds, 3),
+            "report": self.report,
+        }
+
+
+@frozen
+class _Mark:
+    """A look of an agent: which one, and its how manieth."""
+
+    pid: int | None
+    looks: int | None
+
+    @classmethod
+    def of(cls, status: dict[str, Any] | None) -> _Mark:
+        agent = (status or {}).get("agent") or {}
+        return cls(agent.get("pid"), agent.get("looks"))
+
+
+@frozen(kw_only=True)
+class Handed:
+    """A document that stands in the desired file, and what was so when it was put there.
+
+    `number`: the last generation before it. `served`: whether an agent ran. `progress`: which progress is an old one.
+    """
+
+    parsed: Parsed
+    before: _Mark
+    number: int
+    served: bool
+    progress: tuple[int, int] | None
+
+
+def hand_over(host: Host, wish: Wish, *, deadline: float) -> Handed:
+    """Put the document in its place. Raises InvalidError, PolicyError, NoAnswerError; then nothing was touched."""
+    parsed = host.survey.read(wish.data)
+    host.store.prepare()
+    while True:
+        with host.store.try_lock() as ours:
+            if ours:
+                admit(host, parsed, wish)
+                live = host.store.live()
+                handed = Handed(
+                    parsed=parsed,
+                    before=_Mark.of(host.store.status()),
+                    number=live.number if live else 0,
+                    served=host.store.service_running(),
+                    progress=_identity(host.store.progress_file),
+                )
+                host.store.set_force(parsed.digest if wish.force else None)
+                host.put(wish.data, wish.signature)
+                return handed
+        if time.monotonic() > deadline:
+            raise NoAnswerError("another change is under way, and takes too long", remedy="try again")
+        time.sleep(POLL_SECONDS)  # a lock gives no event
+
+
+def admit(host: Host, parsed: Parsed, wish: Wish) -> None:
+    """Raises PolicyError for a document that is not taken on these terms."""
+    live = host.store.live()
+    if wish.if_live and (moved := policy.moved_on(wish.if_live, live)):
+        raise PolicyError(moved, remedy="somebody else was faster: look at what is live, and decide again")
+    newest = policy.Newest(digest=live.digest, serial=live.serial) if live else None
+    for other in (newest, _waiting(host)):
+        if stale := policy.stale(parsed, other):
+            raise PolicyError(stale, remedy="take a higher serial; `agent rollback` puts an earlier state back")
+    if not wish.allow_empty and (empty := policy.empty(parsed.state)):
+        raise PolicyError(empty, remedy="--allow-empty, if that is meant")
+    host.admit(parsed, wish.data, wish.signature)
+
+
+def _waiting(host: Host) -> policy.Newest | None:
+    """What stands in the desired file, where no agent has said anything of it yet; None for what cannot be read."""
+    data = host.desired()
+    if not isinstance(data, bytes):
+        return None
+    told = (host.store.status() or {}).get("desired") or {}
+    if told.get("digest") == digest_of(data):
+        return None
+    with contextlib.suppress(InvalidError):
+        there = host.survey.read(data)
+        return policy.Newest(digest=there.digest, serial=there.state.serial, waits=True)
+    return None
+
+
+def wait(host: Host, handed: Handed, *, deadline: float, on_stage: Callable[[str], None]) -> Answer:
+    """Until the agent has looked at it, has looked at a later one, or does not answer in time."""
+    store, digest = host.store, handed.parsed.digest
+    begin, seen, gone, stage = time.monotonic(), None, None, ""
+    while True:
+        if (now := _identity(store.status_file)) != seen:
+            seen, status = now, store.status() or {}
+            looked = (status.get("desired") or {}).get("digest")
+            if _Mark.of(status) != handed.before and looked is not None:
+                if looked == digest:
+                    return _answer(handed, status, time.monotonic() - begin)
+                there = host.desired()
+                if not isinstance(there, bytes) or digest_of(there) != digest:
+                    return _overtaken(host, handed, status, time.monotonic() - begin)
+        if _identity(store.progress_file) != handed.progress:
+            at = store.progress()
+            if at is not None and at[0] == digest and at[1] != stage:
+                stage = at[1]
+                on_stage(stage)
+        moment = time.monotonic()
+        gone = None if store.service_running() else gone or moment
+        if gone is not None and moment - gone >= GONE_SECONDS * handed.served:
+            return _unheard(handed, "no agent runs here", "start it: it is applied then", moment - begin)
+        if moment > deadline:
+            why = f"no answer within {moment - begin:.0f} s"
+            return _unheard(handed, why, "`agent status` tells what becomes of it", moment - begin)
+        time.sleep(POLL_SECONDS)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:  # before the first look, or pfSense has just wiped the folder
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def _answer(handed: Handed, status: dict[str, Any], seconds: float) -> Answer:
+    outcome = str(status.get("outcome"))
+    return Answer(
+        word=outcome,
+        exit_code=_CODES.get(outcome, ExitCode.BUG),
+        digest=handed.parsed.digest,
+        serial=handed.parsed.state.serial,
+        message=str(status.get("message") or ""),
+        remedy=str(status.get("remedy") or ""),
+        report={key: status.get(key) for key in _TOLD} | {"frontends": _not_up(status)},
+        seconds=seconds,
+    )
+
+
+def _not_up(status: dict[str, Any]) -> list[dict[str, Any]]:
+    """The frontends that do not serve fully, which may be few of a thousand."""
+    keys = ("name", "state", "binds", "servers_up", "servers_total")
+    return [{key: one.get(key) for key in keys} for one in status.get("frontends") or () if one.get("state") != "up"]
+
+
+def _overtaken(host: Host, handed: Handed, status: dict[str, Any], seconds: float) -> Answer:
+    """Another document took its place: after it was live, or before anybody had looked at it."""
+    later = status.get("desired") or {}
+    serial = f", serial {later['serial']}" if later.get("serial") is not None else ""
+    by = f"sha256 {str(later.get('digest'))[: policy.SHORTEST_DIGEST]}{serial} ({status.get('outcome')})"
+    digest = handed.parsed.digest
+    mine = [one for one in host.store.generations() if one.number > handed.number and one.digest == digest]
+    told = Answer(
+        word="overtaken",
+        exit_code=ExitCode.POLICY,
+        digest=digest,
+        serial=handed.parsed.state.serial,
+        message=f"it was overtaken by {by} before the agent looked at it",
+        remedy="look at what is live, and sync again what is wanted",
+        report={key: status.get(key) for key in _TOLD} | {"frontends": _not_up(status)},
+        seconds=seconds,
+    )
+    if not mine:
+        return told
+    live = mine[-1]
+    word = f"generation {live.number} was live with it, and was followed by {by}"
+    return Answer(
+        word=live.outcome,
+        exit_code=_CODES.get(live.outcome, ExitCode.BUG),
+        digest=digest,
+        serial=told.serial,
+        message=word,
+        report=told.report,
+        seconds=seconds,
+    )
+
+
+def _unheard(handed: Handed, why: str, remedy: str, seconds: float) -> Answer:
+    return Answer(
+        word="no_answer",
+        exit_code=ExitCode.NO_ANSWER,
+        digest=handed.parsed.digest,
+        serial=handed.parsed.state.serial,
+        message=f"{why}; the document is stored",
+        remedy=remedy,
+        seconds=seconds,
+    )
+
+
+def stored(handed: Handed) -> Answer:
+    """Nobody waits for what becomes of it."""
+    return Answer(
+        word="stored",
+        exit_code=ExitCode.LIVE,
+        digest=handed.parsed.digest,
+        serial=handed.parsed.state.serial,
+        message="the document is stored; nobody waited for what becomes of it",
+    )
+
+
+def refused(error: InvalidError | PolicyError | NoAnswerError, digest: str) -> Answer:
+    """What was not even stored."""
+    word = {ExitCode.INVALID: "invalid", ExitCode.POLICY: "policy"}.get(error.exit_code, "no_answer")
+    violations = error.violations if isinstance(error, InvalidError) else ()
+    return Answer(
+        word=word,
+        exit_code=error.exit_code,
+        digest=digest,
+        message=str(error),
+        remedy=error.remedy,
+        report={"violations": [{"line": one.line, "message": one.message} for one in violations[:100]]}
+        if violations
+        else None,
+    )

@@ -1,0 +1,353 @@
+"""`agent sync` and `agent gate` as commands: parse, call, print. Apart from `cli`, which is long enough."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import json
+import logging
+import logging.handlers
+import os
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import click
+from attrs import frozen
+
+from agent.compose import Host, beside, label, read
+from agent.errors import AgentError, ExitCode, InvalidError, NoAnswerError, PolicyError, RefusedError, UsageError
+from agent.model.desired import Limits, parse
+from agent.remote import gate as gates
+from agent.remote import push, signature
+from agent.settings import Settings
+from agent.sync import Answer, Wish, hand_over, refused, stored, wait
+from agent.view import tables
+
+STAGES = ("recover", "load", "preflight", "plan", "check", "swap", "switch", "verify", "commit")
+_BAR = 18
+
+_log = logging.getLogger("agent.gate")
+
+
+@frozen(kw_only=True)
+class Options:
+    """The options of `agent sync`; `timeout` in seconds, `digest` and `if_live` in hex, "" where not given."""
+
+    targets: tuple[str, ...]
+    ordered: bool
+    dry_run: bool
+    no_wait: bool
+    timeout: float
+    if_live: str
+    key: Path | None
+    force: bool
+    allow_empty: bool
+    as_json: bool
+    digest: str
+    signature: str
+
+
+def sync(settings: Settings, file: Path | None, options: Options) -> NoReturn:
+    """Hand a document over, here or elsewhere, and exit as it ends."""
+    path = file or settings.desired
+    data = read(path, settings)
+    if options.digest and not hashlib.sha256(data).hexdigest().startswith(options.digest):
+        message = f"{len(data):,} bytes arrived, and they are not the document that was announced"
+        _end(Answer(word="policy", exit_code=ExitCode.POLICY, message=message, remedy="send it again"), options)
+    signed = _signature(path, data, options)
+    if options.targets:
+        _push(settings, path, data, signed, options)
+    if options.ordered:
+        raise UsageError("--ordered is for more than one --to")
+    if options.dry_run:
+        _dry_run(settings, path, data, signed, options)
+    wish = Wish(
+        data=data,
+        signature=signed,
+        if_live=options.if_live,
+        force=options.force,
+        allow_empty=options.allow_empty,
+    )
+    host = Host(settings, command="sync", file=path)
+    deadline = time.monotonic() + options.timeout
+    try:
+        handed = hand_over(host, wish, deadline=deadline)
+    except (InvalidError, PolicyError, NoAnswerError) as error:
+        _end(refused(error, hashlib.sha256(data).hexdigest()), options)
+    if options.no_wait:
+        _end(stored(handed), options)
+    _end(wait(host, handed, deadline=deadline, on_stage=_progress()), options)
+
+
+def _signature(path: Path, data: bytes, options: Options) -> bytes:
+    """Made now, handed in, or found beside the file."""
+    if options.signature:
+        try:
+            return base64.b64decode(options.signature, altchars=b"-_", validate=True)
+        except ValueError:
+            raise UsageError("--signature is not base64") from None
+    if options.key is not None:
+        return signature.sign(data, options.key)
+    return beside(path)
+
+
+def _dry_run(settings: Settings, path: Path, data: bytes, signed: bytes, options: Options) -> NoReturn:
+    """The plan of this host, by the rules of a sync: nothing is written."""
+    from agent.sync import admit
+
+    host = Host(settings, command="plan", file=path)
+    wish = Wish(data=data, signature=signed, if_live=options.if_live, allow_empty=options.allow_empty)
+    digest = hashlib.sha256(data).hexdigest()
+    try:
+        admit(host, host.survey.read(data), wish)
+        proposal = host.survey.propose(data)
+        with tempfile.TemporaryDirectory(prefix="edgeagent-plan-") as folder:
+            staged = Path(folder) / "haproxy.cfg"
+            staged.write_bytes(proposal.config)
+            host.proxy.check(staged)
+    except (InvalidError, PolicyError) as error:
+        _end(refused(error, digest), options)
+    except RefusedError as error:
+        word = Answer(
+            word="refused", exit_code=ExitCode.REFUSED, digest=digest, message=str(error), remedy=error.remedy
+        )
+        _end(word, options)
+    losses = "" if options.force else "; ".join(proposal.losses)
+    losses = losses or "; ".join(proposal.objections)
+    plan = tables.plan_document(proposal.plan, proposal.diff, proposal.sessions, proposal.handshakes)
+    if not options.as_json:
+        for finding in (*proposal.parsed.findings, *proposal.findings):
+            click.echo(f"warning: {finding.text(label(path))}", err=True)
+        click.echo(tables.plan(proposal.plan, proposal.diff, proposal.sessions, proposal.handshakes), nl=False)
+    answer = Answer(
+        word="would be refused" if losses else "planned",
+        exit_code=ExitCode.REFUSED if losses else ExitCode.LIVE,
+        digest=digest,
+        serial=proposal.parsed.state.serial,
+        message=losses or f"{plan['plan']}: nothing was touched",
+        report={"plan": plan},
+    )
+    _end(answer, options)
+
+
+# --- elsewhere --------------------------------------------------------------------------------------------------
+
+
+def _push(settings: Settings, path: Path, data: bytes, signed: bytes, options: Options) -> NoReturn:
+    """What is invalid here is sent nowhere."""
+    try:
+        targets = [push.target(one) for one in options.targets]
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--to") from None
+    if len({(one.host, one.port) for one in targets}) < len(targets):
+        raise click.BadParameter("a host is named twice", param_hint="--to")
+    limits = Limits(process_maxconn=sys.maxsize, file_limit=None)  # those of the other side are told there
+    parsed = parse(data, file=label(path), max_bytes=settings.sync.max_bytes, limits=limits)
+    for finding in parsed.findings:
+        click.echo(f"warning: {finding.text(label(path))}", err=True)
+    parcel = push.Parcel(data=data, signature=signed, words=tuple(_words(options)), seconds=options.timeout)
+    board = _Board([one.text for one in targets])
+    results = push.push(
+        targets,
+        parcel,
+        ordered=options.ordered,
+        on_stage=lambda where, stage: board.show(where.text, stage),
+        on_end=lambda result: board.end(result, quiet=options.as_json, plan=options.dry_run),
+    )
+    code = push.worst([one.exit_code for one in results])
+    if options.as_json:
+        click.echo(
+            json.dumps(
+                {
+                    "exit_code": int(code),
+                    "digest": parsed.digest,
+                    "hosts": {
+                        one.target.text: {
+                            "exit_code": int(one.exit_code),
+                            "message": one.message,
+                            "remedy": one.remedy,
+                            "seconds": round(one.seconds, 3),
+                            "answer": one.answer,
+                        }
+                        for one in results
+                    },
+                },
+                indent=2,
+            )
+        )
+    elif code != ExitCode.LIVE and len(results) > 1:
+        click.echo(f"worst: exit {int(code)}, of {', '.join(_at(results, code))}", err=True)
+    sys.exit(code)
+
+
+def _at(results: tuple[push.Result, ...], code: ExitCode) -> list[str]:
+    return [one.target.text for one in results if one.exit_code == code]
+
+
+def _words(options: Options) -> list[str]:
+    """The options that are the other side's to follow."""
+    words = [
+        word
+        for word, so in (
+            ("--dry-run", options.dry_run),
+            ("--no-wait", options.no_wait),
+            ("--force", options.force),
+            ("--allow-empty", options.allow_empty),
+        )
+        if so
+    ]
+    words += ["--timeout", f"{round(options.timeout * 1000)}ms"]
+    return [*words, "--if-live", options.if_live] if options.if_live else words
+
+
+class _Board:
+    """Where each host is, in one line of a terminal; and a line for good as each ends."""
+
+    def __init__(self, hosts: list[str]) -> None:
+        self._stages = dict.fromkeys(hosts, "connecting")
+        self._live = sys.stderr is not None and sys.stderr.isatty()
+        self._draw()
+
+    def show(self, host: str, stage: str) -> None:
+        self._stages[host] = stage
+        self._draw()
+
+    def end(self, result: push.Result, *, quiet: bool, plan: bool) -> None:
+        self._stages.pop(result.target.text, None)
+        self._clear()
+        if not quiet:
+            good = result.exit_code == ExitCode.LIVE
+            mark = click.style("ok  " if good else "!   ", fg="green" if good else "red")
+            click.echo(f"{mark}{result.target.text}: {result.message} ({result.seconds:.1f} s)")
+            if plan and result.answer and isinstance(result.answer.get("report"), dict):
+                click.echo(str((result.answer["report"].get("plan") or {}).get("diff", "")), nl=False)
+            if result.remedy and not good:
+                click.echo(f"    {result.remedy}", err=True)
+        self._draw()
+
+    def _draw(self) -> None:
+        if self._live and self._stages:
+            where = "  ".join(f"{host}: {stage}" for host, stage in self._stages.items())
+            click.echo(f"\r\033[K{where[:200]}\r", nl=False, err=True)
+
+    def _clear(self) -> None:
+        if self._live:
+            click.echo("\r\033[K", nl=False, err=True)
+
+
+# --- printing ---------------------------------------------------------------------------------------------------
+
+
+def _progress() -> Callable[[str], None]:
+    """Each stage of the agent: a bar on a terminal, else a line that `--to` on the other side understands."""
+    if sys.stderr is None:
+        return lambda _: None
+    if not sys.stderr.isatty():
+        return lambda stage: click.echo(f"{push.STAGE}{stage}", err=True)
+
+    def draw(stage: str) -> None:
+        done = (STAGES.index(stage) + 1) * _BAR // len(STAGES) if stage in STAGES else _BAR
+        click.echo(f"\r\033[K[{'#' * done}{'.' * (_BAR - done)}] {stage}\r", nl=False, err=True)
+
+    return draw
+
+
+def _end(answer: Answer, options: Options) -> NoReturn:
+    if sys.stderr is not None and sys.stderr.isatty():
+        click.echo("\r\033[K", nl=False, err=True)
+    if options.as_json:
+        click.echo(json.dumps(answer.document(), indent=2))
+    else:
+        _tell(answer)
+    sys.stdout.flush()
+    sys.exit(answer.exit_code)
+
+
+def _tell(answer: Answer) -> None:
+    report = answer.report or {}
+    for finding in report.get("findings") or ():
+        where = f"{finding['where']}: " if finding["where"] else ""
+        click.echo(f"warning: {where}{finding['message']}", err=True)
+    for one in report.get("frontends") or ():
+        click.echo(f"warning: frontend {one['name']} is {one['state']}", err=True)
+    if answer.message and answer.exit_code != ExitCode.LIVE:
+        click.echo(answer.message if answer.word == "invalid" else f"agent: {answer.message}", err=True)
+    if answer.remedy:
+        click.echo(f"agent: {answer.remedy}", err=True)
+    live = (report.get("live") or {}).get("generation")
+    told = [f"generation {live} is live"] if live is not None else []
+    told += [f"serial {answer.serial}"] if answer.serial is not None else []
+    told += [f"sha256 {answer.digest[:12]}"] if answer.digest else []
+    click.echo(f"{answer.word}: {', '.join(told)} ({answer.seconds * 1000:.0f} ms)")
+    for reason in report.get("reasons") or ():
+        click.echo(f"  - {reason}")
+
+
+# --- the gate ---------------------------------------------------------------------------------------------------
+
+
+def gate(main: click.Group, ctx: click.Context, key: Path | None) -> None:
+    """Let a call through, or exit 9; with `key`, print its line for authorized_keys."""
+    if key is not None:
+        _print_authorized_key(ctx, key)
+        return
+    _log_to_syslog()
+    client = (os.environ.get("SSH_CONNECTION") or "nobody").split(" ")[0][:60]
+    call = os.environ.pop("SSH_ORIGINAL_COMMAND", None)
+    # Whatever ssh brought along: settings are those of the forced command, or the platform's own.
+    os.environ.pop("EDGEAGENT_SETTINGS", None)
+    try:
+        words = gates.words(call)
+    except PolicyError as error:
+        _log.warning("refused a call from %s: %s", client, error)
+        raise
+    shown = " ".join(word if len(word) < 100 else f"{word[:40]}..." for word in words)
+    _log.info("call from %s: %s", client, shown)
+    name, *rest = words
+    try:
+        with main.commands[name].make_context(name, rest, parent=ctx.parent) as inner:
+            main.commands[name].invoke(inner)
+    except SystemExit as end:
+        _log.info("call from %s: %s: exit %s", client, name, end.code)
+        raise
+    except AgentError as error:
+        _log.warning("call from %s: %s: %s", client, name, str(error)[:300])
+        raise
+    except click.UsageError as error:
+        _log.warning("refused a call from %s: %s: %s", client, name, error.message[:300])
+        raise PolicyError(error.message) from None
+
+
+def _print_authorized_key(ctx: click.Context, file: Path) -> None:
+    try:
+        text = file.read_text(errors="replace")
+    except OSError as error:
+        raise UsageError(f"{file}: {error.strerror}") from None
+    chosen = ["--settings", str(ctx.obj.absolute())] if ctx.obj else []
+    program = Path(sys.argv[0]).absolute()
+    how = [sys.executable, "-m", "agent"] if program.name == "__main__.py" else [str(program)]
+    command = " ".join(shlex.quote(word) for word in [*how, *chosen, "gate"])
+    try:
+        click.echo(gates.authorized_key(text, command))
+    except ValueError as error:
+        raise UsageError(f"{file}: {error}") from None
+
+
+def _log_to_syslog() -> None:
+    """Where there is no syslog (a test, a container) the calls are answered all the same."""
+    _log.propagate = False
+    _log.setLevel(logging.INFO)
+    for place in ("/var/run/log", "/dev/log"):
+        if Path(place).is_socket():
+            with contextlib.suppress(OSError):
+                handler = logging.handlers.SysLogHandler(place, facility=logging.handlers.SysLogHandler.LOG_AUTH)
+                handler.setFormatter(logging.Formatter("edgeagent gate[%(process)d]: %(message)s"))
+                _log.addHandler(handler)
+                return
+    _log.addHandler(logging.NullHandler())

@@ -1,0 +1,40 @@
+"""Agents behind real sshds, and a client with a key of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from kit.servers import EchoServer, echo
+from kit.ssh import Client, Cluster, Firewall, firewall
+
+
+@pytest.fixture
+def client(tmp_path: Path, root: None) -> Client:
+    folder = tmp_path / "client"
+    folder.mkdir()
+    return Client(folder)
+
+
+@pytest.fixture
+def cluster(client: Client) -> Cluster:
+    return Cluster(client, client.folder)
+
+
+@pytest.fixture
+def backend() -> Iterator[EchoServer]:
+    with echo("a") as one:
+        yield one
+
+
+@pytest.fixture
+def one(any_haproxy: Path, client: Client, tmp_path: Path) -> Iterator[Firewall]:
+    with firewall(any_haproxy, client, tmp_path / "a") as found:
+        yield found
+
+
+@pytest.fixture
+def pair(any_haproxy: Path, client: Client, tmp_path: Path) -> Iterator[tuple[Firewall, Firewall]]:
+    with firewall(any_haproxy, client, tmp_path / "a") as a, firewall(any_haproxy, client, tmp_path / "b") as b:
+        yield a, b

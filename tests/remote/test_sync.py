@@ -1,0 +1,254 @@
+"""`agent sync` on the firewall itself: what is taken, what is told, and when."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import socket
+import subprocess
+import time
+from typing import Any
+
+import pytest
+from kit.edge import Edge, first_line
+from kit.servers import EchoServer, free_port
+from kit.ssh import state
+
+from agent.model.desired import digest_of
+
+
+def sync(edge: Edge, content: Any, *words: str, name: str = "new.yaml") -> tuple[int, dict[str, Any]]:
+    done = edge.agent("sync", edge.file(content, name), "--json", *words)
+    return done.returncode, json.loads(done.stdout)
+
+
+@pytest.fixture
+def served(one_edge: Edge) -> Edge:
+    one_edge.serve()
+    return one_edge
+
+
+def test_a_document_is_live_when_sync_returns(served: Edge, backend: EchoServer):
+    port = free_port()
+    done = served.agent("sync", served.file(state(backend.address, port)))
+    assert (done.returncode, first_line(port)[:1]) == (0, "a"), done.stderr
+    assert done.stdout.startswith("committed: generation 1 is live, serial 1, sha256 ")
+    assert done.stderr.startswith("stage: ")
+    code, answer = sync(served, state(backend.address, port))
+    assert (code, answer["result"], answer["report"]["live"]["generation"]) == (0, "unchanged", 1)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"version: 1\r\nfrontends: {}\r\n",
+        b"\xef\xbb\xbfversion: 1\nfrontends: {}",
+        b"version: 1",
+        b"version: 1\n#" + b"x" * (1_048_576 - 12),
+        "# größer\nversion: 1\n".encode(),
+    ],
+    ids=["crlf", "bom", "no last newline", "1 MiB", "umlauts"],
+)
+def test_it_arrives_to_the_byte(served: Edge, data: bytes):
+    code, answer = sync(served, data, "--allow-empty")
+    assert (code, answer["digest"]) == (0, digest_of(data))
+    assert served.desired.read_bytes() == data
+
+
+def test_what_is_invalid_touches_nothing(served: Edge, backend: EchoServer):
+    sync(served, state(backend.address))
+    before = served.desired.read_bytes()
+    code, answer = sync(served, b"version: 1\nfrontends: {x: 1}\n")
+    assert (code, answer["result"]) == (3, "invalid")
+    assert answer["report"]["violations"][0]["line"] == 2
+    assert served.desired.read_bytes() == before
+    done = served.agent("sync", served.file(b"version: 1\nfrontends: {x: 1}\n"))
+    assert (done.returncode, "new.yaml:2: frontends.x" in done.stderr) == (3, True)
+
+
+@pytest.mark.parametrize(
+    ("serial", "words"),
+    [
+        (41, "serial 42 is live, and this one is lower: 41"),
+        (42, "serial 42 is live with other content"),
+        (None, "has none"),
+    ],
+)
+def test_a_serial_only_grows(served: Edge, backend: EchoServer, serial: int | None, words: str):
+    assert sync(served, state(backend.address, serial=42))[0] == 0
+    before = served.desired.read_bytes()
+    code, answer = sync(served, state(backend.address, serial=serial))
+    assert (code, answer["result"]) == (9, "policy")
+    assert words in answer["message"]
+    assert served.desired.read_bytes() == before
+    assert sync(served, state(backend.address, serial=43))[0] == 0
+
+
+def test_compare_and_swap(served: Edge, backend: EchoServer):
+    first, second = state(backend.address), state(backend.address, serial=2)
+    code, answer = sync(served, first, "--if-live", "0" * 64)
+    assert (code, answer["message"]) == (9, "nothing is live, not sha256 000000000000")
+    digest = sync(served, first)[1]["digest"]
+    assert sync(served, second, "--if-live", "ab" * 32)[0] == 9
+    assert sync(served, second, "--if-live", digest[:12])[0] == 0
+    assert sync(served, state(backend.address, serial=3), "--if-live", digest)[0] == 9
+    assert served.agent("sync", "--if-live", "xyz").returncode == 2
+
+
+def test_an_empty_state_must_be_meant(served: Edge, backend: EchoServer):
+    port = free_port()
+    sync(served, state(backend.address, port))
+    code, answer = sync(served, {"version": 1, "serial": 2})
+    assert (code, first_line(port)[:1]) == (9, "a")
+    assert answer["remedy"] == "--allow-empty, if that is meant"
+    assert sync(served, {"version": 1, "serial": 2}, "--allow-empty")[0] == 0
+
+
+def test_a_dry_run_is_the_plan_and_touches_nothing(served: Edge, backend: EchoServer):
+    sync(served, state(backend.address))
+    before = served.desired.read_bytes()
+    code, answer = sync(served, state(backend.address, serial=2), "--dry-run")
+    assert (code, answer["result"], answer["report"]["plan"]["plan"]) == (0, "planned", "reload")
+    assert "+frontend" in answer["report"]["plan"]["diff"]
+    assert sync(served, state(backend.address, serial=0), "--dry-run")[0] == 9
+    loss = json.loads(before) | {"serial": 2}
+    loss["backends"]["pool"]["servers"]["a"]["address"] = f"127.0.0.1:{free_port()}"
+    code, answer = sync(served, loss, "--dry-run")
+    assert (code, answer["result"]) == (4, "would be refused")
+    assert "no server of backend pool answers" in answer["message"]
+    assert sync(served, loss, "--dry-run", "--force")[0] == 0
+    assert served.desired.read_bytes() == before
+
+
+def test_force_goes_past_what_is_forceable_and_only_for_this_document(served: Edge, backend: EchoServer):
+    port = free_port()
+    sync(served, state(backend.address, port))
+    loss = state(f"127.0.0.1:{free_port()}", port, serial=2)
+    code, answer = sync(served, loss)
+    assert (code, answer["result"]) == (4, "refused")
+    assert "no server of backend pool answers" in answer["message"]
+    code, answer = sync(served, loss, "--force")
+    assert (code, answer["result"]) == (0, "committed")
+    assert not (served.folder / "state/force.json").exists()
+
+
+def test_no_wait_does_not_wait(served: Edge, backend: EchoServer):
+    code, answer = sync(served, state(backend.address), "--no-wait")
+    assert (code, answer["result"]) == (0, "stored")
+    served.wait("committed", answer["digest"])
+
+
+def test_without_an_agent_it_is_stored_and_said(one_edge: Edge, backend: EchoServer):
+    start = time.monotonic()
+    done = one_edge.agent("sync", one_edge.file(state(backend.address)))
+    assert (done.returncode, time.monotonic() - start < 2) == (7, True)
+    assert "no agent runs here; the document is stored" in done.stderr
+    one_edge.serve()
+    assert one_edge.status()["outcome"] == "committed"
+
+
+def test_an_agent_that_does_not_answer_in_time(served: Edge, backend: EchoServer):
+    (service,) = served.services
+    service.send_signal(19)  # SIGSTOP
+    try:
+        code, answer = sync(served, state(backend.address), "--timeout", "1s")
+        assert (code, answer["result"]) == (7, "no_answer")
+        assert "no answer within 1 s; the document is stored" in answer["message"]
+    finally:
+        service.send_signal(18)
+
+
+def test_an_agent_that_dies_meanwhile(served: Edge, backend: EchoServer):
+    (service,) = served.services
+    service.send_signal(19)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        waiting = pool.submit(sync, served, state(backend.address))
+        while not served.desired.exists():
+            time.sleep(0.01)  # another process's file gives no event
+        service.kill()
+        code, answer = waiting.result(30)
+    assert (code, answer["result"]) == (7, "no_answer")
+    assert "no agent runs here" in answer["message"]
+
+
+def test_an_agent_that_is_started_anew_answers(served: Edge, backend: EchoServer):
+    (service,) = served.services
+    service.send_signal(19)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        waiting = pool.submit(sync, served, state(backend.address))
+        while not served.desired.exists():
+            time.sleep(0.01)  # another process's file gives no event
+        service.kill()
+        service.wait()
+        served.run()
+        code, answer = waiting.result(30)
+    assert (code, answer["result"]) == (0, "committed")
+
+
+def test_degraded_refused_and_rolled_back_are_told_whole(served: Edge, backend: EchoServer):
+    port, taken = free_port(), free_port()
+    with socket.create_server(("127.0.0.1", taken)):
+        code, answer = sync(served, state(backend.address, port, taken))
+        assert (code, answer["result"]) == (6, "degraded")
+        (sad,) = answer["report"]["frontends"]
+        assert (sad["name"], sad["state"]) == (f"f{taken}", "quarantined")
+    worse = state(backend.address, port, serial=2)
+    worse["backends"]["pool"]["health"] = {"type": "http", "interval": "100ms", "fall": 1}
+    code, answer = sync(served, worse)
+    assert (code, answer["result"]) == (5, "rolled_back")
+    assert answer["report"]["held"]["digest"] == answer["digest"]
+    code, again = sync(served, worse)  # the very same: it is held, and said so at once
+    assert (code, again["message"].startswith("held: ")) == (5, True)
+    assert first_line(port)[:1] == "a"
+
+
+def test_twenty_at_once_are_each_told_the_truth(served: Edge, backend: EchoServer):
+    port = free_port()
+    documents = [state(backend.address, port, serial=serial) for serial in range(1, 21)]
+    with concurrent.futures.ThreadPoolExecutor(20) as pool:
+        answers = list(pool.map(lambda one: sync(served, one, name=f"{one['serial']}.yaml"), documents))
+    history = json.loads(served.agent("history", "--json").stdout)
+    live = [one["digest"] for one in history]
+    for document, (code, answer) in zip(documents, answers, strict=True):
+        assert answer["digest"] == digest_of(json.dumps(document, indent=1).encode())
+        if code == 0:
+            assert answer["digest"] in live, answer
+        else:
+            assert (code, answer["result"]) in ((9, "overtaken"), (9, "policy")), answer
+            assert answer["digest"] not in live
+            assert "sha256" in answer["message"] or "serial" in answer["message"]
+    assert history[-1]["serial"] == 20
+    assert answers[-1][0] == 0
+
+
+def test_the_one_that_was_overtaken_is_told_by_what(served: Edge, backend: EchoServer):
+    (service,) = served.services
+    service.send_signal(19)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        first = pool.submit(sync, served, state(backend.address, serial=1), name="1.yaml")
+        while not served.desired.exists():
+            time.sleep(0.01)  # another process's file gives no event
+        later = state(backend.address, serial=2)
+        second = pool.submit(sync, served, later, name="2.yaml")
+        while json.loads(served.desired.read_bytes())["serial"] != 2:
+            time.sleep(0.01)
+        service.send_signal(18)
+        (code, answer), (other, winner) = first.result(30), second.result(30)
+    assert (other, winner["result"]) == (0, "committed")
+    assert (code, answer["result"]) == (9, "overtaken")
+    assert f"sha256 {winner['digest'][:12]}, serial 2 (committed)" in answer["message"]
+
+
+def test_half_a_document_is_not_taken(served: Edge, backend: EchoServer):
+    data = json.dumps(state(backend.address)).encode()
+    done = served.agent("sync", "-", "--digest", digest_of(data), "--json", data=data[:-1])
+    assert (done.returncode, "not the document that was announced" in done.stdout) == (9, True)
+    assert not served.desired.exists()
+    assert served.agent("sync", "-", "--digest", digest_of(data), data=data).returncode == 0
+
+
+def test_who_is_asked_for_nothing_says_so(one_edge: Edge):
+    assert one_edge.agent("sync", "--ordered", one_edge.file({"version": 1})).returncode == 2
+    assert one_edge.agent("sync", "--timeout", "5").returncode == 2
+    done: subprocess.CompletedProcess[str] = one_edge.agent("sync", one_edge.folder / "nobody.yaml")
+    assert (done.returncode, "there is no such file" in done.stderr) == (2, True)
