@@ -9,13 +9,14 @@ from pathlib import Path
 import beside
 import changes
 import paths
+import remote
 import startup
 
 
 def main() -> None:
     """Each prints as it ends; the whole takes a few minutes."""
     results: dict[str, float] = {}
-    for part in (startup, paths, changes, beside):
+    for part in (startup, paths, changes, beside, remote):
         print(f"{part.__name__} ...", file=sys.stderr)
         found = part.main()
         for name, value in found.items():
