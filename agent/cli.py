@@ -96,7 +96,8 @@ def run(settings_file: Path | None) -> None:
     settings = _settings(settings_file)
     host = Host(settings, command="run")
     host.store.prepare()
-    with host.store.service(waiting=lambda: _log.warning("another agent has these folders; waiting for its end")):
+    waiting = "another agent has these folders; waiting for its end"
+    with host.store.service(waiting=lambda: _log.warning(waiting)), host.web():
         _log.info("edgeagent %s, HAProxy %s, desired state %s", __version__, host.version, settings.desired)
         Service(settings=settings, converge=host.converge_and_log, changed=host.changed, healthy=host.healthy).run()
 
@@ -233,6 +234,7 @@ def _hex(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 @click.option("--digest", callback=_hex, default="", help="Its SHA-256: half of a document is not taken.")
 @click.option("--signature", default="", hidden=True)
+@click.option("--from-gate", is_flag=True, hidden=True)
 @click.pass_obj
 def sync(settings_file: Path | None, /, file: Path | None, **options: Any) -> None:
     """Hand a desired state to the agent here, or by ssh to one or many, and wait for what becomes of it.
@@ -266,7 +268,9 @@ def gate(ctx: click.Context, key: Path | None) -> None:
     """
     from agent import syncing
 
-    syncing.gate(main, ctx, key)
+    # Whatever ssh brought along: settings are those of the forced command, or the platform's own.
+    os.environ.pop("EDGEAGENT_SETTINGS", None)
+    syncing.gate(main, ctx, _settings(ctx.obj), key)
 
 
 @main.command(epilog="Example: agent status --json | jq .frontends")
@@ -499,8 +503,8 @@ def _end(report: Report) -> NoReturn:
         _print_report(report)
         sys.stdout.flush()
     except OSError:  # a full disk behind stdout takes the words, not the outcome
-        os._exit(report.outcome.exit_code)
-    sys.exit(report.outcome.exit_code)
+        os._exit(report.exit_code)
+    sys.exit(report.exit_code)
 
 
 def _print_report(report: Report) -> None:

@@ -9,12 +9,13 @@ import contextlib
 import gc
 import logging
 import os
+import stat
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agent import __version__
 from agent.converge import Story
@@ -31,12 +32,16 @@ from agent.errors import (
 from agent.host import templates
 from agent.host.haproxy import HAProxy, file_limit, find_ca_file
 from agent.host.prober import HostProber
+from agent.host.processes import usage
+from agent.host.runtime import StatsSocket
 from agent.host.store import Store, write
 from agent.model import canary, policy
 from agent.model.canary import Arrival
 from agent.model.desired import Limits, Parsed, digest_of
+from agent.model.observed import Observation
 from agent.model.render import CONFIG_TEMPLATE, Process
 from agent.model.report import Report
+from agent.model.schema import endpoint
 from agent.ports import Ports
 from agent.settings import Settings
 from agent.survey import Survey
@@ -44,11 +49,17 @@ from agent.view import status as view
 
 MOST_OF_A_SIGNATURE = 65_536  # bytes that are read; fewer are taken
 BUSY_SECONDS = 0.1  # until the next try where another process has the lock
+SCRAPE_SECONDS = 1.0  # what a scrape waits for HAProxy
+DEAF_SECONDS = 60.0  # a service that has not looked for so long is not alive
 CANARY_SECONDS = 1.0  # that long a change may have to wait at a resync where an echo is away
 BELIEVE_SECONDS = 300.0  # a probe is a line in a mail server's log
 STATUS_SECONDS = 5.0
 STATUS_SHARE = 200  # a status that takes 100 ms to make is made every 20 s: half a percent of a core
 _MOST_LOGGED = 20
+
+if TYPE_CHECKING:  # half of the start of a command that serves no metrics
+    from agent.view.metrics import Facts
+    from agent.view.site import Site
 
 _log = logging.getLogger("agent")
 
@@ -88,7 +99,9 @@ class Host:
         self._started = time.time()
         self._last: Report | None = None
         self._counters: Counter[str] = Counter()
-        self._looks = 0
+        self._site: Site | None = None
+        self._ticked = time.monotonic()
+        self._haproxy = ""  # its version, as it said itself
         self._looked_at: tuple[tuple[int, int] | None, ...] | None = None
         self._digest: str | None = None  # of the document that is looked at
         self._trouble = ""  # the last thing said of status.json
@@ -125,6 +138,77 @@ class Host:
             admit=self.admit,
         )
 
+    @contextlib.contextmanager
+    def web(self) -> Iterator[None]:
+        """Metrics and the status page, where the settings say so. An address that is taken costs only them."""
+        chosen = self._settings.metrics
+        if not chosen.listen:
+            yield
+            return
+        from agent.host import web
+        from agent.view.site import Site
+
+        try:
+            listen = web.Listen(
+                address=endpoint(chosen.listen),
+                certificate=chosen.certificate,
+                key=chosen.key,
+                passwords=chosen.passwords,
+            )
+        except ValueError as error:
+            raise UsageError(f"metrics.listen: {error}") from error
+        self._site = Site(look=self._scrape, usage=lambda: usage(self.store.config), alive=self._alive)
+        self._show(self._site, self.status(self._last))
+        routes = {
+            path: lambda accept, make=make: web.Answer(**make(accept)) for path, make in self._site.routes.items()
+        }
+        with contextlib.ExitStack() as open_for:
+            try:
+                where = open_for.enter_context(web.serving(listen, routes))
+            except UsageError as error:
+                _log.error("%s (%s)", error, error.remedy or "look at metrics in agent.toml")
+            else:
+                _log.info("metrics and status at http%s://%s/", "s" * bool(chosen.certificate), where)
+            yield
+
+    def _show(self, site: Site, document: dict[str, Any]) -> None:
+        """What whoever asks over HTTP is told from here on. The history is read where there is a new one."""
+        site.facts, site.document = self._facts(), document
+        if not site.history or site.history[-1].number != site.facts.generation:
+            site.history = self.store.generations()
+
+    def _scrape(self) -> Observation | None:
+        """HAProxy now, in a second at most; for another thread than the service's own."""
+        with contextlib.suppress(NoAnswerError, UsageError):
+            return StatsSocket(self.store.run / "haproxy.sock", SCRAPE_SECONDS).observe()
+        return None
+
+    def _alive(self) -> bool:
+        return time.monotonic() - self._ticked < DEAF_SECONDS
+
+    def _facts(self) -> Facts:
+        from agent.view.metrics import Facts
+
+        live, report = self.survey.live(), self._last
+        good = report is not None and report.outcome in (Outcome.UNCHANGED, Outcome.COMMITTED, Outcome.DEGRADED)
+        return Facts(
+            version=__version__,
+            haproxy=self._haproxy,
+            state=live[1] if live else None,
+            generation=live[0].number if live else None,
+            digest=live[0].digest if live else "",
+            name=live[0].name if live else "",
+            serial=live[0].serial if live else None,
+            since=live[0].at if live else None,
+            quarantined=live[0].quarantined if live else (),
+            held=self.store.hold() is not None,
+            in_sync=bool(good and live and report and report.digest == live[0].digest),
+            read=report.at if report else None,
+            counters=dict(self._counters),
+            handshakes=self.survey.remembered(),
+            arrivals=self._arrivals,
+        )
+
     @property
     def version(self) -> str:
         """For the log; a package that is being replaced is no reason not to serve."""
@@ -144,10 +228,10 @@ class Host:
                 self.store.set_force(None)
         return self._told(report)
 
-    def admit(self, parsed: Parsed, data: bytes, signature: bytes | None = None) -> None:
-        """Whether a document may become live: signed where that is asked for, and then not an older one.
+    def admit(self, parsed: Parsed, data: bytes, signature: bytes | None = None, *, taken: bool = True) -> None:
+        """Whether a document may become live: signed where that is asked for, and then newer than all before it.
 
-        `signature` None: the one beside the desired file. Raises PolicyError.
+        `signature` None: the one beside the desired file. `taken`: it is, from now on, the newest. Raises PolicyError.
         """
         if not self._settings.sync.allowed_signers:
             return
@@ -159,9 +243,17 @@ class Host:
         if signature is None:
             signature = self.signature()
         signatures.check(data, signature, Path(self._settings.sync.allowed_signers))
-        newest = policy.Newest(digest=live.digest, serial=live.serial) if live else None
-        if stale := policy.stale(parsed, newest):
-            raise PolicyError(stale, remedy="take a higher serial, and sign that")
+        # Not only what is live: a rollback must not open the door to all that was signed since.
+        highest = self.store.serial()
+        for newest in (
+            policy.Newest(digest=live.digest, serial=live.serial) if live else None,
+            policy.Newest(digest=highest[1], serial=highest[0], how="was taken before") if highest else None,
+        ):
+            if stale := policy.stale(parsed, newest):
+                raise PolicyError(stale, remedy="take a higher serial, and sign that")
+        serial = parsed.state.serial
+        if taken and serial is not None and (highest is None or serial > highest[0]):
+            self.store.set_serial(serial, parsed.digest)
 
     def put(self, data: bytes, signature: bytes) -> None:
         """Put a document in its place, and its signature (b"": none is needed here). The caller holds the lock.
@@ -173,6 +265,11 @@ class Host:
         target = self._settings.desired.resolve()  # a link stays a link
         make_folder(target.parent)
         write(target, data, mode=target.stat().st_mode & 0o777 if target.exists() else 0o640)
+
+    @property
+    def desired_file(self) -> Path:
+        """Where the desired state stands."""
+        return self._settings.desired
 
     @property
     def signature_file(self) -> Path:
@@ -189,13 +286,14 @@ class Host:
 
     def rollback(self, generation: int | None) -> Report:
         """Put a generation's document back, and hold the present file. The caller holds the lock."""
-        present = self.desired()
+        present, self._looked_at = self.desired(), None  # it is not the file that is looked at
         return self._told(self.story.rollback(generation, present if isinstance(present, bytes) else None))
 
     def _told(self, report: Report) -> Report:
-        self._last = report
-        self._looks += 1
+        before, self._last = self._last, report
         self._count(report)
+        if self._site is not None and (report.switched or before is None or _gist(before) != _gist(report)):
+            self._site.metrics.note(report)
         self._publish()
         return report
 
@@ -278,6 +376,7 @@ class Host:
 
     def healthy(self) -> bool:
         """Whether HAProxy answers; the status is renewed on the way, large ones less often."""
+        self._ticked = time.monotonic()
         if self.store.live() is None:
             return True  # nothing to keep alive yet
         if time.monotonic() < self._publish_at:
@@ -288,6 +387,8 @@ class Host:
         """Write the status. Whether HAProxy answered. A full run folder is told once, and ends nothing."""
         start = time.monotonic()
         document = self.status(self._last)
+        if self._site is not None:
+            self._show(self._site, document)
         trouble = ""
         try:
             self.store.prepare()
@@ -307,10 +408,11 @@ class Host:
         seen = None
         with contextlib.suppress(NoAnswerError):  # said in the document: "haproxy": null
             seen = self.proxy.observe()
+            self._haproxy = seen.process.version
+            if self._site is not None:
+                self._site.metrics.totals.seen(seen)
         return view.document(
-            agent=view.Agent(
-                version=__version__, pid=os.getpid(), started=self._started, command=self._command, looks=self._looks
-            ),
+            agent=view.Agent(version=__version__, pid=os.getpid(), started=self._started, command=self._command),
             report=report,
             live=None
             if live is None
@@ -327,6 +429,7 @@ class Host:
             seen=seen,
             handshakes=self.survey.remembered(),
             arrivals=self._arrivals,
+            file_id=self._looked_at[0] if report is self._last and self._looked_at else None,
             counters=dict(self._counters),
             now=time.time(),
         )
@@ -374,9 +477,14 @@ def read(path: Path, settings: Settings) -> bytes:
 
 def beside(path: Path) -> bytes:
     """The signature that stands beside a document, b"" where there is none."""
-    if str(path) != "-":
-        with contextlib.suppress(OSError), path.with_name(f"{path.name}.sig").open("rb") as file:
-            return file.read(MOST_OF_A_SIGNATURE)
+    if str(path) == "-":
+        return b""
+    # Never waiting: a FIFO in its place would keep the service for ever.
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path.with_name(f"{path.name}.sig"), os.O_RDONLY | os.O_NONBLOCK)
+        with os.fdopen(descriptor, "rb") as file:
+            if stat.S_ISREG(os.fstat(descriptor).st_mode):
+                return file.read(MOST_OF_A_SIGNATURE)
     return b""
 
 

@@ -74,13 +74,10 @@ class Story:
         told = self._told(digest_of(data) if isinstance(data, bytes) else None)
         try:
             self._recover(told)
-            self._lift_hold(told.digest)
             with told.stage("load"):
-                if isinstance(data, InvalidError):
-                    raise data
-                told.parsed = self.survey.read(data)
-                self.admit(told.parsed, data)
+                told.parsed = self._load(told, data)
             self._refuse_held(told.parsed)
+            assert isinstance(data, bytes)
             return self._make_live(told, told.parsed, data, force=force)
         except LaterError:  # what runs is as it was, and serves
             raise
@@ -115,6 +112,19 @@ class Story:
         return report
 
     # --- the steps
+
+    def _load(self, told: Told, data: bytes | InvalidError) -> Parsed:
+        """The document that is wanted. One that is not taken is nobody's wish, so it lifts no hold."""
+        if isinstance(data, InvalidError):
+            raise data
+        try:
+            parsed = self.survey.read(data)
+        except InvalidError:
+            self._lift_hold(told.digest)
+            raise
+        self.admit(parsed, data)
+        self._lift_hold(told.digest)
+        return parsed
 
     def _told(self, digest: str | None) -> Told:
         return Told(ports=self.ports, file=str(self.survey.file), on_stage=self.on_stage, digest=digest)

@@ -87,9 +87,15 @@ class Apply:
 
 @frozen(kw_only=True)
 class Metrics:
-    """Where metrics and the status page are served. "": nowhere."""
+    """Where metrics and the status page are served. "": nowhere.
+
+    `certificate` and `key`: PEM files, for TLS; `passwords`: a file of `user:password` lines, for basic authentication.
+    """
 
     listen: ListenAddress = ListenAddress("127.0.0.1:9127")
+    certificate: OptionalFolder = OptionalFolder("")
+    key: OptionalFolder = OptionalFolder("")
+    passwords: OptionalFolder = OptionalFolder("")
 
 
 @frozen(kw_only=True)

@@ -15,12 +15,16 @@ from typing import Any
 from attrs import frozen
 
 from agent.compose import Host
-from agent.errors import ExitCode, InvalidError, NoAnswerError, Outcome, PolicyError
+from agent.errors import AgentError, ExitCode, InvalidError, NoAnswerError, Outcome, PolicyError
 from agent.model import policy
 from agent.model.desired import Parsed, digest_of
 
 POLL_SECONDS = 0.01  # status.json gives no event; a look at its name costs microseconds
 GONE_SECONDS = 2.0  # that long an agent may be away while it is started anew
+Identity = tuple[int, int]
+"""Of a file: its inode and when it was written (ns)."""
+
+_REFUSALS = {ExitCode.INVALID: "invalid", ExitCode.POLICY: "policy", ExitCode.NO_ANSWER: "no_answer"}
 _CODES = {one.value: one.exit_code for one in Outcome}
 _TOLD = (
     "outcome", "message", "remedy", "violations", "violations_total", "findings", "desired", "live", "held", "plan",
@@ -70,31 +74,19 @@ class Answer:
         }
 
 
-@frozen
-class _Mark:
-    """A look of an agent: which one, and its how manieth."""
-
-    pid: int | None
-    looks: int | None
-
-    @classmethod
-    def of(cls, status: dict[str, Any] | None) -> _Mark:
-        agent = (status or {}).get("agent") or {}
-        return cls(agent.get("pid"), agent.get("looks"))
-
-
 @frozen(kw_only=True)
 class Handed:
     """A document that stands in the desired file, and what was so when it was put there.
 
-    `number`: the last generation before it. `served`: whether an agent ran. `progress`: which progress is an old one.
+    `file`: the very file that it is now; whatever is said of another one is no answer. `number`: the last generation
+    before it. `served`: whether an agent ran. `progress`: which progress is an old one.
     """
 
     parsed: Parsed
-    before: _Mark
+    file: Identity | None
     number: int
     served: bool
-    progress: tuple[int, int] | None
+    progress: Identity | None
 
 
 def hand_over(host: Host, wish: Wish, *, deadline: float) -> Handed:
@@ -106,16 +98,12 @@ def hand_over(host: Host, wish: Wish, *, deadline: float) -> Handed:
             if ours:
                 admit(host, parsed, wish)
                 live = host.store.live()
-                handed = Handed(
-                    parsed=parsed,
-                    before=_Mark.of(host.store.status()),
-                    number=live.number if live else 0,
-                    served=host.store.service_running(),
-                    progress=_identity(host.store.progress_file),
-                )
+                number, served = live.number if live else 0, host.store.service_running()
+                progress = _identity(host.store.progress_file)
                 host.store.set_force(parsed.digest if wish.force else None)
                 host.put(wish.data, wish.signature)
-                return handed
+                file = _identity(host.desired_file)
+                return Handed(parsed=parsed, file=file, number=number, served=served, progress=progress)
         if time.monotonic() > deadline:
             raise NoAnswerError("another change is under way, and takes too long", remedy="try again")
         time.sleep(POLL_SECONDS)  # a lock gives no event
@@ -132,7 +120,7 @@ def admit(host: Host, parsed: Parsed, wish: Wish) -> None:
             raise PolicyError(stale, remedy="take a higher serial; `agent rollback` puts an earlier state back")
     if not wish.allow_empty and (empty := policy.empty(parsed.state)):
         raise PolicyError(empty, remedy="--allow-empty, if that is meant")
-    host.admit(parsed, wish.data, wish.signature)
+    host.admit(parsed, wish.data, wish.signature, taken=False)
 
 
 def _waiting(host: Host) -> policy.Newest | None:
@@ -140,12 +128,12 @@ def _waiting(host: Host) -> policy.Newest | None:
     data = host.desired()
     if not isinstance(data, bytes):
         return None
-    told = (host.store.status() or {}).get("desired") or {}
-    if told.get("digest") == digest_of(data):
+    told, hold = (host.store.status() or {}).get("desired") or {}, host.store.hold()
+    if digest_of(data) in (told.get("digest"), hold.digest if hold else None):
         return None
     with contextlib.suppress(InvalidError):
         there = host.survey.read(data)
-        return policy.Newest(digest=there.digest, serial=there.state.serial, waits=True)
+        return policy.Newest(digest=there.digest, serial=there.state.serial, how="waits to be applied")
     return None
 
 
@@ -156,13 +144,12 @@ def wait(host: Host, handed: Handed, *, deadline: float, on_stage: Callable[[str
     while True:
         if (now := _identity(store.status_file)) != seen:
             seen, status = now, store.status() or {}
-            looked = (status.get("desired") or {}).get("digest")
-            if _Mark.of(status) != handed.before and looked is not None:
-                if looked == digest:
-                    return _answer(handed, status, time.monotonic() - begin)
-                there = host.desired()
-                if not isinstance(there, bytes) or digest_of(there) != digest:
-                    return _overtaken(host, handed, status, time.monotonic() - begin)
+            looked = tuple((status.get("desired") or {}).get("file_id") or ())
+            if looked and looked == handed.file:
+                return _answer(handed, status, time.monotonic() - begin)
+            there = _identity(host.desired_file)
+            if looked and there != handed.file and looked == there:
+                return _overtaken(host, handed, status, time.monotonic() - begin)
         if _identity(store.progress_file) != handed.progress:
             at = store.progress()
             if at is not None and at[0] == digest and at[1] != stage:
@@ -178,7 +165,8 @@ def wait(host: Host, handed: Handed, *, deadline: float, on_stage: Callable[[str
         time.sleep(POLL_SECONDS)
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
+def _identity(path: Path) -> Identity | None:
+    """Which file stands in a place."""
     try:
         found = path.stat()
     except OSError:  # before the first look, or pfSense has just wiped the folder
@@ -190,7 +178,7 @@ def _answer(handed: Handed, status: dict[str, Any], seconds: float) -> Answer:
     outcome = str(status.get("outcome"))
     return Answer(
         word=outcome,
-        exit_code=_CODES.get(outcome, ExitCode.BUG),
+        exit_code=ExitCode(status["exit_code"]) if isinstance(status.get("exit_code"), int) else ExitCode.BUG,
         digest=handed.parsed.digest,
         serial=handed.parsed.state.serial,
         message=str(status.get("message") or ""),
@@ -261,9 +249,9 @@ def stored(handed: Handed) -> Answer:
     )
 
 
-def refused(error: InvalidError | PolicyError | NoAnswerError, digest: str) -> Answer:
+def refused(error: AgentError, digest: str) -> Answer:
     """What was not even stored."""
-    word = {ExitCode.INVALID: "invalid", ExitCode.POLICY: "policy"}.get(error.exit_code, "no_answer")
+    word = _REFUSALS.get(error.exit_code, "refused")
     violations = error.violations if isinstance(error, InvalidError) else ()
     return Answer(
         word=word,

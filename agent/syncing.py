@@ -9,6 +9,7 @@ import json
 import logging
 import logging.handlers
 import os
+import select
 import shlex
 import sys
 import tempfile
@@ -21,7 +22,7 @@ import click
 from attrs import frozen
 
 from agent.compose import Host, beside, label, read
-from agent.errors import AgentError, ExitCode, InvalidError, NoAnswerError, PolicyError, RefusedError, UsageError
+from agent.errors import AgentError, ExitCode, PolicyError, UsageError
 from agent.model.desired import Limits, parse
 from agent.remote import gate as gates
 from agent.remote import push, signature
@@ -29,6 +30,7 @@ from agent.settings import Settings
 from agent.sync import Answer, Wish, hand_over, refused, stored, wait
 from agent.view import tables
 
+CUT_MILLISECONDS = 300
 STAGES = ("recover", "load", "preflight", "plan", "check", "swap", "switch", "verify", "commit")
 _BAR = 18
 
@@ -51,13 +53,15 @@ class Options:
     as_json: bool
     digest: str
     signature: str
+    from_gate: bool
 
 
 def sync(settings: Settings, file: Path | None, options: Options) -> NoReturn:
     """Hand a document over, here or elsewhere, and exit as it ends."""
     path = file or settings.desired
     data = read(path, settings)
-    if options.digest and not hashlib.sha256(data).hexdigest().startswith(options.digest):
+    whole = len(data) <= settings.sync.max_bytes  # what is too large is not read to its end, and refused as that
+    if options.digest and whole and not hashlib.sha256(data).hexdigest().startswith(options.digest):
         message = f"{len(data):,} bytes arrived, and they are not the document that was announced"
         _end(Answer(word="policy", exit_code=ExitCode.POLICY, message=message, remedy="send it again"), options)
     signed = _signature(path, data, options)
@@ -65,6 +69,8 @@ def sync(settings: Settings, file: Path | None, options: Options) -> NoReturn:
         _push(settings, path, data, signed, options)
     if options.ordered:
         raise UsageError("--ordered is for more than one --to")
+    if options.from_gate and not options.digest and not options.dry_run and _cut_off():
+        raise PolicyError("the connection was cut before the document had ended")
     if options.dry_run:
         _dry_run(settings, path, data, signed, options)
     wish = Wish(
@@ -78,7 +84,7 @@ def sync(settings: Settings, file: Path | None, options: Options) -> NoReturn:
     deadline = time.monotonic() + options.timeout
     try:
         handed = hand_over(host, wish, deadline=deadline)
-    except (InvalidError, PolicyError, NoAnswerError) as error:
+    except AgentError as error:
         _end(refused(error, hashlib.sha256(data).hexdigest()), options)
     if options.no_wait:
         _end(stored(handed), options)
@@ -111,13 +117,8 @@ def _dry_run(settings: Settings, path: Path, data: bytes, signed: bytes, options
             staged = Path(folder) / "haproxy.cfg"
             staged.write_bytes(proposal.config)
             host.proxy.check(staged)
-    except (InvalidError, PolicyError) as error:
+    except AgentError as error:
         _end(refused(error, digest), options)
-    except RefusedError as error:
-        word = Answer(
-            word="refused", exit_code=ExitCode.REFUSED, digest=digest, message=str(error), remedy=error.remedy
-        )
-        _end(word, options)
     losses = "" if options.force else "; ".join(proposal.losses)
     losses = losses or "; ".join(proposal.objections)
     plan = tables.plan_document(proposal.plan, proposal.diff, proposal.sessions, proposal.handshakes)
@@ -136,6 +137,16 @@ def _dry_run(settings: Settings, path: Path, data: bytes, signed: bytes, options
     _end(answer, options)
 
 
+def _cut_off() -> bool:
+    """Whether nobody is there any more to hear the answer: a cut ends standard input as the end of a document does.
+
+    sshd hangs up on both at once then; who has only sent all it had to say still listens.
+    """
+    watch = select.poll()
+    watch.register(sys.stdout.fileno(), 0)  # hang-ups and errors are told without being asked for
+    return bool(watch.poll(CUT_MILLISECONDS))
+
+
 # --- elsewhere --------------------------------------------------------------------------------------------------
 
 
@@ -147,6 +158,8 @@ def _push(settings: Settings, path: Path, data: bytes, signed: bytes, options: O
         raise click.BadParameter(str(error), param_hint="--to") from None
     if len({(one.host, one.port) for one in targets}) < len(targets):
         raise click.BadParameter("a host is named twice", param_hint="--to")
+    if options.ordered and options.no_wait:
+        raise click.UsageError("--ordered waits for each to be live; --no-wait waits for none")
     limits = Limits(process_maxconn=sys.maxsize, file_limit=None)  # those of the other side are told there
     parsed = parse(data, file=label(path), max_bytes=settings.sync.max_bytes, limits=limits)
     for finding in parsed.findings:
@@ -225,8 +238,8 @@ class _Board:
             good = result.exit_code == ExitCode.LIVE
             mark = click.style("ok  " if good else "!   ", fg="green" if good else "red")
             click.echo(f"{mark}{result.target.text}: {result.message} ({result.seconds:.1f} s)")
-            if plan and result.answer and isinstance(result.answer.get("report"), dict):
-                click.echo(str((result.answer["report"].get("plan") or {}).get("diff", "")), nl=False)
+            if plan and result.answer:
+                click.echo(push.diff_of(result.answer), nl=False)
             if result.remedy and not good:
                 click.echo(f"    {result.remedy}", err=True)
         self._draw()
@@ -292,7 +305,7 @@ def _tell(answer: Answer) -> None:
 # --- the gate ---------------------------------------------------------------------------------------------------
 
 
-def gate(main: click.Group, ctx: click.Context, key: Path | None) -> None:
+def gate(main: click.Group, ctx: click.Context, settings: Settings, key: Path | None) -> None:
     """Let a call through, or exit 9; with `key`, print its line for authorized_keys."""
     if key is not None:
         _print_authorized_key(ctx, key)
@@ -300,10 +313,8 @@ def gate(main: click.Group, ctx: click.Context, key: Path | None) -> None:
     _log_to_syslog()
     client = (os.environ.get("SSH_CONNECTION") or "nobody").split(" ")[0][:60]
     call = os.environ.pop("SSH_ORIGINAL_COMMAND", None)
-    # Whatever ssh brought along: settings are those of the forced command, or the platform's own.
-    os.environ.pop("EDGEAGENT_SETTINGS", None)
     try:
-        words = gates.words(call)
+        words = _let_through(call, settings)
     except PolicyError as error:
         _log.warning("refused a call from %s: %s", client, error)
         raise
@@ -322,6 +333,14 @@ def gate(main: click.Group, ctx: click.Context, key: Path | None) -> None:
     except click.UsageError as error:
         _log.warning("refused a call from %s: %s: %s", client, name, error.message[:300])
         raise PolicyError(error.message) from None
+
+
+def _let_through(call: str | None, settings: Settings) -> list[str]:
+    words = gates.words(call)
+    if words[0] == "plan" and settings.sync.allowed_signers:
+        # A plan asks every server that its document names: not for a stranger's document.
+        raise PolicyError("documents are signed here: `agent sync --dry-run` with a signature shows the plan")
+    return [*words, "--from-gate"] if words[0] == "sync" else words
 
 
 def _print_authorized_key(ctx: click.Context, file: Path) -> None:

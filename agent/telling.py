@@ -93,6 +93,7 @@ class Told:
             report,
             file=error.file if isinstance(error, InvalidError) else report.file,
             message=str(error),
+            code=error.exit_code,
             remedy=error.remedy,
             violations=error.violations if isinstance(error, InvalidError) else (),
         )

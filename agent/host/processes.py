@@ -42,6 +42,25 @@ def started_on(config: Path, *, programs: Path) -> tuple[Process, ...]:
     return tuple(sorted(found, key=lambda one: (one.started, one.pid)))
 
 
+def usage(config: Path) -> dict[str, Any]:
+    """What our HAProxy processes take: numbers by role, and bytes and files of all of them where psutil is there."""
+    found = started_on(config, programs=config.parent / "bin")
+    told: dict[str, Any] = {
+        "processes": {"serving": min(len(found), 1), "draining": max(len(found) - 1, 0)},
+        "memory": None,
+        "files": None,
+    }
+    if psutil is None:
+        return told
+    memory = files = 0
+    for one in found:
+        with contextlib.suppress(psutil.Error):  # ended just now
+            process = psutil.Process(one.pid)
+            memory += process.memory_info().rss
+            files += process.num_fds()
+    return {**told, "memory": memory, "files": files}
+
+
 def alive(pid: int) -> bool:
     """Whether a process runs; one that ended and was not reaped does not (without psutil: it counts as running)."""
     if psutil is None:

@@ -84,6 +84,8 @@ class StatsSocket:
         answer = self.ask(_STATISTICS)
         with self._whole():
             info, _, stat = answer.partition("# pxname")
+            if not stat.endswith("\n\n"):  # the empty line behind the last row
+                raise IndexError
             frontends, servers = _rows("pxname" + stat)
             return Observation(process=_running(info), frontends=frontends, servers=servers)
 
@@ -181,6 +183,10 @@ def _frontend(row: list[str], column: dict[str, int]) -> FrontendSeen:
         open=row[column["status"]] == "OPEN",
         sessions=int(row[column["scur"]] or 0),
         connections=int(row[column["stot"]] or 0),
+        # By a connection rule, by a session rule, by an inspected one (management guide, 9.1: dcon, dses, dreq).
+        denied=sum(int(row[column[name]] or 0) for name in ("dcon", "dses", "dreq")),
+        bytes_in=int(row[column["bin"]] or 0),
+        bytes_out=int(row[column["bout"]] or 0),
     )
 
 
@@ -194,4 +200,5 @@ def _server(row: list[str], column: dict[str, int]) -> ServerSeen:
         address=row[column["addr"]],
         weight=int(row[column["uweight"]] or 0),
         backup=row[column["bck"]] == "1",
+        check_milliseconds=int(row[column["check_duration"]]) if row[column["check_duration"]] else None,
     )

@@ -153,7 +153,7 @@ class Store:
     def service_running(self) -> bool:
         """Whether an agent holds these folders. A lock cannot outlive its process, as a pid file can."""
         try:
-            with self._flock(self.state, None):
+            with self._flock(self.state, None, how=fcntl.LOCK_SH):  # two who ask do not take each other for it
                 return False
         except BlockingIOError:
             return True
@@ -161,19 +161,19 @@ class Store:
             return False
 
     @contextlib.contextmanager
-    def _flock(self, path: Path, waiting: Callable[[], None] | None) -> Iterator[None]:
+    def _flock(self, path: Path, waiting: Callable[[], None] | None, *, how: int = fcntl.LOCK_EX) -> Iterator[None]:
         """Lock a file, or the state folder. Held: BlockingIOError without `waiting`, else say so and wait."""
         flags = os.O_RDONLY if path == self.state else os.O_RDWR | os.O_CREAT
         with _telling("open", path):
             descriptor = os.open(path, flags, 0o600)
         try:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(descriptor, how | fcntl.LOCK_NB)
             except BlockingIOError:
                 if waiting is None:
                     raise
                 waiting()
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                fcntl.flock(descriptor, how)
             yield
         finally:
             os.close(descriptor)
@@ -337,6 +337,16 @@ class Store:
         """The digest of the document that is to be applied by force, None where there is none."""
         found = (_json(self.state / "force.json") or {}).get("digest")
         return found if isinstance(found, str) else None
+
+    def set_serial(self, serial: int, digest: str) -> None:
+        """The newest document that was ever taken, where documents are signed: a rollback does not make it older."""
+        write(self.state / "serial.json", json.dumps({"serial": serial, "digest": digest}).encode())
+
+    def serial(self) -> tuple[int, str] | None:
+        """Serial and digest of the newest signed document that was taken, None where there is none."""
+        found = _json(self.state / "serial.json") or {}
+        serial, digest = found.get("serial"), found.get("digest")
+        return (serial, digest) if isinstance(serial, int) and isinstance(digest, str) else None
 
     def write_progress(self, digest: str | None, stage: str) -> None:
         """Where the service is with a document: whoever waits for it may look."""

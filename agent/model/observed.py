@@ -27,12 +27,18 @@ class Running:
 
 @frozen(kw_only=True)
 class FrontendSeen:
-    """A frontend: open for new connections or not, sessions now, connections since the process began."""
+    """A frontend: open for new connections or not, sessions now.
+
+    And since the process began: connections, those denied, bytes from clients and to them.
+    """
 
     name: str
     open: bool
     sessions: int
     connections: int
+    denied: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
 
 
 @frozen(kw_only=True)
@@ -40,7 +46,8 @@ class ServerSeen:
     """A server: HAProxy's own word for its state (`UP`, `DOWN`, `MAINT`, `DRAIN`, `no check`, ...).
 
     `address`: `192.0.2.1:25`, `[2001:db8::1]:25`. `check`: how its last check ended (`L4OK`, `L7STS`, ...; empty or
-    `INI`: none yet). `weight`: the one set by configuration or socket.
+    `INI`: none yet). `weight`: the one set by configuration or socket. `check_milliseconds`: how long the last check
+    took, None where there was none.
     """
 
     backend: str
@@ -51,6 +58,7 @@ class ServerSeen:
     address: str = ""
     weight: int = 1
     backup: bool = False
+    check_milliseconds: int | None = None
 
     @property
     def key(self) -> Key:

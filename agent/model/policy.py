@@ -13,18 +13,18 @@ SHORTEST_DIGEST = 12
 
 @frozen(kw_only=True)
 class Newest:
-    """A document that counts: what is live, or what waits in its place and nobody has looked at yet."""
+    """A document that counts: what is live, what waits in its place, or what was taken before. `how`: in words."""
 
     digest: str
     serial: int | None
-    waits: bool = False
+    how: str = "is live"
 
 
 def stale(parsed: Parsed, newest: Newest | None) -> str:
     """A serial only grows: whoever hands in an older document, or another one of the same number, is behind."""
     if newest is None or newest.serial is None or newest.digest == parsed.digest:
         return ""
-    serial, how = parsed.state.serial, "waits to be applied" if newest.waits else "is live"
+    serial, how = parsed.state.serial, newest.how
     if serial is None:
         return f"serial {newest.serial} {how}, and this document has none"
     if serial < newest.serial:

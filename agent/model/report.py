@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from attrs import frozen
 
-from agent.errors import Finding, Outcome, Violation
+from agent.errors import ExitCode, Finding, Outcome, Violation
 from agent.model.generation import Handshake
 
 
@@ -33,7 +33,13 @@ class Report:
     violations: tuple[Violation, ...] = ()
     message: str = ""
     remedy: str = ""
+    code: ExitCode | None = None
     timings: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """Of the command that was told this: the error's own, where it was one, else the outcome's."""
+        return self.outcome.exit_code if self.code is None else self.code
 
     @property
     def switched(self) -> bool:

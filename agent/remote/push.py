@@ -17,7 +17,7 @@ from typing import Any
 
 from attrs import evolve, frozen
 
-from agent.errors import ExitCode
+from agent.errors import ExitCode, Outcome
 from agent.model.desired import digest_of
 
 CONNECT_SECONDS = 10
@@ -96,7 +96,10 @@ def push(
     """
 
     async def one(where: Target) -> Result:
-        result = await _send(where, parcel, on_stage)
+        try:
+            result = await _send(where, parcel, on_stage)
+        except (OSError, ValueError) as error:  # of one host; the others go on
+            result = Result(target=where, exit_code=ExitCode.SSH, message=f"ssh failed: {error}", remedy=AGAIN)
         on_end(result)
         return result
 
@@ -225,18 +228,12 @@ _REASONS = (
     ("timed out during banner exchange", "it takes the connection, and is no ssh server", "is this sshd's port?"),
     ("Connection timed out", "it cannot be reached", "is it up, and does the firewall let this host connect?"),
     ("Operation timed out", "it cannot be reached", "is it up, and does the firewall let this host connect?"),
-    ("not responding", "the session hangs: it does not answer any more", "see AGAIN"),
 )
 AGAIN = "whether it is live over there nobody can tell from here: sync again, the same document changes nothing twice"
-_CUT = (
-    "closed by",
-    "Connection to",
-    "Connection reset",
-    "Broken pipe",
-    "lost connection",
-    "client_loop",
-    "kex_exchange",
-)
+_CUT = (  # said of a session that was under way
+    "closed by", "Connection to", "reset by", "Broken pipe", "lost connection", "client_loop", "kex_exchange",
+    "Read from remote host", "not responding",
+)  # fmt: skip
 
 
 def _judge(where: Target, code: int | None, out: bytes, said: Sequence[str]) -> Result:
@@ -249,52 +246,81 @@ def _judge(where: Target, code: int | None, out: bytes, said: Sequence[str]) -> 
     if code is None:
         return failed("the session hangs: no answer in time", AGAIN)
     answer = _answer(out)
-    if answer is not None:
+    if answer is not None and answer["exit_code"] == code:
         return Result(
             target=where,
             exit_code=ExitCode(answer["exit_code"]),
-            message=f"{answer['result']}: {_story(answer)}",
-            remedy=str(answer.get("remedy") or ""),
+            message=f"{answer['result'].replace('_', ' ')}: {_story(answer)}",
+            remedy=printable(answer.get("remedy"), 500),
             answer=answer,
         )
     if code == _SSH_FAILED:
-        for words, meaning, remedy in _REASONS:
-            if words in talk:
-                return failed(f"{meaning} ({_last(said, words)})", AGAIN if remedy == "see AGAIN" else remedy)
-        if any(word in talk for word in _CUT) or not talk:
-            return failed(f"the session was cut: {said[-1] if said else 'no word why'}", AGAIN)
-        return failed(f"ssh failed: {said[-1]}", "try `ssh` by hand")
-    if code == _NOT_FOUND or "not found" in talk:
+        return failed(*_ssh_failed(said))
+    if code == _NOT_FOUND:
         return failed(f"there is no agent there: {talk or 'command not found'}", "install edgeagent on it")
+    if "is not let through" in talk:
+        return failed(f"its gate does not know this call: {talk}", "update edgeagent on it, or here")
     if "No such command" in talk or "No such option" in talk:
         return failed(f"its agent is older than this one: {said[-1]}", "update edgeagent on it")
-    if code == ExitCode.POLICY:
-        return Result(target=where, exit_code=ExitCode.POLICY, message=talk or "its gate refused")
+    own = [line for line in said if line.startswith("agent: ")]
+    if own and code in (2, 3, 4, 7, 9):
+        message = "; ".join(line.removeprefix("agent: ") for line in own)
+        return Result(target=where, exit_code=ExitCode(code), message=message, remedy="")
     return failed(
-        f"what answers there is no agent of this version (exit {code}): {talk or out[:80].decode(errors='replace')!r}",
+        f"what answers there is no agent of this version (exit {code}): {talk or printable(out[:80], 80)!r}",
         "is `agent gate` the forced command of this key, and edgeagent up to date?",
     )
 
 
-def _last(said: Sequence[str], words: str) -> str:
-    return next(line for line in said if words in line)
+def _ssh_failed(said: Sequence[str]) -> tuple[str, str]:
+    """What went wrong on the way, and what to do: ssh tells it in words only."""
+    if over := [line for line in said if any(word in line for word in _CUT)]:
+        why = f" ({over[-1]})"
+        hangs = "not responding" in over[-1] or "timed out" in over[-1]
+        return ("the session hangs: it does not answer any more" if hangs else "the session was cut") + why, AGAIN
+    for words, meaning, remedy in _REASONS:
+        if line := next((one for one in said if words in one), ""):
+            return f"{meaning} ({line})", remedy
+    if not said:
+        return "the session was cut: no word why", AGAIN
+    return f"ssh failed: {said[-1]}", "try `ssh` by hand"
 
 
 def _answer(out: bytes) -> dict[str, Any] | None:
+    """The answer of an agent; None for anything else. The other side is believed in nothing but its words."""
     try:
         found = json.loads(out)
     except (ValueError, RecursionError):
         return None
-    known = isinstance(found, dict) and isinstance(found.get("exit_code"), int) and isinstance(found.get("result"), str)
-    return found if known and found["exit_code"] in list(ExitCode) and found.get("protocol") == 1 else None
+    if not isinstance(found, dict) or found.get("protocol") != 1 or found.get("result") not in _WORDS:
+        return None
+    code, report = found.get("exit_code"), found.get("report")
+    shaped = isinstance(report, dict) or report is None
+    return found if isinstance(code, int) and code in list(ExitCode) and shaped else None
+
+
+_WORDS = {one.value for one in Outcome} | {
+    "policy", "overtaken", "stored", "no_answer", "planned", "would be refused",
+}  # fmt: skip
+
+
+def diff_of(answer: dict[str, Any]) -> str:
+    """What a dry run would change in haproxy.cfg over there."""
+    plan = (answer.get("report") or {}).get("plan")
+    text = plan.get("diff") if isinstance(plan, dict) else ""
+    return "".join(f"{printable(line, 2_000)}\n" for line in str(text or "").splitlines())
 
 
 def _story(answer: dict[str, Any]) -> str:
     """What the other side said, in one line."""
-    report = answer.get("report") or {}
-    live = report.get("live") or {}
+    live = (answer.get("report") or {}).get("live")
     told = [str(answer["message"]).replace("\n", "; ")] if answer.get("message") else []
-    if isinstance(live, dict) and live.get("generation") is not None:
+    if isinstance(live, dict) and isinstance(live.get("generation"), int):
         told.append(f"generation {live['generation']} is live")
-    text = "; ".join(told) or "no more was said"
-    return "".join(one if one.isprintable() else " " for one in text)[:2_000]
+    return printable("; ".join(told) or "no more was said", 2_000)
+
+
+def printable(text: object, most: int) -> str:
+    """What came from another host, for a terminal of ours."""
+    said = text.decode(errors="replace") if isinstance(text, bytes) else str(text or "")
+    return "".join(one if one.isprintable() else " " for one in said)[:most]

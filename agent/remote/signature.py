@@ -5,6 +5,7 @@ Whatever key OpenSSH takes will do: files, keys held by an ssh-agent (name the p
 
 from __future__ import annotations
 
+import re
 import subprocess
 import tempfile
 from pathlib import Path
@@ -15,6 +16,8 @@ NAMESPACE = "edgeagent"
 SIGN_SECONDS = 120.0  # somebody may have to find and touch a FIDO key
 CHECK_SECONDS = 10.0
 MOST = 16_384  # bytes of a signature; RSA's largest, with a certificate, stays below
+_MOST_NAMES = 50
+_PRINCIPALS = re.compile(r'\s*(?:"([^"]+)"|([^\s#"]\S*))\s')
 REMEDY = "sign it: `agent sync FILE --sign KEY`"
 
 
@@ -52,16 +55,25 @@ def check(data: bytes, signature: bytes, signers: Path) -> str:
             if fits.returncode == 0:
                 raise PolicyError(f"it is signed, but by nobody in {signers}", remedy=REMEDY)
             raise PolicyError(f"its signature is not one of this document: {_words(fits.stderr)}", remedy=REMEDY)
-        done = _keygen(
-            "verify", "-n", NAMESPACE, "-f", str(signers), "-I", names[0], "-s", str(file), data=data
-        )  # fmt: skip
-    if done.returncode != 0:
-        raise PolicyError(
-            f"its signature by {names[0]} does not fit: it was altered, or signed for something else "
-            f"({_words(done.stderr)})",
-            remedy=REMEDY,
-        )
-    return names[0]
+        said = b""
+        # Only the first line of a key is found so, and one key may stand there twice, each line for its own purpose.
+        for name in tuple(dict.fromkeys([*names, *_principals(signers)]))[:_MOST_NAMES]:
+            words = ("-n", NAMESPACE, "-f", str(signers), "-I", name, "-s", str(file))
+            done = _keygen("verify", *words, data=data)
+            if done.returncode == 0:
+                return name
+            said = done.stderr
+    raise PolicyError(
+        f"its signature by {names[0]} does not fit: it was altered, or signed for something else ({_words(said)})",
+        remedy=REMEDY,
+    )
+
+
+def _principals(signers: Path) -> list[str]:
+    """The names at the beginning of each line, without quotes."""
+    lines = signers.read_text(errors="replace").splitlines()
+    found = (_PRINCIPALS.match(line) for line in lines)
+    return [one[1] or one[2] for one in found if one is not None]
 
 
 def _keygen(

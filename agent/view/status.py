@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from attrs import frozen
@@ -16,6 +16,7 @@ from agent.model.generation import Asked, Handshake, Quarantined
 from agent.model.handshake import mismatch
 from agent.model.observed import FrontendSeen, Observation, ServerSeen
 from agent.model.report import Report
+from agent.model.schema import Endpoint
 
 SCHEMA = 1
 _MOST = 100  # violations and findings told one by one; a junk file can have as many as it has lines
@@ -23,16 +24,12 @@ _MOST = 100  # violations and findings told one by one; a junk file can have as 
 
 @frozen(kw_only=True)
 class Agent:
-    """Who wrote the status: its version, pid, since when (seconds since the epoch), and as which command.
-
-    `looks`: how often it has looked at the desired state: two statuses of one look tell the same.
-    """
+    """Who wrote the status: its version, pid, since when (seconds since the epoch), and as which command."""
 
     version: str
     pid: int
     started: float
     command: str
-    looks: int = 0
 
 
 @frozen(kw_only=True)
@@ -72,11 +69,12 @@ def document(
     now: float,
     handshakes: Mapping[Asked, Handshake] | None = None,
     arrivals: Sequence[Arrival] = (),
+    file_id: tuple[int, int] | None = None,
     counters: dict[str, int] | None = None,
 ) -> dict[str, Any]:
     """All of status.json. `report`: of the last converge, None before the first; `seen` None: HAProxy is silent."""
     state = live.state if live else None
-    index = _Index.of(seen)
+    index = Index.of(seen)
     aside = {(one.frontend, one.address): one for one in live.quarantined} if live else {}
     pools = {one.name: one for one in state.backends} if state else {}
     return {
@@ -87,11 +85,11 @@ def document(
             "pid": agent.pid,
             "command": agent.command,
             "started": when(agent.started),
-            "looks": agent.looks,
         },
-        "desired": _desired(report),
+        "desired": _desired(report, file_id),
         "live": None if live is None else _live(live),
         "outcome": report.outcome.value if report else None,
+        "exit_code": int(report.exit_code) if report else None,
         "message": report.message if report else "",
         "remedy": report.remedy if report else "",
         "held": None if held is None else {"digest": held.digest, "reason": held.reason, "since": when(held.since)},
@@ -111,7 +109,21 @@ def document(
     }
 
 
-def _desired(report: Report | None) -> dict[str, Any] | None:
+def headline(document: dict[str, Any]) -> str:
+    """One sentence: all are serving, or which is not."""
+    frontends = document["frontends"]
+    if not frontends:
+        return "Nothing is live." if document["live"] is None else "What is live has no frontend."
+    bad = [one for one in frontends if one["state"] != "up"]
+    if not bad:
+        return f"All {len(frontends)} frontends are serving." if len(frontends) > 1 else "The one frontend is serving."
+    names = ", ".join(f"{one['name']} is {one['state']}" for one in bad[:5])
+    rest = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
+    return f"{len(frontends) - len(bad)} of {len(frontends)} frontends are fully serving; {names}{rest}."
+
+
+def _desired(report: Report | None, file_id: tuple[int, int] | None) -> dict[str, Any] | None:
+    """`file_id`: inode and modification time (ns) of the very file that the report is about."""
     if report is None:
         return None
     return {
@@ -120,6 +132,7 @@ def _desired(report: Report | None) -> dict[str, Any] | None:
         "name": report.name,
         "serial": report.serial,
         "read": when(report.at),
+        "file_id": None if file_id is None else list(file_id),
     }
 
 
@@ -152,7 +165,7 @@ def _haproxy(seen: Observation) -> dict[str, Any]:
 
 
 @frozen(kw_only=True)
-class _Index:
+class Index:
     """An observation by name. `answered`: whether there was one."""
 
     answered: bool
@@ -160,7 +173,8 @@ class _Index:
     servers: dict[str, dict[str, ServerSeen]]
 
     @classmethod
-    def of(cls, seen: Observation | None) -> _Index:
+    def of(cls, seen: Observation | None) -> Index:
+        """Of one look at HAProxy, or of none."""
         servers: dict[str, dict[str, ServerSeen]] = {}
         for one in seen.servers if seen else ():
             servers.setdefault(one.backend, {})[one.name] = one
@@ -176,18 +190,15 @@ class _Index:
 
 
 def _frontend(
-    frontend: Frontend, pools: dict[str, Backend], index: _Index, aside: dict[tuple[str, str], Quarantined]
+    frontend: Frontend, pools: dict[str, Backend], index: Index, aside: dict[tuple[str, str], Quarantined]
 ) -> dict[str, Any]:
     found = index.frontends.get(frontend.name)
     is_open = found is not None and found.open
     counts = [index.count(pools[name]) for name in frontend.backends]
     gone = [one for one in frontend.binds if (frontend.name, str(one)) in aside]
-    state = _state(counts) if is_open else "down"
-    if len(gone) == len(frontend.binds):
-        state = "quarantined"
     return {
         "name": frontend.name,
-        "state": "degraded" if gone and state == "up" else state,
+        "state": frontend_state(frontend, gone, counts, is_open=is_open),
         "binds": [
             _bind(str(endpoint), aside.get((frontend.name, str(endpoint))), found, index) for endpoint in frontend.binds
         ],
@@ -218,12 +229,22 @@ def arrival_document(one: Arrival) -> dict[str, Any]:
     }
 
 
-def _bind(address: str, aside: Quarantined | None, found: FrontendSeen | None, index: _Index) -> dict[str, Any]:
+def _bind(address: str, aside: Quarantined | None, found: FrontendSeen | None, index: Index) -> dict[str, Any]:
     if aside is not None:
         return {"address": address, "state": "quarantined", "reason": aside.detail}
     if found is not None and found.open:
         return {"address": address, "state": "listening", "reason": ""}
     return {"address": address, "state": "closed", "reason": _why_closed(found, index)}
+
+
+def frontend_state(
+    frontend: Frontend, gone: Collection[Endpoint], counts: list[tuple[int, int]], *, is_open: bool
+) -> str:
+    """`up`, `degraded`, `down` or `quarantined`. `gone`: its addresses that are; `counts`: see Index.count."""
+    if len(gone) == len(frontend.binds):
+        return "quarantined"
+    state = _state(counts) if is_open else "down"
+    return "degraded" if gone and state == "up" else state
 
 
 def _state(counts: list[tuple[int, int]]) -> str:
@@ -233,13 +254,13 @@ def _state(counts: list[tuple[int, int]]) -> str:
     return "up" if all(up == total for up, total in counts) else "degraded"
 
 
-def _why_closed(found: FrontendSeen | None, index: _Index) -> str:
+def _why_closed(found: FrontendSeen | None, index: Index) -> str:
     if not index.answered:
         return "HAProxy does not answer"
     return "not in the running HAProxy" if found is None else "the frontend is stopped in HAProxy"
 
 
-def _backend(backend: Backend, index: _Index, handshakes: Mapping[Asked, Handshake]) -> dict[str, Any]:
+def _backend(backend: Backend, index: Index, handshakes: Mapping[Asked, Handshake]) -> dict[str, Any]:
     found = index.servers.get(backend.name, {})
     up, total = index.count(backend)
     return {

@@ -12,7 +12,7 @@ from agent.model.generation import Generation, Handshake
 from agent.model.handshake import Question, Seen, mismatch
 from agent.model.observed import Key
 from agent.model.plan import Plan, Runtime, Unchanged
-from agent.view.status import handshake_document, when
+from agent.view.status import handshake_document, headline, when
 
 _PRESERVED = {True: "yes", False: "no", None: "unknown"}
 _COLOURS = {"up": "green", "listening": "green", "degraded": "yellow", "quarantined": "magenta"}
@@ -37,7 +37,7 @@ def _state(word: str) -> str:
 
 def status(document: dict[str, Any], *, running: bool) -> str:
     """The status document, in a screenful. `running`: whether an agent holds these folders now."""
-    text = _headline(document) + "\n\n"
+    text = headline(document) + "\n\n"
     text += table(
         ("FRONTEND", "STATE", "SERVERS", "SESSIONS", "ADDRESSES"),
         (
@@ -80,19 +80,6 @@ def _bind(bind: dict[str, Any]) -> str:
     if bind["state"] == "listening":
         return str(bind["address"])
     return f"{bind['address']} ({bind['state']}: {bind['reason']})"
-
-
-def _headline(document: dict[str, Any]) -> str:
-    """One sentence: all are serving, or which is not."""
-    frontends = document["frontends"]
-    if not frontends:
-        return "Nothing is live." if document["live"] is None else "What is live has no frontend."
-    bad = [one for one in frontends if one["state"] != "up"]
-    if not bad:
-        return f"All {len(frontends)} frontends are serving." if len(frontends) > 1 else "The one frontend is serving."
-    names = ", ".join(f"{one['name']} is {one['state']}" for one in bad[:5])
-    rest = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
-    return f"{len(frontends) - len(bad)} of {len(frontends)} frontends are fully serving; {names}{rest}."
 
 
 def _facts(document: dict[str, Any], *, running: bool) -> Iterable[str]:

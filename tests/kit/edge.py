@@ -75,6 +75,8 @@ class Edge:
         self.services: list[subprocess.Popen[bytes]] = []
 
     def configure(self, more: str) -> None:
+        if "[metrics]" not in more:
+            more += '\n[metrics]\nlisten = ""'  # a hundred agents side by side cannot share the default's port
         self.settings.write_text(
             f'[paths]\ndesired = "{self.desired}"\nstate = "{self.folder}/state"\nrun = "{self.folder}/run"\n'
             f'templates = "{self.folder}/templates"\n{more}\n'

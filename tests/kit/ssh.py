@@ -132,6 +132,14 @@ AcceptEnv *
         assert self.process is not None
         return psutil.Process(self.process.pid).children(recursive=True)
 
+    def runs(self, word: str) -> bool:
+        """Whether a session runs a program with this word in its command line."""
+        for one in self.sessions():
+            with contextlib.suppress(psutil.Error):  # it ends just now
+                if word in one.cmdline():
+                    return True
+        return False
+
     def kill(self) -> None:
         """It, and every session of it, at once."""
         assert self.process is not None

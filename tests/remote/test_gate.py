@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from kit.edge import Edge
-from kit.servers import EchoServer
+from kit.edge import Edge, first_line, until
+from kit.servers import EchoServer, free_port
 from kit.ssh import Client, Firewall, keygen, make_key, state
 
 from agent.errors import PolicyError
@@ -141,6 +141,25 @@ def test_a_document_without_an_end_is_read_no_further_than_allowed(one_edge: Edg
     done = call(one_edge, b"agent sync - --json", data=b"#" * 50_000_000)
     assert (done.returncode, json.loads(done.stdout)["result"]) == (3, "invalid")
     assert "at most 1,048,576 bytes" in json.loads(done.stdout)["message"]
+
+
+def test_a_connection_that_is_cut_ends_no_document(one: Firewall, client: Client, backend: EchoServer):
+    """Without a digest only the end of the session tells: half of a YAML file can be valid."""
+    port, other = free_port(), free_port()
+    whole = f"version: 1\nbackends: {{a: {{servers: {{a: {{address: '{backend.address}'}}}}}}}}\nfrontends:\n"
+    whole += f"  one: {{bind: ['127.0.0.1:{port}'], backend: a}}\n"
+    data = whole + f"  two: {{bind: ['127.0.0.1:{other}'], backend: a}}\n"
+    assert client.ssh("-p", str(one.sshd.port), "root@127.0.0.1", "agent sync", data=data.encode()).returncode == 0
+    words = [client.folder / "bin/ssh", "-p", str(one.sshd.port), "root@127.0.0.1", "agent sync - --timeout 5s"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as ssh:
+        assert ssh.stdin is not None
+        ssh.stdin.write(whole.encode())
+        ssh.stdin.flush()
+        until(lambda: one.sshd.runs("gate"), "the gate reads")
+        ssh.kill()
+    until(lambda: not one.sshd.runs("gate"), "the gate has ended")
+    assert one.edge.desired.read_bytes() == data.encode()
+    assert first_line(other)[:1] == "a"
 
 
 def test_each_call_of_the_design_through_a_real_sshd(one: Firewall, client: Client, backend: EchoServer):

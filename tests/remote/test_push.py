@@ -18,7 +18,7 @@ from kit.ssh import Client, Cluster, Firewall, Relay, make_key, sshd, state
 
 from agent.errors import ExitCode
 from agent.model.desired import digest_of
-from agent.remote.push import target, worst
+from agent.remote.push import _judge, target, worst
 
 
 def shared(backend: EchoServer, serial: int) -> dict[str, object]:
@@ -149,6 +149,82 @@ def test_the_worst_of_many():
     assert worst([ExitCode.LIVE, ExitCode.DEGRADED]) == 6
     assert worst([ExitCode.SSH, ExitCode.ROLLED_BACK, ExitCode.DEGRADED]) == 8
     assert {worst([code]) for code in ExitCode} == set(ExitCode)
+
+
+def fake(client: Client, script: str) -> None:
+    """Another host that says whatever it likes: what stands in its place is all that is run."""
+    program = client.folder / "bin/ssh"
+    program.write_text(f"#!/bin/sh\ncat >/dev/null\n{script}\n")
+
+
+ANSWER = {"protocol": 1, "result": "committed", "exit_code": 0, "message": "", "remedy": "", "report": None}
+ODD = [
+    ({"report": "boo"}, 0),
+    ({"report": {"live": "boo", "plan": "boo"}}, 0),
+    ({"message": ["boo"], "remedy": {"a": 1}}, 0),
+    ({"result": "\x1b]0;pwned\x07"}, 0),
+    ({"exit_code": 77}, 77),
+    ({"exit_code": 0}, 9),  # its words are one thing, its end another
+    ({"protocol": 2}, 0),
+]
+
+
+@pytest.mark.parametrize(("odd", "code"), ODD)
+def test_an_odd_answer_is_one_hosts_own_trouble(cluster: Cluster, client: Client, odd: dict[str, object], code: int):
+    good, bad = json.dumps(ANSWER), json.dumps(ANSWER | odd)
+    fake(client, f"case \"$*\" in *@bad*) echo '{bad}'; exit {code};; *) echo '{good}';; esac")
+    file = cluster.file({"version": 1})
+    done = cluster.agent("sync", file, "--to", "a@bad", "--to", "b@good", "--dry-run")
+    assert "b@good: committed" in done.stdout
+    assert "a@bad: " in done.stdout
+    assert "Traceback" not in done.stderr
+    assert all(one.isprintable() or one == "\n" for one in done.stdout + done.stderr)
+    believed = ("report" in odd and isinstance(odd["report"], dict)) or "message" in odd
+    assert done.returncode == (0 if believed else 8)
+
+
+def test_what_comes_from_there_is_printed_harmless(cluster: Cluster, client: Client):
+    nasty = "\x1b[2J\x1b]0;pwned\x07"
+    answer = ANSWER | {"exit_code": 4, "result": "refused", "message": nasty, "remedy": nasty}
+    answer["report"] = {"plan": {"diff": f"+ok{nasty}\n"}}
+    (client.folder / "answer").write_text(json.dumps(answer))
+    fake(client, f"cat {client.folder}/answer; printf '\\033[2Jx\\n' >&2; exit 4")
+    done = cluster.agent("sync", cluster.file({"version": 1}), "--to", "a@b", "--dry-run")
+    assert (done.returncode, "+ok" in done.stdout) == (4, True)
+    assert all(one.isprintable() or one == "\n" for one in done.stdout + done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("said", "code", "exit_code", "words"),
+    [
+        ("Read from remote host fw: Connection timed out", 255, 8, "the session hangs"),
+        ("Read from remote host fw: No route to host\nclient_loop: send disconnect: Broken pipe", 255, 8, "was cut"),
+        ("Timeout, server fw not responding.", 255, 8, "the session hangs"),
+        ("ssh: connect to host fw port 22: No route to host", 255, 8, "it cannot be reached"),
+        ("ssh: connect to host fw port 22: Connection timed out", 255, 8, "it cannot be reached"),
+        ("ssh: Could not resolve hostname fw: Name or service not known", 255, 8, "its name is not known"),
+        ("agent: cannot write /x: No space left on device", 4, 4, "No space left"),
+        ("agent: no haproxy on PATH; agent.toml: there is no such file, not found", 2, 2, "no haproxy"),
+        ("agent: '--new' is not let through: a document comes by standard input (`-`)", 9, 8, "its gate does not know"),
+        ("bash: agent: command not found", 127, 8, "there is no agent there"),
+    ],
+)
+def test_what_ssh_and_the_other_side_say_is_told_apart(said: str, code: int, exit_code: int, words: str):
+    found = _judge(target("a@b"), code, b"", said.splitlines())
+    assert (found.exit_code, words in found.message) == (exit_code, True), found
+
+
+def test_what_cannot_be_stored_is_the_far_sides_own_word(one: Firewall, cluster: Cluster, backend: EchoServer):
+    one.edge.desired.mkdir()
+    done = cluster.agent("sync", cluster.file(state(backend.address)), "--to", one.to)
+    assert done.returncode in (2, 4)
+    assert "no agent of this version" not in done.stdout
+    assert str(one.edge.desired) in done.stdout
+
+
+def test_ordered_and_no_wait_contradict_each_other(cluster: Cluster):
+    done = cluster.agent("sync", cluster.file({"version": 1}), "--to", "a@b", "--ordered", "--no-wait")
+    assert (done.returncode, "waits for each" in done.stderr) == (2, True)
 
 
 # --- what can be wrong between here and there -------------------------------------------------------------------

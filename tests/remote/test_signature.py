@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from kit.edge import Edge, until
-from kit.servers import EchoServer
+from kit.servers import EchoServer, free_port
 from kit.ssh import Client, Cluster, Firewall, make_key, state
 
 from agent.errors import PolicyError, UsageError
@@ -167,6 +168,59 @@ def test_apply_and_the_file_changing_under_it(strict: Edge, key: Path, stranger:
     strict.wait("committed", digest_of(second))
     refused(first.read_bytes(), first_signature, "serial 2 is live, and this one is lower: 1")
     assert strict.status()["live"]["digest"] == digest_of(second)
+
+
+def test_a_rollback_opens_no_door_to_what_was_signed_before(strict: Edge, key: Path, backend: EchoServer):
+    port = free_port()
+    files = {n: strict.file(state(backend.address, port, serial=n), f"{n}.yaml") for n in (1, 3, 5, 6)}
+    for number in (1, 3, 5):
+        assert strict.agent("sync", files[number], "--sign", key).returncode == 0
+    assert strict.agent("rollback", "1").returncode == 0
+    done = strict.agent("sync", files[3], "--sign", key)
+    assert (done.returncode, "serial 5 was taken before, and this one is lower: 3" in done.stderr) == (9, True)
+    done = strict.agent("sync", files[5], "--sign", key)
+    assert (done.returncode, "put back by hand" in done.stderr) == (5, True)  # it is held still
+    assert strict.status()["live"]["serial"] == 1
+    assert strict.agent("sync", files[6], "--sign", key).returncode == 0
+
+
+def test_what_is_not_taken_lifts_no_hold(strict: Edge, key: Path, backend: EchoServer):
+    files = {n: strict.file(state(backend.address, serial=n), f"{n}.yaml") for n in (1, 2)}
+    for number in (1, 2):
+        assert strict.agent("sync", files[number], "--sign", key).returncode == 0
+    held, made = strict.desired.read_bytes(), strict.desired.with_name("desired.yaml.sig").read_bytes()
+    assert strict.agent("rollback", "1").returncode == 0
+    strict.put(state(backend.address, serial=9))
+    strict.wait("refused")
+    strict.desired.with_name("desired.yaml.sig").write_bytes(made)
+    strict.put(held)
+    assert "put back by hand" in strict.wait("rolled_back", digest_of(held))["message"]
+
+
+def test_a_fifo_in_the_signatures_place_keeps_nobody(strict: Edge, key: Path, backend: EchoServer):
+    os.mkfifo(strict.desired.with_name("desired.yaml.sig"))
+    strict.put(state(backend.address))
+    assert "it is not signed" in strict.wait("refused")["message"]
+    done = strict.agent("apply")
+    assert (done.returncode, "it is not signed" in done.stderr) == (9, True)
+
+
+def test_a_gate_makes_no_plan_for_strangers(strict: Edge, backend: EchoServer):
+    done = subprocess.run(
+        [sys.executable, "-m", "agent", "--settings", strict.settings, "gate"],
+        input=json.dumps(state(backend.address)).encode(),
+        env=os.environ | {"SSH_ORIGINAL_COMMAND": "agent plan -"},
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, b"documents are signed here" in done.stderr) == (9, True)
+
+
+def test_a_key_that_stands_there_under_two_names(tmp_path: Path, key: Path):
+    public = " ".join(key.with_suffix(".pub").read_text().split()[:2])
+    file = tmp_path / "signers"
+    file.write_text(f'git@example.org namespaces="git" {public}\ncluster@example.org namespaces="edgeagent" {public}\n')
+    assert signature.check(DATA, signature.sign(DATA, key), file) == "cluster@example.org"
 
 
 def test_what_is_live_needs_no_signature_to_go_on(strict: Edge, key: Path, backend: EchoServer):

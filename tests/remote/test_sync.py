@@ -247,6 +247,24 @@ def test_half_a_document_is_not_taken(served: Edge, backend: EchoServer):
     assert served.agent("sync", "-", "--digest", digest_of(data), data=data).returncode == 0
 
 
+def test_what_is_too_large_is_refused_as_that(served: Edge):
+    data = b"version: 1\n#" + b"x" * 1_500_000
+    code, answer = sync(served, data, "--digest", digest_of(data))
+    assert (code, "at most 1,048,576 bytes" in answer["message"]) == (3, True)
+
+
+def test_an_answer_of_another_look_is_none(served: Edge, backend: EchoServer):
+    """After a rollback the service's own last report is of the same document, and was good: it is no answer."""
+    port = free_port()
+    first, second = state(backend.address, port), state(backend.address, port, serial=2)
+    assert sync(served, first)[0] == sync(served, second)[0] == 0
+    for _ in range(5):
+        assert served.agent("rollback", "1").returncode == 0
+        code, answer = sync(served, second)
+        assert (code, answer["result"]) == (5, "rolled_back")
+        assert answer["report"]["live"]["serial"] == 1
+
+
 def test_who_is_asked_for_nothing_says_so(one_edge: Edge):
     assert one_edge.agent("sync", "--ordered", one_edge.file({"version": 1})).returncode == 2
     assert one_edge.agent("sync", "--timeout", "5").returncode == 2

@@ -18,8 +18,9 @@ from agent.host.runtime import StatsSocket
 from agent.model.schema import Endpoint
 
 INFO = b"Version: 2.8.0\nPid: 7\nUptime_sec: 1\ndescription: edgeagent generation 3\n\n"
-HEAD = b"# pxname,svname,scur,stot,status,weight,bck,check_status,addr,uweight,type,\n"
-ROWS = b"f,FRONTEND,1,2,OPEN,,,,,,0,\nb,a,0,0,UP,1,0,L4OK,192.0.2.1:25,1,2,\n\n"
+HEAD = b"# pxname,svname,scur,stot,status,weight,bck,check_status,addr,uweight,type,"
+HEAD += b"dcon,dses,dreq,bin,bout,check_duration,\n"
+ROWS = b"f,FRONTEND,1,2,OPEN,,,,,,0,1,,2,10,20,,\nb,a,0,0,UP,1,0,L4OK,192.0.2.1:25,1,2,,,,5,6,7,\n\n"
 
 
 @pytest.fixture
@@ -51,7 +52,7 @@ def test_an_answer_that_is_cut_short_anywhere_is_no_answer(answering: tuple[list
     whole = INFO + HEAD + ROWS
     answers[:] = [whole]
     assert [one.name for one in stats.observe().servers] == ["a"]
-    for length in range(len(INFO) + len(HEAD) - 10):
+    for length in range(len(whole)):
         answers[:] = [whole[:length]]
         with pytest.raises(NoAnswerError):
             stats.observe()

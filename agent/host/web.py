@@ -1,0 +1,214 @@
+"""The agent's HTTP server: a few answers, made elsewhere, over the standard library's own server.
+
+Bounded in everything that a client could make large: connections at once, time, bytes of a request. A client that reads
+slowly or never keeps one of the slots, for a few seconds, and nothing of the agent waits for it.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import gzip
+import hashlib
+import hmac
+import http.server
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from attrs import frozen
+
+from agent.errors import UsageError
+from agent.model.schema import Endpoint
+
+AT_ONCE = 64  # clients; the next ones are turned away
+SECONDS = 10.0  # for a whole request and its answer
+_WORTH_GZIP = 1_000  # bytes
+_REALM = 'Basic realm="edgeagent", charset="UTF-8"'
+
+
+@frozen(kw_only=True)
+class Answer:
+    """What is sent: status code, content type, body, further headers."""
+
+    code: int
+    kind: str
+    body: bytes
+    headers: Mapping[str, str] = {}
+
+
+Route = Callable[[str], Answer]
+"""Answers a GET, given its Accept header."""
+
+
+@frozen(kw_only=True)
+class Listen:
+    """Where to listen, with TLS where both files are given, and for whom (`user:password` lines; "": everybody)."""
+
+    address: Endpoint
+    certificate: str = ""
+    key: str = ""
+    passwords: str = ""
+
+
+@contextlib.contextmanager
+def serving(listen: Listen, routes: Mapping[str, Route]) -> Iterator[Endpoint]:
+    """Serve in threads of its own while the body runs; yields where. Raises UsageError where it cannot be."""
+    allowed = _allowed(listen.passwords) if listen.passwords else frozenset()
+    context = _context(listen) if listen.certificate else None
+
+    class Handler(_Handler):
+        pass
+
+    Handler.routes, Handler.allowed = routes, allowed
+    try:
+        server = _Server(listen.address, Handler, context)
+    except OSError as error:
+        raise UsageError(
+            f"cannot listen on {listen.address} for metrics: {error.strerror}",
+            remedy='free the address, or set metrics.listen in agent.toml ("": nowhere)',
+        ) from error
+    host, port = server.socket.getsockname()[:2]
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.5}, name="web", daemon=True)
+    thread.start()
+    try:
+        yield Endpoint(listen.address.family, host, port)
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join(5)
+
+
+def _allowed(file: str) -> frozenset[bytes]:
+    """SHA-256 of each `user:password`: compared in constant time, and nothing else of them is kept."""
+    try:
+        lines = Path(file).read_bytes().splitlines()
+    except OSError as error:
+        raise UsageError(f"metrics.passwords: {file}: {error.strerror}") from error
+    found = frozenset(hashlib.sha256(line.strip()).digest() for line in lines if b":" in line)
+    if not found:
+        raise UsageError(f"metrics.passwords: {file}: no line of the form user:password")
+    return found
+
+
+def _context(listen: Listen) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(listen.certificate, listen.key or None)
+    except (OSError, ssl.SSLError) as error:
+        raise UsageError(f"metrics.certificate: {listen.certificate}: {error}") from error
+    return context
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    """At most AT_ONCE clients, each for SECONDS at most, whatever they do."""
+
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 128
+
+    def __init__(self, address: Endpoint, handler: type[_Handler], context: ssl.SSLContext | None) -> None:
+        self.address_family = socket.AF_INET6 if address.family == 6 else socket.AF_INET
+        self._context = context
+        self._slots = threading.BoundedSemaphore(AT_ONCE)
+        self._open: dict[socket.socket, float] = {}
+        self._lock = threading.Lock()
+        super().__init__((address.host, address.port), handler)
+
+    def server_bind(self) -> None:
+        """Without looking up its own name, which may take seconds."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.socket.bind(self.server_address)
+        self.server_address = self.socket.getsockname()
+        self.server_name, self.server_port = "edgeagent", self.server_address[1]
+
+    def process_request(self, request: object, client_address: object) -> None:
+        """In a thread, where a slot is free."""
+        assert isinstance(request, socket.socket)
+        if not self._slots.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        with self._lock:
+            self._open[request] = time.monotonic() + SECONDS
+        super().process_request(request, client_address)
+
+    def process_request_thread(self, request: object, client_address: object) -> None:
+        """The TLS handshake belongs here: it waits for the client."""
+        assert isinstance(request, socket.socket)
+        try:
+            request.settimeout(SECONDS)
+            if self._context is None:
+                super().process_request_thread(request, client_address)
+            else:
+                with contextlib.suppress(OSError), self._context.wrap_socket(request, server_side=True) as talk:
+                    super().process_request_thread(talk, client_address)
+        finally:
+            with self._lock:
+                self._open.pop(request, None)
+            self.shutdown_request(request)
+            self._slots.release()
+
+    def service_actions(self) -> None:
+        """Twice a second: who has had its time is hung up on."""
+        now = time.monotonic()
+        with self._lock:
+            late = [one for one, deadline in self._open.items() if deadline < now]
+        for one in late:
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that hangs up is no news."""
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    routes: Mapping[str, Route] = {}
+    allowed: frozenset[bytes] = frozenset()
+    server_version, sys_version = "edgeagent", ""
+
+    def do_GET(self) -> None:  # the standard library's own name
+        self._answer(body=True)
+
+    def do_HEAD(self) -> None:  # likewise
+        self._answer(body=False)
+
+    def _answer(self, *, body: bool) -> None:
+        route = self.routes.get(self.path.partition("?")[0])
+        if not self._may():
+            found = Answer(code=401, kind="text/plain", body=b"401\n", headers={"WWW-Authenticate": _REALM})
+        elif route is None:
+            found = Answer(code=404, kind="text/plain", body=b"404: /, /metrics, /healthz and /readyz are here\n")
+        else:
+            found = route(self.headers.get("Accept", ""))
+        data, zipped = found.body, False
+        if len(data) > _WORTH_GZIP and "gzip" in self.headers.get("Accept-Encoding", ""):
+            data, zipped = gzip.compress(data, compresslevel=1, mtime=0), True
+        self.send_response(found.code)
+        self.send_header("Content-Type", found.kind)
+        self.send_header("Content-Length", str(len(data)))
+        self.send_header("Cache-Control", "no-store")
+        self.send_header("X-Content-Type-Options", "nosniff")
+        for name, value in found.headers.items():
+            self.send_header(name, value)
+        if zipped:
+            self.send_header("Content-Encoding", "gzip")
+        self.end_headers()
+        if body:
+            self.wfile.write(data)
+
+    def _may(self) -> bool:
+        if not self.allowed:
+            return True
+        word, _, sent = self.headers.get("Authorization", "").partition(" ")
+        try:
+            given = hashlib.sha256(base64.b64decode(sent, validate=True)).digest()
+        except ValueError:
+            return False
+        matches = [hmac.compare_digest(given, one) for one in self.allowed]
+        return word.lower() == "basic" and any(matches)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # the standard library's own name
+        """A scrape every few seconds is no news."""

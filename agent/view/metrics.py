@@ -1,0 +1,303 @@
+"""What Prometheus reads: every metric of the agent, made at each scrape out of facts and one look at HAProxy.
+
+Labels are names of the desired state, which are bounded and checked; nothing that came from the network is one. Totals
+of frontends go on over reloads: a new process counts from zero, and what the one before it had counted is added.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+from attrs import field, frozen
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.openmetrics import exposition as openmetrics
+from prometheus_client.registry import Collector
+
+from agent.errors import Outcome
+from agent.model import canary
+from agent.model.canary import Arrival
+from agent.model.desired import DesiredState
+from agent.model.generation import Asked, Handshake, Quarantined
+from agent.model.observed import Observation
+from agent.model.report import Report
+from agent.view.status import Index, frontend_state
+
+PREFIX = "edgeagent_"
+STAGES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)  # seconds
+_BACKEND_STATES = ("up", "down", "maintenance", "draining")
+
+
+@frozen(kw_only=True)
+class Usage:
+    """What a kind of process takes: how many there are (`role` serving or draining), their memory and files.
+
+    Bytes and a number; None where it cannot be known (no psutil).
+    """
+
+    processes: Mapping[str, int]
+    memory: int | None = None
+    files: int | None = None
+
+
+@frozen(kw_only=True)
+class Facts:
+    """All that metrics are made of, but for the look at HAProxy. Times in seconds since the epoch.
+
+    `digest`: of the live document; `wanted`: of the desired one; `read`: when that was looked at.
+    """
+
+    version: str
+    haproxy: str = ""
+    state: DesiredState | None = None
+    generation: int | None = None
+    digest: str = ""
+    name: str = ""
+    serial: int | None = None
+    since: float | None = None
+    quarantined: tuple[Quarantined, ...] = ()
+    held: bool = False
+    in_sync: bool = False
+    read: float | None = None
+    counters: Mapping[str, int] = field(factory=dict)
+    handshakes: Mapping[Asked, Handshake] = field(factory=dict)
+    arrivals: tuple[Arrival, ...] = ()
+    usage: Usage | None = None
+
+
+class Totals:
+    """Counts of frontends that go on when a new process begins at zero."""
+
+    def __init__(self) -> None:
+        self._pid: int | None = None
+        self._base: dict[str, tuple[int, int, int, int]] = {}
+        self._last: dict[str, tuple[int, int, int, int]] = {}
+        self._lock = threading.Lock()
+
+    def seen(self, look: Observation) -> None:
+        """Take note of a look; each but the newest process's last one is added to what follows."""
+        with self._lock:
+            if look.process.pid != self._pid:
+                for name, last in self._last.items():
+                    self._base[name] = _plus(self._base.get(name), last)
+                self._pid, self._last = look.process.pid, {}
+            for one in look.frontends:
+                now = (one.connections, one.denied, one.bytes_in, one.bytes_out)
+                before = self._last.get(one.name, now)
+                self._last[one.name] = max(now, before, key=sum)  # two looks may come in the wrong order
+
+    def of(self, name: str) -> tuple[int, int, int, int]:
+        """Connections, denied ones, bytes in and out, since this agent began to look."""
+        with self._lock:
+            return _plus(self._base.get(name), self._last.get(name))
+
+
+def _plus(one: tuple[int, int, int, int] | None, other: tuple[int, int, int, int] | None) -> tuple[int, int, int, int]:
+    a, b = one or (0, 0, 0, 0), other or (0, 0, 0, 0)
+    return (a[0] + b[0], a[1] + b[1], a[2] + b[2], a[3] + b[3])
+
+
+class Metrics:
+    """A registry of its own. `facts`: the newest; `look`: HAProxy now, None where it does not answer in time."""
+
+    def __init__(self, facts: Callable[[], Facts], look: Callable[[], Observation | None]) -> None:
+        self.totals = Totals()
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._applies = Counter(
+            f"{PREFIX}applies", "Converges that did something or were asked for, by outcome", ["outcome"],
+            registry=self._registry,
+        )  # fmt: skip
+        for outcome in Outcome:
+            self._applies.labels(outcome.value)
+        self._durations = Histogram(
+            f"{PREFIX}apply_duration_seconds", "How long each stage of a change took", ["stage"], buckets=STAGES,
+            registry=self._registry,
+        )  # fmt: skip
+        self._registry.register(_Now(facts, look, self.totals))
+
+    def note(self, report: Report) -> None:
+        """A converge that counts: it did something, or somebody asked for it."""
+        self._applies.labels(report.outcome.value).inc()
+        if report.switched:
+            for stage, seconds in report.timings:
+                self._durations.labels(stage).observe(seconds)
+
+    def text(self, *, open_metrics: bool) -> tuple[str, bytes]:
+        """Content type and body."""
+        if open_metrics:
+            return openmetrics.CONTENT_TYPE_LATEST, bytes(openmetrics.generate_latest(_Unique(self._registry)))  # type: ignore[no-untyped-call]
+        return CONTENT_TYPE_LATEST, generate_latest(self._registry)
+
+
+class _Unique(CollectorRegistry):
+    """OpenMetrics knows one family of a name: a gauge `x` and a counter `x_total` would be two. So that is untyped."""
+
+    def __init__(self, inner: CollectorRegistry) -> None:
+        super().__init__(auto_describe=False)
+        self._inner = inner
+
+    def collect(self) -> Iterator[Metric]:
+        names: set[str] = set()
+        for metric in self._inner.collect():
+            if metric.type == "counter" and metric.name in names:
+                other = Metric(f"{metric.name}_total", metric.documentation, "unknown")
+                other.samples = metric.samples
+                yield other
+            else:
+                names.add(metric.name)
+                yield metric
+
+
+class _Now(Collector):
+    """Everything that is true at the moment of a scrape."""
+
+    def __init__(self, facts: Callable[[], Facts], look: Callable[[], Observation | None], totals: Totals) -> None:
+        self._facts, self._look, self._totals = facts, look, totals
+        self._known: Observation | None = None
+
+    def collect(self) -> Iterator[Metric]:
+        """Never raises for HAProxy's sake: what is not known now is as it was last, and haproxy_up says so."""
+        facts, look = self._facts(), self._look()
+        if look is not None:
+            self._known = look
+            self._totals.seen(look)
+        seen = self._known
+        yield _gauge("haproxy_up", "Whether HAProxy answered this scrape", look is not None)
+        yield from _agent(facts)
+        if facts.state is not None:
+            yield from _frontends(facts, facts.state, seen if look is not None else None, seen, self._totals)
+            yield from _backends(facts, facts.state, seen)
+
+
+def _gauge(name: str, help_text: str, value: float, unit: str = "") -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"{PREFIX}{name}", help_text, value=float(value), unit=unit)
+
+
+def _labelled(
+    name: str, help_text: str, labels: list[str], rows: Iterable[tuple[tuple[str, ...], float]]
+) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(f"{PREFIX}{name}", help_text, labels=labels)
+    for values, value in rows:
+        family.add_metric(values, float(value))
+    return family
+
+
+def _counted(
+    name: str, help_text: str, labels: list[str], rows: Iterable[tuple[tuple[str, ...], float]]
+) -> CounterMetricFamily:
+    family = CounterMetricFamily(f"{PREFIX}{name}", help_text, labels=labels)
+    for values, value in rows:
+        family.add_metric(values, float(value))
+    return family
+
+
+def _agent(facts: Facts) -> Iterator[Metric]:
+    counters = facts.counters
+    kinds = ("file", "process", "server")
+    drift = {kind: counters.get(f"drift_corrections.{kind}", 0) for kind in kinds}
+    yield _counted("reloads", "Hot reloads of HAProxy", [], [((), counters.get("reloads", 0))])
+    yield _counted("runtime_updates", "Changes at the running HAProxy", [], [((), counters.get("runtime_updates", 0))])
+    yield _counted("rollbacks", "Changes that hurt and were put back", [], [((), counters.get("rollbacks", 0))])
+    yield _counted(
+        "drift_corrections", "What was not as the agent had left it and was put right", ["kind"],
+        (((kind,), count) for kind, count in drift.items()),
+    )  # fmt: skip
+    yield _gauge("in_sync", "Whether the desired state is what is live", facts.in_sync)
+    yield _gauge("held", "Whether a document is held back because it hurt", facts.held)
+    if facts.generation is not None:
+        yield _gauge("live_generation", "The generation that is live", facts.generation)
+        yield _gauge("live_timestamp_seconds", "Since when it is live", facts.since or 0.0)
+    if facts.read is not None:
+        yield _gauge("desired_read_timestamp_seconds", "When the desired state was looked at last", facts.read)
+    info = InfoMetricFamily(f"{PREFIX}live", "The document that is live")
+    serial = "" if facts.serial is None else str(facts.serial)
+    info.add_metric([], {"digest": facts.digest, "serial": serial, "name": facts.name})
+    yield info
+    build = InfoMetricFamily(f"{PREFIX}build", "Which agent, and which HAProxy")
+    build.add_metric([], {"version": facts.version, "haproxy": facts.haproxy})
+    yield build
+    if (usage := facts.usage) is not None:
+        yield _labelled(
+            "haproxy_processes", "Processes of our HAProxy: the serving one, and those draining", ["role"],
+            (((role,), count) for role, count in usage.processes.items()),
+        )  # fmt: skip
+        if usage.memory is not None:
+            yield _gauge("haproxy_resident_memory_bytes", "Resident memory of all of them", usage.memory)
+        if usage.files is not None:
+            yield _gauge("haproxy_open_fds", "Open files of all of them", usage.files)
+
+
+def _frontends(
+    facts: Facts, state: DesiredState, now: Observation | None, known: Observation | None, totals: Totals
+) -> Iterator[Metric]:
+    index = Index.of(now)
+    last = {one.name: one for one in known.frontends} if known else {}
+    pools = {one.name: one for one in state.backends}
+    aside = {(one.frontend, one.address): one for one in facts.quarantined}
+    label = ["frontend"]
+    up = _labelled("frontend_up", "Whether a frontend serves: open, and a server takes clients", label, ())
+    listening = _labelled("frontend_listening", "Whether an address takes connections", ["frontend", "bind"], ())
+    sessions = _labelled("frontend_sessions", "Sessions now", label, ())
+    servers_up = _labelled("frontend_servers_up", "Servers that get its clients", label, ())
+    servers = _labelled("frontend_servers", "Servers that should", label, ())
+    preserved = _labelled("frontend_client_ip_preserved", "Whether the canary was seen with its own address", label, ())
+    counts = (
+        _counted("frontend_sessions", "Sessions so far", label, ()),
+        _counted("frontend_connections_denied", "Connections turned away by a rule", label, ()),
+        _counted("frontend_bytes_in", "Bytes from clients", label, ()),
+        _counted("frontend_bytes_out", "Bytes to clients", label, ()),
+    )
+    for one in state.frontends:
+        found = index.frontends.get(one.name)
+        numbers = [index.count(pools[name]) for name in one.backends]
+        gone = [bind for bind in one.binds if (one.name, str(bind)) in aside]
+        word = frontend_state(one, gone, numbers, is_open=found is not None and found.open)
+        key = (one.name,)
+        up.add_metric(key, float(word in ("up", "degraded")))
+        for bind in one.binds:
+            there = found is not None and found.open and bind not in gone
+            listening.add_metric((one.name, str(bind)), float(there))
+        sessions.add_metric(key, float(last[one.name].sessions if one.name in last else 0))
+        servers_up.add_metric(key, float(sum(count for count, _ in numbers)))
+        servers.add_metric(key, float(sum(count for _, count in numbers)))
+        for family, count in zip(counts, totals.of(one.name), strict=True):
+            family.add_metric(key, float(count))
+        if one.canary and (kept := canary.preserved(facts.arrivals, one.name)) is not None:
+            preserved.add_metric(key, float(kept))
+    quarantined = _labelled(
+        "frontend_quarantined", "Addresses left out because they cannot be bound", ["frontend", "bind", "reason"],
+        (((one.frontend, one.address, one.reason), 1.0) for one in facts.quarantined),
+    )  # fmt: skip
+    yield from (up, listening, quarantined, sessions, servers_up, servers, preserved, *counts)
+
+
+def _backends(facts: Facts, state: DesiredState, seen: Observation | None) -> Iterator[Metric]:
+    found = {one.key: one for one in seen.servers} if seen else {}
+    both = ["backend", "server"]
+    states = _labelled("backend_servers", "Servers of a backend by state", ["backend", "state"], ())
+    up = _labelled("server_up", "Whether new clients are sent to a server", both, ())
+    sessions = _labelled("server_sessions", "Sessions now", both, ())
+    checks = _labelled("server_check_duration_seconds", "How long its last check took", both, ())
+    handshakes = _labelled(
+        "server_proxy_handshake", "What it was when it was last asked whether it speaks PROXY", [*both, "result"], ()
+    )
+    for pool in state.backends:
+        counts = dict.fromkeys(_BACKEND_STATES, 0)
+        kind = (pool.application.value, pool.proxy_protocol.value)
+        for server in pool.servers:
+            key, one = (pool.name, server.name), found.get((pool.name, server.name))
+            if one is not None:
+                word = "maintenance" if one.maintenance else "draining" if one.draining else "up" if one.up else "down"
+                counts[word] += 1
+                sessions.add_metric(key, float(one.sessions))
+                if one.check_milliseconds is not None:
+                    checks.add_metric(key, one.check_milliseconds / 1_000)
+            up.add_metric(key, float(one is not None and one.up))
+            met = facts.handshakes.get((*key, str(server.address), *kind)) if facts.handshakes else None
+            if met is not None:
+                handshakes.add_metric((*key, met.result), 1.0)
+        for word, count in counts.items():
+            states.add_metric((pool.name, word), float(count))
+    yield from (states, up, sessions, checks, handshakes)

@@ -1,0 +1,101 @@
+"""What the agent answers over HTTP: metrics, health, readiness, the status page. Text out of facts; no socket here."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from agent.model.generation import Generation
+from agent.model.observed import Observation
+from agent.view import page
+from agent.view.metrics import Facts, Metrics, Usage
+
+FRESH_SECONDS = 0.25  # fifty scrapers at once are told the same
+USAGE_SECONDS = 10.0  # looking through all processes costs milliseconds
+REFRESH = 10  # seconds after which a browser asks again
+
+_HTML = "text/html; charset=utf-8"
+_STRICT = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Frame-Options": "DENY",
+    "Refresh": str(REFRESH),
+}
+
+
+class Site:
+    """`facts`, `document` and `history` are replaced whole by the service; all else happens in the threads that answer.
+
+    `look`: HAProxy now, None where it does not answer in time. `usage`: what its processes take. `alive`: whether the
+    service still looks.
+    """
+
+    def __init__(
+        self, *, look: Callable[[], Observation | None], usage: Callable[[], dict[str, Any]], alive: Callable[[], bool]
+    ) -> None:
+        self.facts: Facts = Facts(version="")
+        self.document: dict[str, Any] = {}
+        self.history: tuple[Generation, ...] = ()
+        self._look, self._usage, self._alive = look, usage, alive
+        self._lock = threading.Lock()
+        self._made: dict[bool, tuple[float, tuple[str, bytes]]] = {}
+        self._used: tuple[float, Usage] | None = None
+        self.metrics = Metrics(lambda: self._now(), look)
+
+    @property
+    def routes(self) -> dict[str, Callable[[str], dict[str, Any]]]:
+        """By path: what answers a GET, given its Accept header."""
+        return {"/": self._page, "/metrics": self._metrics, "/healthz": self._health, "/readyz": self._ready}
+
+    def _now(self) -> Facts:
+        from attrs import evolve
+
+        moment = time.monotonic()
+        if self._used is None or moment - self._used[0] > USAGE_SECONDS:
+            self._used = (moment, Usage(**self._usage()))
+        return evolve(self.facts, usage=self._used[1])
+
+    def _metrics(self, accept: str) -> dict[str, Any]:
+        """One look at HAProxy for all who ask at one moment: a frozen one costs them a second together."""
+        wanted, arrived = "application/openmetrics-text" in accept, time.monotonic()
+        with self._lock:
+            made = self._made.get(wanted)
+            if made is None or made[0] < arrived - FRESH_SECONDS:
+                begin = time.monotonic()
+                text = self.metrics.text(open_metrics=wanted)
+                # What took a second is as old as its end: those who waited for it share it.
+                made = self._made[wanted] = (max(begin, time.monotonic() - FRESH_SECONDS / 2), text)
+        kind, body = made[1]
+        return {"code": 200, "kind": kind, "body": body}
+
+    def _health(self, _accept: str) -> dict[str, Any]:
+        alive = self._alive()
+        return {"code": 200 if alive else 503, "kind": "text/plain", "body": b"ok\n" if alive else b"deaf\n"}
+
+    def _ready(self, _accept: str) -> dict[str, Any]:
+        reasons = list(_unready(self.document, self.facts))
+        body = json.dumps({"ready": not reasons, "reasons": reasons}).encode() + b"\n"
+        return {"code": 503 if reasons else 200, "kind": "application/json", "body": body}
+
+    def _page(self, _accept: str) -> dict[str, Any]:
+        return {
+            "code": 200,
+            "kind": _HTML,
+            "body": page.render(self.document, self.history).encode(),
+            "headers": _STRICT,
+        }
+
+
+def _unready(document: dict[str, Any], facts: Facts) -> Any:
+    """Why not everything is as it should be, one sentence each."""
+    if document.get("haproxy") is None:
+        yield "HAProxy does not answer"
+    if not facts.in_sync:
+        yield f"the desired state is not what is live: {document.get('message') or 'nobody has looked yet'}"
+    for one in document.get("frontends", ()):
+        if one["state"] != "up":
+            why = "; ".join(f"{bind['address']}: {bind['reason']}" for bind in one["binds"] if bind["reason"])
+            yield f"frontend {one['name']} is {one['state']}{f' ({why})' if why else ''}"
