@@ -132,13 +132,13 @@ AcceptEnv *
         assert self.process is not None
         return psutil.Process(self.process.pid).children(recursive=True)
 
-    def runs(self, word: str) -> bool:
-        """Whether a session runs a program with this word in its command line."""
+    def program(self, word: str) -> psutil.Process | None:
+        """A program of a session with this word in its command line; it may outlive its session."""
         for one in self.sessions():
             with contextlib.suppress(psutil.Error):  # it ends just now
                 if word in one.cmdline():
-                    return True
-        return False
+                    return one
+        return None
 
     def kill(self) -> None:
         """It, and every session of it, at once."""

@@ -155,9 +155,9 @@ def test_a_connection_that_is_cut_ends_no_document(one: Firewall, client: Client
         assert ssh.stdin is not None
         ssh.stdin.write(whole.encode())
         ssh.stdin.flush()
-        until(lambda: one.sshd.runs("gate"), "the gate reads")
+        gates = until(lambda: one.sshd.program("gate"), "the gate reads")
         ssh.kill()
-    until(lambda: not one.sshd.runs("gate"), "the gate has ended")
+    gates.wait(20)
     assert one.edge.desired.read_bytes() == data.encode()
     assert first_line(other)[:1] == "a"
 
