@@ -48,7 +48,7 @@ unit: $(VENV)/test
 
 # With every HAProxy that is here, with Postfix and Dovecot.
 integration: $(VENV)/test
-	$(BIN)/python -m pytest tests/golden tests/property tests/integration tests/remote tests/faults tests/mail tests/house
+	$(BIN)/python -m pytest tests/golden tests/property tests/integration tests/metrics tests/remote tests/faults tests/mail tests/house
 
 # The properties without HAProxy, at length: minutes.
 fuzz: $(VENV)/test

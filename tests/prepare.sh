@@ -1,6 +1,6 @@
 #!/bin/sh
-# What the tests need of the system: HAProxy 2.6 and 3.0, Postfix, Dovecot, nginx, OpenSSH. As root on Debian this installs it;
-# elsewhere it says what will be left out and leaves the rest to the tests, which say so again.
+# What the tests need of the system: HAProxy 2.6 and 3.0, Postfix, Dovecot, nginx, OpenSSH, Prometheus, Chromium. As root
+# on Debian this installs it; elsewhere it says what will be left out and leaves the rest to the tests, which say so again.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -9,7 +9,8 @@ if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null 2>&1; then
     exit 0
 fi
 
-packages="bmake dovecot-core dovecot-imapd haproxy nginx-light openssh-client openssh-server openssl postfix procps"
+packages="bmake chromium chromium-driver dovecot-core dovecot-imapd haproxy nginx-light openssh-client openssh-server"
+packages="$packages openssl postfix procps prometheus"
 trixie=.cache/trixie
 [ -x "$trixie/haproxy-3.0" ] || packages="$packages debootstrap patchelf"
 

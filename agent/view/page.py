@@ -196,11 +196,11 @@ def _checked(server: Mapping[str, Any]) -> str:
 
 def render(document: Mapping[str, Any], history: Sequence[Generation]) -> str:
     """The whole page, as HTML."""
-    whole = {"frontends": [], "backends": [], "findings": [], "live": None, "agent": {}, **document}
+    whole = {**_EMPTY, **document}
     return _template().render(
         document=whole,
         headline=headline(whole),
-        good=bool(whole["frontends"]) and all(one["state"] == "up" for one in whole["frontends"]),
+        worst=_worst(whole),
         picture=picture(whole),
         glyphs=_GLYPHS,
         history=[
@@ -216,6 +216,29 @@ def render(document: Mapping[str, Any], history: Sequence[Generation]) -> str:
             for one in reversed(history[-10:])
         ],
     )
+
+
+def _worst(document: Mapping[str, Any]) -> str:
+    """The state of all of it: that of the frontend that is worst off."""
+    states = [one["state"] for one in document["frontends"]]
+    if not states or document.get("haproxy") is None:
+        return "down"
+    return next((word for word in _BAD if word in states), "up")
+
+
+_EMPTY: dict[str, Any] = {
+    "at": "",
+    "agent": {},
+    "live": None,
+    "haproxy": None,
+    "held": None,
+    "outcome": None,
+    "message": "",
+    "remedy": "",
+    "findings": [],
+    "frontends": [],
+    "backends": [],
+}
 
 
 @functools.cache

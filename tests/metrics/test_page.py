@@ -1,0 +1,192 @@
+"""The status page in a real browser: what it says, how it looks, for whom."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from axe_selenium_python import Axe
+from kit.edge import Edge, until
+from kit.left_out import leave_out
+from kit.servers import echo, free_port
+from selenium.webdriver import Chrome, ChromeOptions
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+
+from agent.view import page
+
+CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Chrome]:
+    if not CHROMIUM.exists() or not DRIVER.exists():
+        leave_out("Chromium is not here")
+    options = ChromeOptions()
+    options.binary_location = str(CHROMIUM)
+    for word in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-proxy-server"):
+        options.add_argument(word)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = Chrome(options=options, service=Service(str(DRIVER)))
+    try:
+        yield driver
+    finally:
+        driver.quit()
+
+
+def fine(browser: Chrome) -> None:
+    """No word on the console, no overflow on a phone, nothing serious for axe, in light and in dark."""
+    assert browser.get_log("browser") == []
+    for scheme in ("light", "dark"):
+        browser.execute_cdp_cmd(
+            "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        )
+        axe = Axe(browser)
+        axe.inject()
+        found = axe.run()["violations"]
+        serious = [(one["id"], one["nodes"][0]["html"]) for one in found if one["impact"] in ("serious", "critical")]
+        assert serious == [], scheme
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": 360, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+    )
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= 360
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def drawn(browser: Chrome, name: str) -> str:
+    """The state in which the picture shows a box."""
+    script = "return [...document.querySelectorAll('svg g.node')].map(one => [one.textContent, one.className.baseVal])"
+    found = [state for text, state in browser.execute_script(script) if name in text]
+    return str(found[0]).removeprefix("node ") if found else ""
+
+
+def test_a_frontend_goes_up_degraded_down_and_quarantined(one_edge: Edge, browser: Chrome):
+    port, taken, web = free_port(), free_port(), free_port()
+    haproxy = f'[haproxy]\nbinary = "{one_edge.binary}"\nmaxconn = 500\n[apply]\nresync = "1s"\n'
+    one_edge.configure(f'{haproxy}[metrics]\nlisten = "127.0.0.1:{web}"')
+    with contextlib.ExitStack() as stack:
+        servers = {name: stack.enter_context(contextlib.ExitStack()) for name in ("a", "b")}
+        addresses = {name: servers[name].enter_context(echo(name)).address for name in servers}
+        document: dict[str, Any] = {
+            "version": 1,
+            "frontends": {"smtp": {"bind": [f"127.0.0.1:{port}"], "backend": "mail"}},
+            "backends": {
+                "mail": {
+                    "servers": {name: {"address": address} for name, address in addresses.items()},
+                    "health": {"interval": "100ms", "fall": 1, "rise": 1},
+                }
+            },
+        }
+        one_edge.put(document)
+        one_edge.serve()
+
+        def says(sentence: str, state: str) -> None:
+            def so() -> bool:
+                browser.get(f"http://127.0.0.1:{web}/")
+                return browser.find_element(By.TAG_NAME, "h1").text[2:] == sentence
+
+            until(so, sentence)
+            assert drawn(browser, "smtp") == state
+            fine(browser)
+
+        says("The one frontend is serving.", "up")
+        assert (drawn(browser, "a 127."), drawn(browser, "mail")) == ("up", "up")
+        servers["b"].close()
+        says("0 of 1 frontends are fully serving; smtp is degraded.", "degraded")
+        assert (drawn(browser, "a 127."), drawn(browser, "b 127.")) == ("up", "down")
+        servers["a"].close()
+        says("0 of 1 frontends are fully serving; smtp is down.", "down")
+        with socket.create_server(("127.0.0.1", taken)):
+            document["frontends"]["smtp"]["bind"] = [f"127.0.0.1:{taken}"]
+            one_edge.put(document)
+            says("0 of 1 frontends are fully serving; smtp is quarantined.", "quarantined")
+            body = browser.find_element(By.TAG_NAME, "body").text
+            assert f"127.0.0.1:{taken} quarantined: " in body
+            assert "goes live by itself" in body
+
+
+def many(frontends: int, **more: Any) -> dict[str, Any]:
+    names = [f"{n:03d}-{'x' * 59}" for n in range(frontends)]
+    return {
+        "at": "2026-01-01T00:00:00Z",
+        "live": {"generation": 7, "serial": None, "digest": "ab" * 32, "since": "2026-01-01T00:00:00Z", "name": ""},
+        "haproxy": {"version": "3.0.11", "pid": 1, "uptime": 1, "generation": 7},
+        "agent": {"version": "1", "pid": 1, "command": "run", "started": ""},
+        "held": None,
+        "message": "",
+        "remedy": "",
+        "outcome": "committed",
+        "findings": [],
+        "frontends": [
+            {
+                "name": name,
+                "state": "down" if n == frontends - 1 else "up",
+                "binds": [{"address": f"192.0.2.1:{n + 1}", "state": "listening", "reason": ""}],
+                "backends": [name],
+                "servers_up": 4,
+                "servers_total": 4,
+                "sessions": n,
+                "client_ip_preserved": None,
+                "canary": [],
+            }
+            for n, name in enumerate(names)
+        ],
+        "backends": [
+            {
+                "name": name,
+                "application": "smtp",
+                "proxy_protocol": "v2",
+                "servers_up": 4,
+                "servers_total": 4,
+                "servers": [
+                    {
+                        "name": f"s{n}",
+                        "address": f"192.0.2.{n + 10}:25",
+                        "weight": 1,
+                        "backup": False,
+                        "status": "UP",
+                        "check": "L4OK",
+                        "sessions": 0,
+                        "handshake": None,
+                    }
+                    for n in range(4)
+                ],
+            }
+            for name in names
+        ],
+        **more,
+    }
+
+
+def test_two_hundred_frontends_fold_and_the_one_that_is_down_is_seen(browser: Chrome, tmp_path: Path):
+    file = tmp_path / "page.html"
+    file.write_text(page.render(many(200), ()))
+    browser.get(f"file://{file}")
+    assert browser.get_log("browser") == []
+    nodes = browser.find_elements(By.CSS_SELECTOR, "svg g.node")
+    assert len(nodes) <= 3 * page.MOST + 3
+    assert drawn(browser, "192.0.2.1:200") == "down"
+    assert drawn(browser, "and 177 more") == "up"
+
+
+def test_nothing_from_a_document_is_markup(browser: Chrome, tmp_path: Path):
+    nasty = "<script>alert(1)</script><b>x"
+    document = many(2, message=nasty, remedy=nasty, outcome=nasty)
+    document["findings"] = [{"where": nasty, "line": None, "message": nasty, "remedy": nasty}]
+    document["frontends"][0]["binds"][0] |= {"state": "closed", "reason": nasty}
+    text = page.render(document, ())
+    assert "<script" not in text
+    file = tmp_path / "page.html"
+    file.write_text(text)
+    browser.get(f"file://{file}")
+    assert browser.find_elements(By.TAG_NAME, "script") == []
+    assert nasty in browser.find_element(By.TAG_NAME, "body").text
+
+
+@pytest.mark.parametrize("document", [{}, many(0), many(1), many(1, haproxy=None), many(1, live=None)])
+def test_every_document_is_a_page(document: dict[str, Any]):
+    assert page.render(document, ()).startswith("<!doctype html>")
