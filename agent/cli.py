@@ -12,6 +12,7 @@ import os
 import re
 import sys
 import tempfile
+import time
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -275,8 +276,9 @@ def gate(ctx: click.Context, key: Path | None) -> None:
 
 @main.command(epilog="Example: agent status --json | jq .frontends")
 @click.option("--json", "as_json", is_flag=True, help="status.json: one JSON document.")
+@click.option("--watch", is_flag=True, help="Look again each second, until Ctrl-C.")
 @click.pass_obj
-def status(settings_file: Path | None, *, as_json: bool) -> None:
+def status(settings_file: Path | None, *, as_json: bool, watch: bool) -> None:
     """Every frontend, its addresses and servers; what is live, what is wrong.
 
     Exit 0 when all is up, 6 when a frontend is not, 7 when no agent runs (HAProxy is asked directly then).
@@ -285,6 +287,17 @@ def status(settings_file: Path | None, *, as_json: bool) -> None:
     from agent.view import tables
 
     host = Host(_settings(settings_file), command="status")
+    if watch and as_json:
+        raise click.UsageError("--watch is for people; a program reads --json when it wants to")
+    while watch:
+        running = host.store.service_running()
+        document = (host.store.status() if running else None) or host.status(None)
+        page = tables.status(document, running=running)
+        click.echo(f"\033[H\033[2J{page}" if sys.stdout.isatty() else page, nl=False)
+        try:
+            time.sleep(1)  # a person looks
+        except KeyboardInterrupt:
+            return
     running = host.store.service_running()
     document = (host.store.status() if running else None) or host.status(None)
     if as_json:

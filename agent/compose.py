@@ -31,6 +31,7 @@ from agent.errors import (
 )
 from agent.host import templates
 from agent.host.haproxy import HAProxy, file_limit, find_ca_file
+from agent.host.notice import Notices
 from agent.host.prober import HostProber
 from agent.host.processes import usage
 from agent.host.runtime import StatsSocket
@@ -100,6 +101,7 @@ class Host:
         self._last: Report | None = None
         self._counters: Counter[str] = Counter()
         self._site: Site | None = None
+        self._notices = Notices(settings.notify.command if command == "run" else "")
         self._ticked = time.monotonic()
         self._haproxy = ""  # its version, as it said itself
         self._looked_at: tuple[tuple[int, int] | None, ...] | None = None
@@ -355,6 +357,7 @@ class Host:
         self._try_canaries()
         if before is None or _gist(before) != _gist(report):
             _log_report(report)
+            self._notices.tell(_notice(before, report))
         return 0.0
 
     def _try_canaries(self) -> None:
@@ -499,6 +502,24 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"cannot make {folder}: {error.strerror}") from None
+
+
+def _notice(before: Report | None, report: Report) -> dict[str, object]:
+    """An outcome that is news, for syslog and for the operator's program."""
+    return {
+        "outcome": report.outcome.value,
+        "before": before.outcome.value if before else None,
+        "exit_code": int(report.exit_code),
+        "generation": report.generation,
+        "digest": report.digest,
+        "serial": report.serial,
+        "name": report.name,
+        "plan": report.plan,
+        "milliseconds": round(report.seconds * 1_000),
+        "message": report.message,
+        "remedy": report.remedy,
+        "at": view.when(report.at),
+    }
 
 
 def _gist(report: Report) -> tuple[object, ...]:

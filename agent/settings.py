@@ -107,6 +107,13 @@ class Sync:
 
 
 @frozen(kw_only=True)
+class Notify:
+    """Who is told when an outcome changes: a program that reads JSON from its standard input. "": nobody."""
+
+    command: OptionalFolder = OptionalFolder("")
+
+
+@frozen(kw_only=True)
 class Settings:
     """All of agent.toml."""
 
@@ -115,6 +122,7 @@ class Settings:
     apply: Apply = Apply()
     metrics: Metrics = Metrics()
     sync: Sync = Sync()
+    notify: Notify = Notify()
 
     @property
     def desired(self) -> Path:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
 import json
 import logging
-import logging.handlers
 import os
 import select
 import shlex
@@ -23,6 +21,7 @@ from attrs import frozen
 
 from agent.compose import Host, beside, label, read
 from agent.errors import AgentError, ExitCode, PolicyError, UsageError
+from agent.host.notice import AUTH, to_syslog
 from agent.model.desired import Limits, parse
 from agent.remote import gate as gates
 from agent.remote import push, signature
@@ -310,7 +309,7 @@ def gate(main: click.Group, ctx: click.Context, settings: Settings, key: Path | 
     if key is not None:
         _print_authorized_key(ctx, key)
         return
-    _log_to_syslog()
+    to_syslog(_log, "edgeagent gate", AUTH)
     client = (os.environ.get("SSH_CONNECTION") or "nobody").split(" ")[0][:60]
     call = os.environ.pop("SSH_ORIGINAL_COMMAND", None)
     try:
@@ -356,17 +355,3 @@ def _print_authorized_key(ctx: click.Context, file: Path) -> None:
         click.echo(gates.authorized_key(text, command))
     except ValueError as error:
         raise UsageError(f"{file}: {error}") from None
-
-
-def _log_to_syslog() -> None:
-    """Where there is no syslog (a test, a container) the calls are answered all the same."""
-    _log.propagate = False
-    _log.setLevel(logging.INFO)
-    for place in ("/var/run/log", "/dev/log"):
-        if Path(place).is_socket():
-            with contextlib.suppress(OSError):
-                handler = logging.handlers.SysLogHandler(place, facility=logging.handlers.SysLogHandler.LOG_AUTH)
-                handler.setFormatter(logging.Formatter("edgeagent gate[%(process)d]: %(message)s"))
-                _log.addHandler(handler)
-                return
-    _log.addHandler(logging.NullHandler())

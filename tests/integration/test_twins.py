@@ -22,7 +22,7 @@ from agent.host.handshake import ask
 from agent.model.handshake import Question, Result, Seen
 from agent.model.schema import Application, Endpoint, ProxyProtocol
 
-ROUNDS = 5
+ROUNDS = 3
 
 
 def found(port: int, application: Application, version: ProxyProtocol) -> Seen:

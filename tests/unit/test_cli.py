@@ -34,7 +34,10 @@ def test_version_is_that_of_the_package():
     assert agent("--version").output == f"edgeagent {__version__}\n"
 
 
-@pytest.mark.parametrize("command", ["run", "check", "plan", "apply", "status", "history", "demo"])
+@pytest.mark.parametrize(
+    "command",
+    ["run", "check", "plan", "apply", "sync", "gate", "status", "history", "rollback", "probe", "echo", "demo"],
+)
 def test_every_command_has_a_help_text_with_an_example(command: str):
     done = agent(command, "--help")
     assert done.exit_code == 0

@@ -1,0 +1,68 @@
+"""Who is told of an outcome, and that nobody waits for it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from kit.edge import until
+
+from agent.host import notice
+from agent.host.notice import Notices, line
+
+
+@pytest.fixture
+def syslog(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    folder = Path(tempfile.mkdtemp(prefix="edge-"))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
+        server.bind(str(folder / "log"))
+        server.settimeout(5)
+        monkeypatch.setattr(notice, "SYSLOG", (str(folder / "nobody"), str(folder / "log")))
+        yield server
+    logger = logging.getLogger("agent.notice")
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+
+
+def test_a_notice_is_one_line_in_syslog(syslog: socket.socket):
+    Notices("").tell({"outcome": "committed", "before": None, "generation": 42, "message": 'a "b"\nc'})
+    said = syslog.recv(2_000).decode().rstrip("\0")
+    assert said.startswith("<30>edgeagent[")  # daemon.info
+    assert said.endswith('outcome=committed generation=42 message="a \\"b\\"\\nc"')
+
+
+def test_the_operators_program_reads_json(syslog: socket.socket, tmp_path: Path):
+    program = tmp_path / "notify"
+    program.write_text(f"#!/bin/sh\ncat > {tmp_path}/.got && mv {tmp_path}/.got {tmp_path}/got\n")
+    program.chmod(0o755)
+    Notices(str(program)).tell({"outcome": "rolled_back", "message": "x\ny"})
+    until((tmp_path / "got").exists, "it was run")
+    assert json.loads((tmp_path / "got").read_text()) == {"outcome": "rolled_back", "message": "x\ny"}
+
+
+def test_a_slow_or_broken_program_is_in_nobodys_way(
+    syslog: socket.socket, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(notice, "COMMAND_SECONDS", 0.2)
+    program = tmp_path / "notify"
+    program.write_text("#!/bin/sh\nexec sleep 100\n")
+    program.chmod(0o755)
+    slow = Notices(str(program))
+    start = time.monotonic()
+    for _ in range(2_000):  # syslogd reads none of it
+        slow.tell({"outcome": "committed"})
+    assert time.monotonic() - start < 1
+    until(lambda: "timed out" in caplog.text, "its time is bounded")
+    assert "a notice was dropped" in caplog.text
+    Notices(str(tmp_path / "nobody")).tell({"outcome": "committed"})
+    until(lambda: "No such file" in caplog.text, "what does not run is said")
+
+
+def test_lines_are_words():
+    assert line({"a": "b_c-1.2", "b": "", "c": None, "d": 0, "e": "x y"}) == 'a=b_c-1.2 d=0 e="x y"'
