@@ -10,13 +10,14 @@ import beside
 import changes
 import paths
 import remote
+import scrape
 import startup
 
 
 def main() -> None:
     """Each prints as it ends; the whole takes a few minutes."""
     results: dict[str, float] = {}
-    for part in (startup, paths, changes, beside, remote):
+    for part in (startup, paths, changes, beside, remote, scrape):
         print(f"{part.__name__} ...", file=sys.stderr)
         found = part.main()
         for name, value in found.items():

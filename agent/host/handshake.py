@@ -95,7 +95,7 @@ async def _ask(question: Question, deadline: float) -> Seen:
             reader, writer = await asyncio.open_connection(question.address.host, question.address.port)
     except ConnectionRefusedError:
         return Seen(result=Result.REFUSED, detail="connection refused", milliseconds=_since(begin))
-    except (ConnectionResetError, BrokenPipeError):  # it took the connection, and ended it before anybody could say a word
+    except (ConnectionResetError, BrokenPipeError):  # it took the connection, and ended it before a word was said
         return Seen(result=Result.SILENT, detail="reset at once", milliseconds=_since(begin))
     except (OSError, TimeoutError) as error:
         why = str(error) or "no answer in time"

@@ -49,9 +49,20 @@ def usage(config: Path) -> dict[str, Any]:
         "processes": {"serving": min(len(found), 1), "draining": max(len(found) - 1, 0)},
         "memory": None,
         "files": None,
+        "agent": {},
     }
     if psutil is None:
         return told
+    me = psutil.Process()
+    with contextlib.suppress(psutil.Error):
+        spent = me.cpu_times()
+        told["agent"] = {
+            "cpu_seconds_total": spent.user + spent.system,
+            "resident_memory_bytes": me.memory_info().rss,
+            "open_fds": me.num_fds(),
+            "threads": me.num_threads(),
+            "start_time_seconds": me.create_time(),
+        }
     memory = files = 0
     for one in found:
         with contextlib.suppress(psutil.Error):  # ended just now

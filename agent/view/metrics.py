@@ -35,12 +35,14 @@ _BACKEND_STATES = ("up", "down", "maintenance", "draining")
 class Usage:
     """What a kind of process takes: how many there are (`role` serving or draining), their memory and files.
 
-    Bytes and a number; None where it cannot be known (no psutil).
+    Bytes and a number; None where it cannot be known (no psutil). `agent`: of the agent's own process, by the names
+    that Prometheus' clients use.
     """
 
     processes: Mapping[str, int]
     memory: int | None = None
     files: int | None = None
+    agent: Mapping[str, float] = field(factory=dict)
 
 
 @frozen(kw_only=True)
@@ -230,6 +232,11 @@ def _agent(facts: Facts) -> Iterator[Metric]:
             yield _gauge("haproxy_resident_memory_bytes", "Resident memory of all of them", usage.memory)
         if usage.files is not None:
             yield _gauge("haproxy_open_fds", "Open files of all of them", usage.files)
+        for name, value in usage.agent.items():
+            kind = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
+            told = kind(f"process_{name.removesuffix('_total')}", f"The agent's own process: {name.replace('_', ' ')}")
+            told.add_metric([], float(value))
+            yield told
 
 
 def _frontends(

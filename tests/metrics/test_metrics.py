@@ -118,6 +118,8 @@ def test_every_metric_of_the_contract_is_there(edge: Edge, backend: EchoServer):
         assert found.of("haproxy_processes", role="serving") == 1
         assert found.of("server_proxy_handshake", backend="mail", server="m", result="wrong_protocol") == 1
         assert found.of("in_sync") == 1
+        assert found["process_resident_memory_bytes", ()] > 10_000_000
+        assert found["process_cpu_seconds_total", ()] > 0
         assert edge.status()["frontends"][0]["client_ip_preserved"] is None  # it is no echo of ours that answered
 
 
@@ -171,6 +173,24 @@ def test_a_frozen_haproxy_fails_no_scrape(one_edge: Edge, backend: EchoServer):
     assert last.of("frontend_sessions", frontend="f0") == 0  # last known
     assert last.of("server_up", backend="pool", server="a") == 1
     until(lambda: site.scrape().of("haproxy_up") == 1, "up again")
+
+
+def test_a_thousand_frontends_with_the_longest_names(one_edge: Edge, backend: EchoServer):
+    ports = iter(range(40_000, 60_000))  # nobody connects to them, and a few may be taken
+    names = [f"{n:04d}{'x' * 59}" for n in range(1_000)]
+    document = {
+        "version": 1,
+        "frontends": {name: {"bind": [f"127.0.0.1:{next(ports)}"], "backend": name} for name in names},
+        "backends": {
+            name: {"servers": {"a": {"address": backend.address}}, "health": {"interval": "10m"}} for name in names
+        },
+    }
+    site = served(one_edge, document)
+    until(lambda: site.get("/healthz")[0] == 200, "the agent lives")
+    found = until(lambda: (scraped := site.scrape()).names >= {"edgeagent_frontend_up"} and scraped, "a scrape", 60)
+    assert sum(1 for name, _ in found if name == "edgeagent_frontend_up") == 1_000
+    assert found.of("server_up", backend=names[7], server="a") == 1
+    assert site.get("/")[0] == 200
 
 
 def test_health_and_readiness(one_edge: Edge, backend: EchoServer):
