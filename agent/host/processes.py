@@ -60,7 +60,6 @@ def usage(config: Path) -> dict[str, Any]:
             "cpu_seconds_total": spent.user + spent.system,
             "resident_memory_bytes": me.memory_info().rss,
             "open_fds": me.num_fds(),
-            "threads": me.num_threads(),
             "start_time_seconds": me.create_time(),
         }
     memory = files = 0

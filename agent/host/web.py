@@ -12,6 +12,7 @@ import gzip
 import hashlib
 import hmac
 import http.server
+import io
 import socket
 import ssl
 import threading
@@ -186,18 +187,22 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         data, zipped = found.body, False
         if len(data) > _WORTH_GZIP and "gzip" in self.headers.get("Accept-Encoding", ""):
             data, zipped = gzip.compress(data, compresslevel=1, mtime=0), True
+        head = {
+            "Content-Type": found.kind,
+            "Content-Length": str(len(data)),
+            "Cache-Control": "no-store",
+            "X-Content-Type-Options": "nosniff",
+            **found.headers,
+            **({"Content-Encoding": "gzip"} if zipped else {}),
+        }
         self.send_response(found.code)
-        self.send_header("Content-Type", found.kind)
-        self.send_header("Content-Length", str(len(data)))
-        self.send_header("Cache-Control", "no-store")
-        self.send_header("X-Content-Type-Options", "nosniff")
-        for name, value in found.headers.items():
+        for name, value in head.items():
             self.send_header(name, value)
-        if zipped:
-            self.send_header("Content-Encoding", "gzip")
-        self.end_headers()
-        if body:
-            self.wfile.write(data)
+        with io.BytesIO() as whole:  # head and body in one piece: two would wait for each other
+            out, self.wfile = self.wfile, whole
+            self.end_headers()
+            self.wfile = out
+            self.wfile.write(whole.getvalue() + (data if body else b""))
 
     def _may(self) -> bool:
         if not self.allowed:

@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from attrs import field, frozen
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from agent.errors import Outcome
 from agent.model import canary
@@ -27,7 +28,8 @@ from agent.model.report import Report
 from agent.view.status import Index, frontend_state
 
 PREFIX = "edgeagent_"
-STAGES = (0.005, 0.025, 0.1, 0.5, 2.5, 10)  # seconds
+STAGES = (0.05, 0.5, 5)  # seconds
+_TIMED = ("load", "preflight", "plan", "check", "swap", "switch", "verify", "commit")
 _BACKEND_STATES = ("up", "down", "maintenance", "draining")
 
 
@@ -111,7 +113,7 @@ class Metrics:
         self.totals = Totals()
         self._registry = CollectorRegistry(auto_describe=False)
         self._applies = Counter(
-            f"{PREFIX}applies", "Converges that did something or were asked for, by outcome", ["outcome"],
+            f"{PREFIX}applies", "Converges that did something, by outcome", ["outcome"],
             registry=self._registry,
         )  # fmt: skip
         for outcome in Outcome:
@@ -127,13 +129,45 @@ class Metrics:
         self._applies.labels(report.outcome.value).inc()
         if report.switched:
             for stage, seconds in report.timings:
-                self._durations.labels(stage).observe(seconds)
+                if stage in _TIMED:
+                    self._durations.labels(stage).observe(seconds)
 
     def text(self, *, open_metrics: bool) -> tuple[str, bytes]:
         """Content type and body."""
         if open_metrics:
             return openmetrics.CONTENT_TYPE_LATEST, bytes(openmetrics.generate_latest(_Unique(self._registry)))  # type: ignore[no-untyped-call]
-        return CONTENT_TYPE_LATEST, generate_latest(self._registry)
+        return CONTENT_TYPE_LATEST, written(self._registry.collect())
+
+
+def written(metrics: Iterable[Metric]) -> bytes:
+    """The text format, as prometheus_client's `generate_latest` writes it, in half the time at thousands of samples.
+
+    Families without a sample are left out.
+    """
+    lines: list[str] = []
+    for metric in metrics:
+        if not metric.samples:
+            continue  # there are none of the kind now
+        suffix = {"counter": "_total", "info": "_info"}.get(metric.type, "")
+        kind = "gauge" if metric.type == "info" else metric.type
+        lines.append(f"# HELP {metric.name}{suffix} {metric.documentation}\n# TYPE {metric.name}{suffix} {kind}\n")
+        for sample in metric.samples:
+            if sample.labels:
+                labels = ",".join([f'{key}="{_escaped(value)}"' for key, value in sample.labels.items()])
+                lines.append(f"{sample.name}{{{labels}}} {_number(sample.value)}\n")
+            else:
+                lines.append(f"{sample.name} {_number(sample.value)}\n")
+    return "".join(lines).encode()
+
+
+def _number(value: float) -> str:
+    return str(floatToGoString(value))  # type: ignore[no-untyped-call]  # has no types
+
+
+def _escaped(value: str) -> str:
+    if value.isalnum():
+        return value
+    return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
 
 
 class _Unique(CollectorRegistry):
@@ -206,7 +240,7 @@ def _agent(facts: Facts) -> Iterator[Metric]:
     yield _counted("runtime_updates", "Changes at the running HAProxy", [], [((), counters.get("runtime_updates", 0))])
     yield _counted("rollbacks", "Changes that hurt and were put back", [], [((), counters.get("rollbacks", 0))])
     yield _counted(
-        "drift_corrections", "What was not as the agent had left it and was put right", ["kind"],
+        "drift_corrections", "Differences that were put right", ["kind"],
         (((kind,), count) for kind, count in drift.items()),
     )  # fmt: skip
     yield _gauge("in_sync", "Whether the desired state is what is live", facts.in_sync)
@@ -225,7 +259,7 @@ def _agent(facts: Facts) -> Iterator[Metric]:
     yield build
     if (usage := facts.usage) is not None:
         yield _labelled(
-            "haproxy_processes", "Processes of our HAProxy: the serving one, and those draining", ["role"],
+            "haproxy_processes", "HAProxy processes, serving and draining", ["role"],
             (((role,), count) for role, count in usage.processes.items()),
         )  # fmt: skip
         if usage.memory is not None:
@@ -234,7 +268,7 @@ def _agent(facts: Facts) -> Iterator[Metric]:
             yield _gauge("haproxy_open_fds", "Open files of all of them", usage.files)
         for name, value in usage.agent.items():
             kind = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
-            told = kind(f"process_{name.removesuffix('_total')}", f"The agent's own process: {name.replace('_', ' ')}")
+            told = kind(f"process_{name.removesuffix('_total')}", "Of the agent's own process")
             told.add_metric([], float(value))
             yield told
 
