@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
@@ -134,8 +135,14 @@ def test_via_says_what_is_wrong_with_the_question(one_edge: Edge):
 
 
 def test_a_canary_is_tried_at_every_resync_and_says_when_addresses_are_lost(one_edge: Edge):
-    one_edge.configure(f'[haproxy]\nbinary = "{one_edge.binary}"\nmaxconn = 500\n[apply]\nresync = "200ms"')
-    server, front = free_port(), free_port("127.0.0.1", "::1")
+    server, front, web = free_port(), free_port("127.0.0.1", "::1"), free_port()
+    haproxy = f'[haproxy]\nbinary = "{one_edge.binary}"\nmaxconn = 500\n[apply]\nresync = "200ms"\n'
+    one_edge.configure(f'{haproxy}[metrics]\nlisten = "127.0.0.1:{web}"')
+
+    def exported(value: float) -> bool:
+        with urllib.request.urlopen(f"http://127.0.0.1:{web}/metrics", timeout=10) as answer:
+            return f'frontend_client_ip_preserved{{frontend="front"}} {value}\n'.encode() in answer.read()
+
     with agent_echo(f"127.0.0.1:{server}") as process:
         one_edge.put(canaried(front, server, canary=True))
         one_edge.serve()
@@ -144,12 +151,14 @@ def test_a_canary_is_tried_at_every_resync_and_says_when_addresses_are_lost(one_
             return one_edge.status()["frontends"][0]["client_ip_preserved"]
 
         until(lambda: preserved() is True, "the canary sings")
+        until(lambda: exported(1.0), "and Prometheus hears it")
         assert process.stdout is not None
         seen = {process.stdout.readline().split()[-1] for _ in range(4)}
         assert len(seen) == 4  # at every resync another connection
         with liar(b"client 10.0.20.1:4711\r\n") as other:
             one_edge.put(canaried(front, other, canary=True))
             until(lambda: preserved() is False, "somebody replaces addresses")
+            until(lambda: exported(0.0), "and Prometheus hears it")
             finding = next(one for one in one_edge.status()["findings"] if "canary" in one["message"])
             assert finding["where"] == "frontends.front"
             assert "was seen as 10.0.20.1:4711" in finding["message"]

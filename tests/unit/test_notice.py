@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from kit.edge import until
 
+from agent.cli import main
 from agent.host import notice
 from agent.host.notice import Notices, line
 
@@ -25,9 +27,9 @@ def syslog(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
         server.settimeout(5)
         monkeypatch.setattr(notice, "SYSLOG", (str(folder / "nobody"), str(folder / "log")))
         yield server
-    logger = logging.getLogger("agent.notice")
-    for handler in list(logger.handlers):
-        logger.removeHandler(handler)
+    for name in ("agent.notice", "agent.gate"):
+        for handler in list(logging.getLogger(name).handlers):
+            logging.getLogger(name).removeHandler(handler)
 
 
 def test_a_notice_is_one_line_in_syslog(syslog: socket.socket):
@@ -62,6 +64,31 @@ def test_a_slow_or_broken_program_is_in_nobodys_way(
     assert "a notice was dropped" in caplog.text
     Notices(str(tmp_path / "nobody")).tell({"outcome": "committed"})
     until(lambda: "No such file" in caplog.text, "what does not run is said")
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (
+            "sh -c id",
+            "<36>edgeagent gate[",
+        ),
+        ("history --json", "<38>edgeagent gate["),
+    ],
+)
+def test_the_gate_writes_a_line_for_each_call(
+    syslog: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, words: str
+):
+    settings = tmp_path / "agent.toml"
+    settings.write_text(f'[paths]\nstate = "{tmp_path}/s"\nrun = "{tmp_path}/r"\ndesired = "{tmp_path}/d"\n')
+    monkeypatch.setenv("SSH_ORIGINAL_COMMAND", call)
+    monkeypatch.setenv("SSH_CONNECTION", "192.0.2.7 4711 192.0.2.1 22")
+    done = CliRunner().invoke(main, ["--settings", str(settings), "gate"])
+    assert done.exit_code == (9 if call.startswith("sh") else 0)
+    said = syslog.recv(2_000).decode()  # auth.warning, auth.info
+    assert said.startswith(words)
+    assert "192.0.2.7" in said
+    assert call.split()[0] in said
 
 
 def test_lines_are_words():
