@@ -145,7 +145,13 @@ class _Server(http.server.ThreadingHTTPServer):
                 super().process_request_thread(request, client_address)
             else:
                 with contextlib.suppress(OSError), self._context.wrap_socket(request, server_side=True) as talk:
-                    super().process_request_thread(talk, client_address)
+                    with self._lock:  # `request` is an empty shell from here on
+                        self._open[talk] = self._open.pop(request, time.monotonic() + SECONDS)
+                    try:
+                        super().process_request_thread(talk, client_address)
+                    finally:
+                        with self._lock:
+                            self._open.pop(talk, None)
         finally:
             with self._lock:
                 self._open.pop(request, None)

@@ -76,18 +76,27 @@ class Totals:
     """Counts of frontends that go on when a new process begins at zero."""
 
     def __init__(self) -> None:
-        self._pid: int | None = None
+        self._process: tuple[int, int | None] | None = None
+        self._gone: set[tuple[int, int | None]] = set()
         self._base: dict[str, tuple[int, int, int, int]] = {}
         self._last: dict[str, tuple[int, int, int, int]] = {}
         self._lock = threading.Lock()
 
     def seen(self, look: Observation) -> None:
-        """Take note of a look; each but the newest process's last one is added to what follows."""
+        """Take note of a look; each but the newest process's last one is added to what follows.
+
+        A look at a process that was replaced since, by another thread, comes too late: it is counted already.
+        """
+        process = (look.process.pid, look.process.generation)
         with self._lock:
-            if look.process.pid != self._pid:
+            if process in self._gone:
+                return
+            if process != self._process:
                 for name, last in self._last.items():
                     self._base[name] = _plus(self._base.get(name), last)
-                self._pid, self._last = look.process.pid, {}
+                if self._process is not None:
+                    self._gone.add(self._process)
+                self._process, self._last = process, {}
             for one in look.frontends:
                 now = (one.connections, one.denied, one.bytes_in, one.bytes_out)
                 before = self._last.get(one.name, now)

@@ -77,7 +77,6 @@ def test_totals_never_go_backwards():
     for pid, count in ((1, 0), (1, 5), (1, 4), (2, 0), (2, 3), (1, 6), (3, 1)):
         totals.seen(look(pid, count))
         seen.append(totals.of("f")[0])
-    assert seen == sorted(seen)
-    assert seen[:5] == [0, 5, 5, 5, 8]
+    assert seen == [0, 5, 5, 5, 8, 8, 9]
     assert totals.of("nobody") == (0, 0, 0, 0)
     assert not math.isnan(totals.of("f")[1])
