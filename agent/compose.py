@@ -238,8 +238,8 @@ class Host:
         if not self._settings.sync.allowed_signers:
             return
         live = self.store.live()
-        if live is not None and live.digest == parsed.digest:
-            return  # was taken once, and serves
+        if signature is None and live is not None and live.digest == parsed.digest:
+            return  # was taken once, and serves; who hands it in anew must sign it, since that would end a hold
         from agent.remote import signature as signatures
 
         if signature is None:

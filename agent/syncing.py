@@ -85,7 +85,7 @@ def sync(settings: Settings, file: Path | None, options: Options) -> NoReturn:
         handed = hand_over(host, wish, deadline=deadline)
     except AgentError as error:
         _end(refused(error, hashlib.sha256(data).hexdigest()), options)
-    if options.no_wait:
+    if options.no_wait and handed.served:
         _end(stored(handed), options)
     _end(wait(host, handed, deadline=deadline, on_stage=_progress()), options)
 

@@ -292,7 +292,9 @@ def _answer(out: bytes) -> dict[str, Any] | None:
         found = json.loads(out)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(found, dict) or found.get("protocol") != 1 or found.get("result") not in _WORDS:
+    if not isinstance(found, dict) or found.get("protocol") != 1:
+        return None
+    if not isinstance(found.get("result"), str) or found["result"] not in _WORDS:
         return None
     code, report = found.get("exit_code"), found.get("report")
     shaped = isinstance(report, dict) or report is None

@@ -5,12 +5,14 @@ Whatever key OpenSSH takes will do: files, keys held by an ssh-agent (name the p
 
 from __future__ import annotations
 
+import contextlib
 import re
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
-from agent.errors import PolicyError, UsageError
+from agent.errors import PolicyError, StoreError, UsageError
 
 NAMESPACE = "edgeagent"
 SIGN_SECONDS = 120.0  # somebody may have to find and touch a FIDO key
@@ -45,7 +47,7 @@ def check(data: bytes, signature: bytes, signers: Path) -> str:
         raise PolicyError("it is not signed, and sync.allowed_signers takes signed documents only", remedy=REMEDY)
     if len(signature) > MOST:
         raise PolicyError(f"a signature of {len(signature):,} bytes; at most {MOST:,} are read")
-    with tempfile.TemporaryDirectory(prefix="edgeagent-") as folder:
+    with _scratch() as folder:
         file = Path(folder) / "signature"
         file.write_bytes(signature)
         found = _keygen("find-principals", "-s", str(file), "-f", str(signers), data=b"")
@@ -67,6 +69,18 @@ def check(data: bytes, signature: bytes, signers: Path) -> str:
         f"its signature by {names[0]} does not fit: it was altered, or signed for something else ({_words(said)})",
         remedy=REMEDY,
     )
+
+
+@contextlib.contextmanager
+def _scratch() -> Iterator[str]:
+    """A folder of its own. Raises StoreError: a full /tmp must refuse a document, not end the service."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="edgeagent-") as folder:
+            yield folder
+    except OSError as error:
+        raise StoreError(
+            f"cannot check a signature: {error.strerror}", remedy="look at the temporary folder"
+        ) from error
 
 
 def _principals(signers: Path) -> list[str]:

@@ -166,6 +166,7 @@ ODD = [
     ({"exit_code": 77}, 77),
     ({"exit_code": 0}, 9),  # its words are one thing, its end another
     ({"protocol": 2}, 0),
+    ({"result": []}, 0),
 ]
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from kit.edge import Edge, until
 from kit.servers import EchoServer, free_port
 from kit.ssh import Client, Cluster, Firewall, make_key, state
 
-from agent.errors import PolicyError, UsageError
+from agent.errors import PolicyError, StoreError, UsageError
 from agent.model.desired import digest_of
 from agent.remote import signature
 
@@ -180,6 +181,8 @@ def test_a_rollback_opens_no_door_to_what_was_signed_before(strict: Edge, key: P
     assert (done.returncode, "serial 5 was taken before, and this one is lower: 3" in done.stderr) == (9, True)
     done = strict.agent("sync", files[5], "--sign", key)
     assert (done.returncode, "put back by hand" in done.stderr) == (5, True)  # it is held still
+    done = strict.agent("sync", files[1])  # what is live, but nobody has signed it: it must not end the hold
+    assert (done.returncode, "it is not signed" in done.stderr) == (9, True)
     assert strict.status()["live"]["serial"] == 1
     assert strict.agent("sync", files[6], "--sign", key).returncode == 0
 
@@ -214,6 +217,13 @@ def test_a_gate_makes_no_plan_for_strangers(strict: Edge, backend: EchoServer):
         check=False,
     )
     assert (done.returncode, b"documents are signed here" in done.stderr) == (9, True)
+
+
+def test_a_temporary_folder_that_is_gone_refuses(tmp_path: Path, key: Path, monkeypatch: pytest.MonkeyPatch):
+    made = signature.sign(DATA, key)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with pytest.raises(StoreError, match="cannot check a signature"):
+        signature.check(DATA, made, signers(tmp_path / "s", key))
 
 
 def test_a_key_that_stands_there_under_two_names(tmp_path: Path, key: Path):

@@ -143,6 +143,7 @@ def test_without_an_agent_it_is_stored_and_said(one_edge: Edge, backend: EchoSer
     done = one_edge.agent("sync", one_edge.file(state(backend.address)))
     assert (done.returncode, time.monotonic() - start < 2) == (7, True)
     assert "no agent runs here; the document is stored" in done.stderr
+    assert one_edge.agent("sync", one_edge.folder / "new.yaml", "--no-wait").returncode == 7
     one_edge.serve()
     assert one_edge.status()["outcome"] == "committed"
 
@@ -219,6 +220,14 @@ def test_twenty_at_once_are_each_told_the_truth(served: Edge, backend: EchoServe
             assert "sha256" in answer["message"] or "serial" in answer["message"]
     assert history[-1]["serial"] == 20
     assert answers[-1][0] == 0
+
+
+def test_the_same_document_many_times_at_once_is_one_truth(served: Edge, backend: EchoServer):
+    document = state(backend.address, free_port())
+    assert sync(served, document)[0] == 0
+    with concurrent.futures.ThreadPoolExecutor(6) as pool:
+        ends = list(pool.map(lambda n: sync(served, document, name=f"{n}.yaml"), range(6)))
+    assert {(code, answer["result"]) for code, answer in ends} == {(0, "unchanged")}
 
 
 def test_the_one_that_was_overtaken_is_told_by_what(served: Edge, backend: EchoServer):
