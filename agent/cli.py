@@ -6,27 +6,25 @@ it.
 
 from __future__ import annotations
 
-import json
+import contextlib
 import logging
 import os
 import re
 import sys
-import tempfile
 import time
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from agent import __version__
-from agent.errors import AgentError, ExitCode, InvalidError, UsageError
+from agent.errors import AgentError, ExitCode, InvalidError
+from agent.printing import end, print_json
 
 if TYPE_CHECKING:
     from agent.model.report import Report
     from agent.settings import Settings
-
-VIA_SECONDS = 3.0
 
 _log = logging.getLogger("agent")
 
@@ -112,9 +110,10 @@ def check(settings_file: Path | None, file: Path | None) -> None:
     FILE is the configured desired state where it is left out, standard input where it is `-`. Exit 3 when
     invalid.
     """
-    from agent.compose import label, process_of, read
+    from agent.compose import process_of
     from agent.host import templates
     from agent.host.haproxy import file_limit
+    from agent.intake import label, read
     from agent.model.desired import Limits, parse
     from agent.model.render import CONFIG_TEMPLATE, render
 
@@ -143,21 +142,18 @@ def plan(settings_file: Path | None, file: Path | None, *, as_json: bool) -> Non
     Addresses are tried, new servers are asked whether they answer, and the result is put before `haproxy -c`.
     Exit 3 when invalid, 4 when it would be refused.
     """
-    from agent.compose import Host, label, read
+    from agent.compose import Host
+    from agent.intake import label, read
     from agent.view import tables
 
     settings = _settings(settings_file)
     path = file or settings.desired
     host = Host(settings, command="plan", file=path)
     data = read(path, settings)
-    proposal = host.survey.propose(data)
-    with tempfile.TemporaryDirectory(prefix="edgeagent-plan-") as folder:
-        staged = Path(folder) / "haproxy.cfg"
-        staged.write_bytes(proposal.config)
-        host.proxy.check(staged)
+    proposal = host.propose(data)
     findings = (*proposal.parsed.findings, *proposal.findings)
     if as_json:
-        _print_json(tables.plan_document(proposal.plan, proposal.diff, proposal.sessions, proposal.handshakes) | {
+        print_json(tables.plan_document(proposal.plan, proposal.diff, proposal.sessions, proposal.handshakes) | {
             "digest": proposal.parsed.digest,
             "findings": [finding.text(label(path)) for finding in findings],
             "refused": [*proposal.objections, *proposal.losses],
@@ -182,7 +178,8 @@ def apply(settings_file: Path | None, file: Path | None, *, force: bool) -> None
     running agent, apply waits its turn. What would leave a frontend that serves now without a server that answers
     is refused.
     """
-    from agent.compose import Host, beside, label, read
+    from agent.compose import Host
+    from agent.intake import beside, label, read
     from agent.model.desired import parse
 
     settings = _settings(settings_file)
@@ -196,10 +193,10 @@ def apply(settings_file: Path | None, file: Path | None, *, force: bool) -> None
     host.store.prepare()
     with host.store.lock(waiting=lambda: click.echo("waiting for another change to finish", err=True)):
         if data is not None:
-            host.admit(parsed, data, signature)
-            host.put(data, signature)
+            host.intake.admit(parsed, data, signature)
+            host.intake.put(data, signature)
         report = host.converge(force=force)
-    _end(report)
+    end(lambda: _print_report(report), report.exit_code)
 
 
 def _seconds(_ctx: click.Context, _param: click.Parameter, value: str) -> float:
@@ -289,21 +286,20 @@ def status(settings_file: Path | None, *, as_json: bool, watch: bool) -> None:
     host = Host(_settings(settings_file), command="status")
     if watch and as_json:
         raise click.UsageError("--watch is for people; a program reads --json when it wants to")
-    while watch:
+    while True:
         running = host.store.service_running()
         document = (host.store.status() if running else None) or host.status(None)
-        page = tables.status(document, running=running)
-        click.echo(f"\033[H\033[2J{page}" if sys.stdout.isatty() else page, nl=False)
+        if as_json:
+            print_json(document)
+        else:
+            wipe = "\033[H\033[2J" if watch and sys.stdout.isatty() else ""
+            click.echo(wipe + tables.status(document, running=running), nl=False)
+        if not watch:
+            break
         try:
-            time.sleep(1)  # a person looks
+            time.sleep(1)  # a person looks; status.json gives no event
         except KeyboardInterrupt:
-            return
-    running = host.store.service_running()
-    document = (host.store.status() if running else None) or host.status(None)
-    if as_json:
-        _print_json(document)
-    else:
-        click.echo(tables.status(document, running=running), nl=False)
+            break
     if not running:
         sys.exit(ExitCode.NO_ANSWER)
     if document["haproxy"] is None or any(one["state"] != "up" for one in document["frontends"]):
@@ -324,7 +320,7 @@ def history(settings_file: Path | None, *, as_json: bool) -> None:
     settings = _settings(settings_file)
     generations = Store(settings.state, settings.run).generations()
     if as_json:
-        _print_json([{**asdict(one), "at": when(one.at)} for one in generations])
+        print_json([{**asdict(one), "at": when(one.at)} for one in generations])
     elif generations:
         click.echo(tables.history(generations), nl=False)
     else:
@@ -346,7 +342,7 @@ def rollback(settings_file: Path | None, generation: int | None) -> None:
     host.store.prepare()
     with host.store.lock(waiting=lambda: click.echo("waiting for another change to finish", err=True)):
         report = host.rollback(generation)
-    _end(report)
+    end(lambda: _print_report(report), report.exit_code)
 
 
 @main.command(epilog="Example: agent probe smtp --client 198.51.100.7")
@@ -373,80 +369,16 @@ def probe(
     With --via, does a client's address get through? One connection to each address of the frontend; the echo behind
     it must be told of the very address that was used. Exit 4 when it was another one, 7 when no echo answered.
     """
+    from agent import probing
+
     if via is not None:
         if backends or client:
             raise click.UsageError("--via goes through a frontend, as whoever --source says; leave the others out")
-        _go_through(settings_file, via, source, as_json=as_json)
+        probing.go_through(_settings(settings_file), via, source, as_json=as_json)
         return
     if source is not None:
         raise click.UsageError("--source belongs to --via; whom a header names, --client says")
-    from attrs import asdict
-
-    from agent.compose import read
-    from agent.host.handshake import ask
-    from agent.model import handshake
-    from agent.model.desired import parse
-    from agent.model.schema import endpoint
-    from agent.view import tables
-
-    settings = _settings(settings_file)
-    state = parse(read(settings.desired, settings), file=str(settings.desired), max_bytes=settings.sync.max_bytes).state
-    if unknown := sorted(set(backends) - {one.name for one in state.backends}):
-        raise click.BadParameter(f"there is no backend {', '.join(unknown)}", param_hint="BACKEND")
-    try:
-        named = endpoint(f"[{client}]:40000" if ":" in client else f"{client}:40000") if client else None
-    except ValueError:
-        raise click.BadParameter(f"{client} is no IP address", param_hint="--client") from None
-    asked = handshake.questions(state, backends, named)
-    found = ask(asked)
-    if as_json:
-        _print_json(
-            [
-                {"backend": one.key[0], "server": one.key[1], "address": str(one.address), **asdict(found[one.key])}
-                for one in asked
-            ]
-        )
-    else:
-        click.echo(tables.handshakes(asked, found), nl=False)
-    if any(handshake.mismatch(one.version, found[one.key].result) for one in asked):
-        sys.exit(ExitCode.REFUSED)
-
-
-def _go_through(settings_file: Path | None, via: str, source: str | None, *, as_json: bool) -> None:
-    import ipaddress
-
-    from agent.host import passage
-    from agent.host.store import Store
-    from agent.model import canary
-    from agent.model.desired import parse
-    from agent.view import status, tables
-
-    settings = _settings(settings_file)
-    store = Store(settings.state, settings.run)
-    live = store.live()
-    if live is None:
-        raise UsageError("nothing is live yet", remedy="`agent apply` makes the desired state live")
-    data = store.desired_of(live.number)
-    state = parse(data, file="the live state", max_bytes=max(len(data), 1)).state
-    if all(one.name != via for one in state.frontends):
-        raise click.BadParameter(f"no frontend {via} is live", param_hint="--via")
-    try:
-        named = str(ipaddress.ip_address(source)) if source else None
-    except ValueError:
-        raise click.BadParameter(f"{source} is no IP address", param_hint="--source") from None
-    aside = [one.address for one in live.quarantined if one.frontend == via]
-    passages = canary.passages(state, (via,), source=named, without=aside)
-    if not passages:
-        raise UsageError(f"frontend {via} has no address that {named or 'anybody'} could connect to now")
-    found = passage.go(passages, seconds=VIA_SECONDS)
-    if as_json:
-        _print_json([{"frontend": one.frontend, **status.arrival_document(one)} for one in found])
-    else:
-        click.echo(tables.arrivals(found), nl=False)
-    if any(one.preserved is False for one in found):
-        sys.exit(ExitCode.REFUSED)
-    if any(one.preserved is None for one in found):
-        sys.exit(ExitCode.NO_ANSWER)
+    probing.ask(_settings(settings_file), backends, client, as_json=as_json)
 
 
 @main.command(epilog="Example: agent echo --listen 10.0.20.101:2525")
@@ -455,9 +387,10 @@ def echo(listen: str) -> None:
     """A listener that demands PROXY v2 and answers each client with the address it was told of.
 
     Put it behind a frontend in place of the mail server: a client that reads its own address there has proved the
-    whole path. Health checks read LOCAL. Until Ctrl-C; needs no settings and no HAProxy.
+    whole path. Health checks read LOCAL. Until Ctrl-C or SIGTERM; needs no settings and no HAProxy.
     """
     import asyncio
+    import signal
 
     from agent.host.echo import listening
     from agent.model.schema import endpoint
@@ -468,14 +401,16 @@ def echo(listen: str) -> None:
         raise click.BadParameter(str(error), param_hint="--listen") from None
 
     async def serve() -> None:
+        told = asyncio.Event()
+        # In a pod it is process 1, which no signal ends by itself.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, told.set)
         async with listening(address, click.echo) as where:
             click.echo(f"listening on {where}; every client must send a PROXY v2 header. Ctrl-C ends it.", err=True)
-            await asyncio.Event().wait()
+            await told.wait()
 
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(serve())
-    except KeyboardInterrupt:
-        click.echo("ended", err=True)
+    click.echo("ended", err=True)
 
 
 @main.command(epilog="Example: agent demo --stay")
@@ -499,10 +434,6 @@ def _settings(file: Path | None) -> Settings:
 # --- printing ---------------------------------------------------------------------------------------------------
 
 
-def _print_json(document: object) -> None:
-    click.echo(json.dumps(document, indent=2))
-
-
 def _progress() -> Any:
     """Names the stage under way, on a terminal, in one line that the next one overwrites."""
     if sys.stderr is None or not sys.stderr.isatty():
@@ -510,19 +441,7 @@ def _progress() -> Any:
     return lambda stage: click.echo(f"\r\033[K{stage} ...\r", nl=False, err=True)
 
 
-def _end(report: Report) -> NoReturn:
-    """Print what became of it, and exit as it says."""
-    try:
-        _print_report(report)
-        sys.stdout.flush()
-    except OSError:  # a full disk behind stdout takes the words, not the outcome
-        os._exit(report.exit_code)
-    sys.exit(report.exit_code)
-
-
 def _print_report(report: Report) -> None:
-    if sys.stderr is not None and sys.stderr.isatty():
-        click.echo("\r\033[K", nl=False, err=True)
     for finding in report.findings:
         click.echo(f"warning: {finding.text(report.file)}", err=True)
     if report.message:

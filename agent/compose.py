@@ -9,8 +9,8 @@ import contextlib
 import gc
 import logging
 import os
-import stat
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -19,36 +19,28 @@ from typing import TYPE_CHECKING, Any
 
 from agent import __version__
 from agent.converge import Story
-from agent.errors import (
-    InvalidError,
-    LaterError,
-    NoAnswerError,
-    Outcome,
-    PolicyError,
-    StoreError,
-    UsageError,
-    Violation,
-)
+from agent.errors import LaterError, NoAnswerError, Outcome, StoreError, UsageError
 from agent.host import templates
 from agent.host.haproxy import HAProxy, file_limit, find_ca_file
 from agent.host.notice import Notices
 from agent.host.prober import HostProber
 from agent.host.processes import usage
 from agent.host.runtime import StatsSocket
-from agent.host.store import Store, write
-from agent.model import canary, policy
+from agent.host.store import Identity, Store
+from agent.intake import Intake
+from agent.model import canary
 from agent.model.canary import Arrival
-from agent.model.desired import Limits, Parsed, digest_of
+from agent.model.desired import Limits, digest_of
 from agent.model.observed import Observation
 from agent.model.render import CONFIG_TEMPLATE, Process
 from agent.model.report import Report
 from agent.model.schema import endpoint
 from agent.ports import Ports
 from agent.settings import Settings
-from agent.survey import Survey
+from agent.survey import Proposal, Survey
+from agent.view import news
 from agent.view import status as view
 
-MOST_OF_A_SIGNATURE = 65_536  # bytes that are read; fewer are taken
 BUSY_SECONDS = 0.1  # until the next try where another process has the lock
 SCRAPE_SECONDS = 1.0  # what a scrape waits for HAProxy
 DEAF_SECONDS = 60.0  # a service that has not looked for so long is not alive
@@ -56,7 +48,6 @@ CANARY_SECONDS = 1.0  # that long a change may have to wait at a resync where an
 BELIEVE_SECONDS = 300.0  # a probe is a line in a mail server's log
 STATUS_SECONDS = 5.0
 STATUS_SHARE = 200  # a status that takes 100 ms to make is made every 20 s: half a percent of a core
-_MOST_LOGGED = 20
 
 if TYPE_CHECKING:  # half of the start of a command that serves no metrics
     from agent.view.metrics import Facts
@@ -96,20 +87,21 @@ class Host:
         # A large state is half a million objects that live on; collecting among them costs a tenth of each converge.
         gc.set_threshold(100_000, 20, 20)
         self._settings = settings
+        self._notices = Notices(settings.notify.command) if command == "run" else None
         self._command = command
         self._started = time.time()
         self._last: Report | None = None
         self._counters: Counter[str] = Counter()
         self._site: Site | None = None
-        self._notices = Notices(settings.notify.command if command == "run" else "")
         self._ticked = time.monotonic()
         self._haproxy = ""  # its version, as it said itself
-        self._looked_at: tuple[tuple[int, int] | None, ...] | None = None
+        self._looked_at: tuple[Identity | None, Identity | None] | None = None
         self._digest: str | None = None  # of the document that is looked at
         self._trouble = ""  # the last thing said of status.json
         self._publish_at = 0.0
         self._arrivals: tuple[Arrival, ...] = ()
         self.store: Store = Store(settings.state, settings.run, keep=settings.apply.keep_generations)
+        self.intake: Intake = Intake(settings, self.store)
         self.proxy: HAProxy = HAProxy(
             binary=settings.haproxy.binary,
             process_name=settings.haproxy.process_name,
@@ -137,7 +129,7 @@ class Host:
             # A person who applies by hand is not made to wait; a file that never rests is.
             burst=settings.haproxy.max_draining if command == "run" else sys.maxsize,
             on_stage=on_stage or (self._progress if command == "run" else lambda _: None),
-            admit=self.admit,
+            admit=self.intake.admit,
         )
 
     @contextlib.contextmanager
@@ -221,8 +213,8 @@ class Host:
 
     def converge(self, *, force: bool = False) -> Report:
         """One converge of the desired file as it is now, and the status of it. The caller holds the lock."""
-        self._looked_at = self._identity()
-        data, asked = self.desired(), self.store.forced()
+        self._looked_at = self.intake.identities()
+        data, asked = self.intake.desired(), self.store.forced()
         self._digest = digest_of(data) if isinstance(data, bytes) else None
         report = self.story.converge(data, force=force or (asked is not None and asked == self._digest))
         if asked is not None:
@@ -230,71 +222,28 @@ class Host:
                 self.store.set_force(None)
         return self._told(report)
 
-    def admit(self, parsed: Parsed, data: bytes, signature: bytes | None = None, *, taken: bool = True) -> None:
-        """Whether a document may become live: signed where that is asked for, and then newer than all before it.
-
-        `signature` None: the one beside the desired file. `taken`: it is, from now on, the newest. Raises PolicyError.
-        """
-        if not self._settings.sync.allowed_signers:
-            return
-        live = self.store.live()
-        if signature is None and live is not None and live.digest == parsed.digest:
-            return  # was taken once, and serves; who hands it in anew must sign it, since that would end a hold
-        from agent.remote import signature as signatures
-
-        if signature is None:
-            signature = self.signature()
-        signatures.check(data, signature, Path(self._settings.sync.allowed_signers))
-        # Not only what is live: a rollback must not open the door to all that was signed since.
-        highest = self.store.serial()
-        for newest in (
-            policy.Newest(digest=live.digest, serial=live.serial) if live else None,
-            policy.Newest(digest=highest[1], serial=highest[0], how="was taken before") if highest else None,
-        ):
-            if stale := policy.stale(parsed, newest):
-                raise PolicyError(stale, remedy="take a higher serial, and sign that")
-        serial = parsed.state.serial
-        if taken and serial is not None and (highest is None or serial > highest[0]):
-            self.store.set_serial(serial, parsed.digest)
-
-    def put(self, data: bytes, signature: bytes) -> None:
-        """Put a document in its place, and its signature (b"": none is needed here). The caller holds the lock.
-
-        The signature first: whoever reads between the two finds a document that was taken already.
-        """
-        if signature:
-            write(self.signature_file, signature, mode=0o640)
-        target = self._settings.desired.resolve()  # a link stays a link
-        make_folder(target.parent)
-        write(target, data, mode=target.stat().st_mode & 0o777 if target.exists() else 0o640)
-
-    @property
-    def desired_file(self) -> Path:
-        """Where the desired state stands."""
-        return self._settings.desired
-
-    @property
-    def signature_file(self) -> Path:
-        """What stands beside the desired file where documents are signed."""
-        return self._settings.desired.with_name(f"{self._settings.desired.name}.sig")
-
-    def signature(self) -> bytes:
-        """The signature beside the desired file, b"" where there is none that can be read."""
-        return beside(self._settings.desired)
-
     def _progress(self, stage: str) -> None:
         with contextlib.suppress(StoreError):  # a full run folder costs the progress
             self.store.write_progress(self._digest, stage)
 
+    def propose(self, data: bytes) -> Proposal:
+        """What `data` would do here, as far as HAProxy takes it. Raises InvalidError, RefusedError."""
+        proposal = self.survey.propose(data)
+        with tempfile.TemporaryDirectory(prefix="edgeagent-plan-") as folder:
+            staged = Path(folder) / "haproxy.cfg"
+            staged.write_bytes(proposal.config)
+            self.proxy.check(staged)
+        return proposal
+
     def rollback(self, generation: int | None) -> Report:
         """Put a generation's document back, and hold the present file. The caller holds the lock."""
-        present, self._looked_at = self.desired(), None  # it is not the file that is looked at
+        present, self._looked_at = self.intake.desired(), None  # it is not the file that is looked at
         return self._told(self.story.rollback(generation, present if isinstance(present, bytes) else None))
 
     def _told(self, report: Report) -> Report:
         before, self._last = self._last, report
         self._count(report)
-        if self._site is not None and (report.switched or before is None or _gist(before) != _gist(report)):
+        if self._site is not None and (report.switched or news.is_news(before, report)):
             self._site.metrics.note(report)
         self._publish()
         return report
@@ -308,36 +257,15 @@ class Host:
         for kind in report.drift:
             self._counters[f"drift_corrections.{kind}"] += 1
 
-    def desired(self) -> bytes | InvalidError:
-        """The desired file, or why it cannot be read: what is live must be kept serving all the same."""
-        try:
-            return read(self._settings.desired, self._settings)
-        except InvalidError as error:
-            return error
-        except UsageError as error:
-            return InvalidError(str(self._settings.desired), (Violation((), str(error)),))
-
     def changed(self) -> bool:
         """Whether the desired file is another one than at the last converge: an event alone says nothing.
 
         One that was put in its place again, the very same bytes, is somebody's wish to have it looked at.
         """
-        if self._identity() != self._looked_at:
+        if self.intake.identities() != self._looked_at:
             return True
-        data = self.desired()
+        data = self.intake.desired()
         return self._last is None or self._last.digest != (digest_of(data) if isinstance(data, bytes) else None)
-
-    def _identity(self) -> tuple[tuple[int, int] | None, ...]:
-        """Which files stand in the places of the document and its signature."""
-        found: list[tuple[int, int] | None] = []
-        for path in (self._settings.desired, self.signature_file):
-            try:
-                was = path.stat()
-            except OSError:
-                found.append(None)
-            else:
-                found.append((was.st_ino, was.st_mtime_ns))
-        return tuple(found)
 
     def converge_and_log(self) -> float:
         """What the service does at each look: converge, and log what is new.
@@ -355,9 +283,10 @@ class Host:
                 _log.info("%s", later)
                 return later.seconds
         self._try_canaries()
-        if before is None or _gist(before) != _gist(report):
-            _log_report(report)
-            self._notices.tell(_notice(before, report))
+        if news.is_news(before, report):
+            news.log(_log, report)
+            if self._notices is not None:
+                self._notices.tell(news.notice(before, report))
         return 0.0
 
     def _try_canaries(self) -> None:
@@ -452,95 +381,3 @@ def process_of(settings: Settings) -> Process:
         log=chosen.log,
         ca_file=chosen.ca_file or find_ca_file(),
     )
-
-
-def read(path: Path, settings: Settings) -> bytes:
-    """At most one byte more than is taken, so that a huge or endless file costs nothing.
-
-    Raises InvalidError for a configured file that is not there, UsageError for one that was named or cannot be read.
-    """
-    most = settings.sync.max_bytes + 1
-    if path == settings.desired and path.exists() and not path.is_file():
-        # A FIFO in its place would keep the service waiting for ever.
-        raise UsageError(f"{path}: is no regular file")
-    try:
-        if str(path) == "-":
-            if sys.stdin is None:
-                raise UsageError("standard input is closed")
-            return sys.stdin.buffer.read(most)
-        with path.open("rb") as file:
-            return file.read(most)
-    except FileNotFoundError:
-        if path == settings.desired:
-            raise InvalidError(str(path), (Violation((), "there is no such file"),)) from None
-        raise UsageError(f"{path}: there is no such file") from None
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from None
-
-
-def beside(path: Path) -> bytes:
-    """The signature that stands beside a document, b"" where there is none."""
-    if str(path) == "-":
-        return b""
-    # Never waiting: a FIFO in its place would keep the service for ever.
-    with contextlib.suppress(OSError):
-        descriptor = os.open(path.with_name(f"{path.name}.sig"), os.O_RDONLY | os.O_NONBLOCK)
-        with os.fdopen(descriptor, "rb") as file:
-            if stat.S_ISREG(os.fstat(descriptor).st_mode):
-                return file.read(MOST_OF_A_SIGNATURE)
-    return b""
-
-
-def label(path: Path) -> str:
-    """A file as messages name it."""
-    return "<stdin>" if str(path) == "-" else str(path)
-
-
-def make_folder(folder: Path) -> None:
-    """Raises UsageError where it cannot be made."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot make {folder}: {error.strerror}") from None
-
-
-def _notice(before: Report | None, report: Report) -> dict[str, object]:
-    """An outcome that is news, for syslog and for the operator's program."""
-    return {
-        "outcome": report.outcome.value,
-        "before": before.outcome.value if before else None,
-        "exit_code": int(report.exit_code),
-        "generation": report.generation,
-        "digest": report.digest,
-        "serial": report.serial,
-        "name": report.name,
-        "plan": report.plan,
-        "milliseconds": round(report.seconds * 1_000),
-        "message": report.message,
-        "remedy": report.remedy,
-        "at": view.when(report.at),
-    }
-
-
-def _gist(report: Report) -> tuple[object, ...]:
-    """What must differ for a report to be news."""
-    return report.outcome, report.digest, report.generation, report.message, report.findings
-
-
-def _log_report(report: Report) -> None:
-    quiet = report.outcome in (Outcome.UNCHANGED, Outcome.COMMITTED)
-    for finding in report.findings[:_MOST_LOGGED]:
-        _log.warning("%s", finding.text(report.file))
-    if len(report.findings) > _MOST_LOGGED:
-        _log.warning("and %d more; `agent check` names them all", len(report.findings) - _MOST_LOGGED)
-    _log.log(
-        logging.INFO if quiet else logging.ERROR,
-        "%s: generation %s is live, desired sha256 %s, %.0f ms%s",
-        report.outcome.value,
-        report.generation,
-        (report.digest or "none")[:12],
-        report.seconds * 1000,
-        f": {'; '.join(report.reasons)}" if report.reasons else "",
-    )
-    if report.message:
-        _log.error("%s", report.message)

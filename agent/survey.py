@@ -175,15 +175,11 @@ class Survey:
             return ()
         return proof.noted(asked, self.ports.prober.handshakes(asked), digest=digest, at=self.ports.clock.now())
 
-    def _reached(self, asked: Questions, handshakes: Iterable[Handshake]) -> frozenset[Key]:
-        """Who answers. Whom a handshake has reached is not knocked at again, but where its check knocks."""
-        met = {one.key: one for one in handshakes}
-        doors = {
-            key: tuple(one for one in ends if key not in met or str(one) != met[key].address)
-            for key, ends in asked.servers.items()
-        }
+    def _reached(self, asked: Questions, handshakes: Collection[Handshake]) -> frozenset[Key]:
+        """Who answers, a knock or a handshake."""
+        doors = preflight.unmet(asked.servers, handshakes)
         open_doors = self.ports.prober.reached(doors, timeout=KNOCK_SECONDS) if doors else frozenset()
-        return open_doors - {one.key for one in met.values() if one.result in proof.AWAY}
+        return open_doors - {one.key for one in handshakes if one.result in proof.AWAY}
 
     def _objections(
         self, live: DesiredState | None, wanted: DesiredState, found: tuple[Handshake, ...]

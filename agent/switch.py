@@ -12,7 +12,7 @@ from collections.abc import Collection
 from attrs import frozen
 
 from agent.errors import CommandError, Finding, NoAnswerError, Outcome, RefusedError, StoreError, SwitchError
-from agent.model import serverstate, verdict
+from agent.model import preflight, serverstate, verdict
 from agent.model.desired import DesiredState, digest_of
 from agent.model.generation import Generation, Handshake, Hold, Journal
 from agent.model.observed import Key, Observation, Running
@@ -259,18 +259,11 @@ class Switch:
             raise SwitchError(f"after the switch, {error}") from error
 
     def _knock(self, change: Change, unproven: frozenset[Key]) -> dict[Key, bool]:
-        """Once more after the switch, at those for whom an open door is all that a check asks.
-
-        Not where a handshake was held a moment ago: a mail server logs each knock without a header as a warning.
-        """
+        """Once more after the switch, at those for whom an open door is all that a check asks."""
         plain = {
             pool.name for pool in change.wanted.state.backends if pool.health.type in (HealthType.TCP, HealthType.NONE)
         }
-        met = {(one.key, one.address) for one in change.handshakes}
-        doors = {
-            key: tuple(one for one in ends if (key, str(one)) not in met)
-            for key, ends in change.asked.servers.items()
-            if key in unproven and key[0] in plain
-        }
+        asked = {key: ends for key, ends in change.asked.servers.items() if key in unproven and key[0] in plain}
+        doors = preflight.unmet(asked, change.handshakes)
         answered = self.ports.prober.reached(doors, timeout=KNOCK_SECONDS) - change.down
         return {key: key in answered for key in doors}

@@ -9,21 +9,18 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from attrs import frozen
 
 from agent.compose import Host
 from agent.errors import AgentError, ExitCode, InvalidError, NoAnswerError, Outcome, PolicyError
+from agent.host.store import Identity, identity
 from agent.model import policy
 from agent.model.desired import Parsed, digest_of
 
 POLL_SECONDS = 0.01  # status.json gives no event; a look at its name costs microseconds
 GONE_SECONDS = 2.0  # that long an agent may be away while it is started anew
-Identity = tuple[int, int]
-"""Of a file: its inode and when it was written (ns)."""
-
 _REFUSALS = {ExitCode.INVALID: "invalid", ExitCode.POLICY: "policy", ExitCode.NO_ANSWER: "no_answer"}
 _CODES = {one.value: one.exit_code for one in Outcome}
 _TOLD = (
@@ -99,10 +96,10 @@ def hand_over(host: Host, wish: Wish, *, deadline: float) -> Handed:
                 admit(host, parsed, wish)
                 live = host.store.live()
                 number, served = live.number if live else 0, host.store.service_running()
-                progress = _identity(host.store.progress_file)
+                progress = identity(host.store.progress_file)
                 host.store.set_force(parsed.digest if wish.force else None)
-                host.put(wish.data, wish.signature)
-                file = _identity(host.desired_file)
+                host.intake.put(wish.data, wish.signature)
+                file = identity(host.intake.file)
                 return Handed(parsed=parsed, file=file, number=number, served=served, progress=progress)
         if time.monotonic() > deadline:
             raise NoAnswerError("another change is under way, and takes too long", remedy="try again")
@@ -120,12 +117,12 @@ def admit(host: Host, parsed: Parsed, wish: Wish) -> None:
             raise PolicyError(stale, remedy="take a higher serial; `agent rollback` puts an earlier state back")
     if not wish.allow_empty and (empty := policy.empty(parsed.state)):
         raise PolicyError(empty, remedy="--allow-empty, if that is meant")
-    host.admit(parsed, wish.data, wish.signature, taken=False)
+    host.intake.admit(parsed, wish.data, wish.signature, taken=False)
 
 
 def _waiting(host: Host) -> policy.Newest | None:
     """What stands in the desired file, where no agent has said anything of it yet; None for what cannot be read."""
-    data = host.desired()
+    data = host.intake.desired()
     if not isinstance(data, bytes):
         return None
     told, hold = (host.store.status() or {}).get("desired") or {}, host.store.hold()
@@ -142,17 +139,17 @@ def wait(host: Host, handed: Handed, *, deadline: float, on_stage: Callable[[str
     store, digest = host.store, handed.parsed.digest
     begin, seen, gone, stage = time.monotonic(), None, None, ""
     while True:
-        if (now := _identity(store.status_file)) != seen:
+        if (now := identity(store.status_file)) != seen:
             seen, status = now, store.status() or {}
             looked = tuple((status.get("desired") or {}).get("file_id") or ())
             if looked and looked == handed.file:
                 return _answer(handed, status, time.monotonic() - begin)
-            there = _identity(host.desired_file)
+            there = identity(host.intake.file)
             if looked and there != handed.file and looked == there:
                 if (status.get("desired") or {}).get("digest") == digest:
                     return _answer(handed, status, time.monotonic() - begin)  # the very same, handed over by another
                 return _overtaken(host, handed, status, time.monotonic() - begin)
-        if _identity(store.progress_file) != handed.progress:
+        if identity(store.progress_file) != handed.progress:
             at = store.progress()
             if at is not None and at[0] == digest and at[1] != stage:
                 stage = at[1]
@@ -164,16 +161,7 @@ def wait(host: Host, handed: Handed, *, deadline: float, on_stage: Callable[[str
         if moment > deadline:
             why = f"no answer within {moment - begin:.0f} s"
             return _unheard(handed, why, "`agent status` tells what becomes of it", moment - begin)
-        time.sleep(POLL_SECONDS)
-
-
-def _identity(path: Path) -> Identity | None:
-    """Which file stands in a place."""
-    try:
-        found = path.stat()
-    except OSError:  # before the first look, or pfSense has just wiped the folder
-        return None
-    return found.st_ino, found.st_mtime_ns
+        time.sleep(POLL_SECONDS)  # a file of another process gives no event
 
 
 def _answer(handed: Handed, status: dict[str, Any], seconds: float) -> Answer:

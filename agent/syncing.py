@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import logging
 import os
 import select
 import shlex
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,18 +17,20 @@ from typing import NoReturn
 import click
 from attrs import frozen
 
-from agent.compose import Host, beside, label, read
+from agent.compose import Host
 from agent.errors import AgentError, ExitCode, PolicyError, UsageError
 from agent.host.notice import AUTH, to_syslog
+from agent.intake import beside, label, read
 from agent.model.desired import Limits, parse
+from agent.model.report import STAGES
+from agent.printing import clear_line, end, print_json
 from agent.remote import gate as gates
 from agent.remote import push, signature
 from agent.settings import Settings
-from agent.sync import Answer, Wish, hand_over, refused, stored, wait
+from agent.sync import Answer, Wish, admit, hand_over, refused, stored, wait
 from agent.view import tables
 
 CUT_MILLISECONDS = 300
-STAGES = ("recover", "load", "preflight", "plan", "check", "swap", "switch", "verify", "commit")
 _BAR = 18
 
 _log = logging.getLogger("agent.gate")
@@ -104,18 +104,12 @@ def _signature(path: Path, data: bytes, options: Options) -> bytes:
 
 def _dry_run(settings: Settings, path: Path, data: bytes, signed: bytes, options: Options) -> NoReturn:
     """The plan of this host, by the rules of a sync: nothing is written."""
-    from agent.sync import admit
-
     host = Host(settings, command="plan", file=path)
     wish = Wish(data=data, signature=signed, if_live=options.if_live, allow_empty=options.allow_empty)
     digest = hashlib.sha256(data).hexdigest()
     try:
         admit(host, host.survey.read(data), wish)
-        proposal = host.survey.propose(data)
-        with tempfile.TemporaryDirectory(prefix="edgeagent-plan-") as folder:
-            staged = Path(folder) / "haproxy.cfg"
-            staged.write_bytes(proposal.config)
-            host.proxy.check(staged)
+        proposal = host.propose(data)
     except AgentError as error:
         _end(refused(error, digest), options)
     losses = "" if options.force else "; ".join(proposal.losses)
@@ -174,24 +168,21 @@ def _push(settings: Settings, path: Path, data: bytes, signed: bytes, options: O
     )
     code = push.worst([one.exit_code for one in results])
     if options.as_json:
-        click.echo(
-            json.dumps(
-                {
-                    "exit_code": int(code),
-                    "digest": parsed.digest,
-                    "hosts": {
-                        one.target.text: {
-                            "exit_code": int(one.exit_code),
-                            "message": one.message,
-                            "remedy": one.remedy,
-                            "seconds": round(one.seconds, 3),
-                            "answer": one.answer,
-                        }
-                        for one in results
-                    },
+        print_json(
+            {
+                "exit_code": int(code),
+                "digest": parsed.digest,
+                "hosts": {
+                    one.target.text: {
+                        "exit_code": int(one.exit_code),
+                        "message": one.message,
+                        "remedy": one.remedy,
+                        "seconds": round(one.seconds, 3),
+                        "answer": one.answer,
+                    }
+                    for one in results
                 },
-                indent=2,
-            )
+            }
         )
     elif code != ExitCode.LIVE and len(results) > 1:
         click.echo(f"worst: exit {int(code)}, of {', '.join(_at(results, code))}", err=True)
@@ -232,7 +223,7 @@ class _Board:
 
     def end(self, result: push.Result, *, quiet: bool, plan: bool) -> None:
         self._stages.pop(result.target.text, None)
-        self._clear()
+        clear_line()
         if not quiet:
             good = result.exit_code == ExitCode.LIVE
             mark = click.style("ok  " if good else "!   ", fg="green" if good else "red")
@@ -247,10 +238,6 @@ class _Board:
         if self._live and self._stages:
             where = "  ".join(f"{host}: {stage}" for host, stage in self._stages.items())
             click.echo(f"\r\033[K{where[:200]}\r", nl=False, err=True)
-
-    def _clear(self) -> None:
-        if self._live:
-            click.echo("\r\033[K", nl=False, err=True)
 
 
 # --- printing ---------------------------------------------------------------------------------------------------
@@ -271,14 +258,7 @@ def _progress() -> Callable[[str], None]:
 
 
 def _end(answer: Answer, options: Options) -> NoReturn:
-    if sys.stderr is not None and sys.stderr.isatty():
-        click.echo("\r\033[K", nl=False, err=True)
-    if options.as_json:
-        click.echo(json.dumps(answer.document(), indent=2))
-    else:
-        _tell(answer)
-    sys.stdout.flush()
-    sys.exit(answer.exit_code)
+    end(lambda: print_json(answer.document()) if options.as_json else _tell(answer), answer.exit_code)
 
 
 def _tell(answer: Answer) -> None:

@@ -45,6 +45,19 @@ def _remove(path: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+Identity = tuple[int, int]
+"""Of a file: its inode and when it was written (ns)."""
+
+
+def identity(path: Path) -> Identity | None:
+    """Which file stands in a place, None where there is none that can be looked at."""
+    try:
+        found = path.stat()
+    except (OSError, RuntimeError):  # a link that leads to itself is a RuntimeError
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
 def write(path: Path, data: bytes, *, mode: int = _FILE_MODE, durable: bool = True) -> None:
     """Replace a file whole: a reader sees the old bytes or the new ones. `durable`: they survive a power cut."""
     fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")

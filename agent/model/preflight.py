@@ -14,7 +14,7 @@ from attrs import evolve, field, frozen
 from agent.errors import Finding
 from agent.model import proof
 from agent.model.desired import Backend, DesiredState, Server
-from agent.model.generation import Quarantined
+from agent.model.generation import Handshake, Quarantined
 from agent.model.handshake import Question
 from agent.model.observed import Key, Observation, ServerSeen
 from agent.model.schema import Endpoint, HealthType
@@ -101,6 +101,17 @@ def _doors(pool: Backend, server: Server) -> tuple[Endpoint, ...]:
     if health.type is HealthType.TCP and health.port not in (None, server.address.port):
         return (server.address, evolve(server.address, port=health.port))
     return (server.address,)
+
+
+def unmet(
+    doors: Mapping[Key, tuple[Endpoint, ...]], handshakes: Iterable[Handshake]
+) -> dict[Key, tuple[Endpoint, ...]]:
+    """Where to knock although handshakes were held: where a check knocks, not at the same address again.
+
+    A mail server logs each knock without a header as a warning.
+    """
+    met = {(one.key, one.address) for one in handshakes}
+    return {key: tuple(one for one in ends if (key, str(one)) not in met) for key, ends in doors.items()}
 
 
 # --- addresses

@@ -7,6 +7,9 @@ from attrs import frozen
 from agent.errors import ExitCode, Finding, Outcome, Violation
 from agent.model.generation import Handshake
 
+STAGES = ("recover", "load", "preflight", "plan", "check", "swap", "switch", "verify", "commit")
+"""Of one change that goes live, in their order."""
+
 
 @frozen(kw_only=True)
 class Report:

@@ -84,17 +84,17 @@ def _play(stage: _Stage) -> None:
     with _Load(host, port) as load, smtplib.SMTP(host, port, timeout=10) as session:
         session.ehlo("long-lived.example")
         first = stage.server_of_sessions()
-        time.sleep(LOAD_SECONDS)
+        time.sleep(LOAD_SECONDS)  # what comes and goes in a stretch of time is counted
         took = stage.change(["mx1", "mx2", "mx3"], "mx3 added")
         before = stage.served("mx3")
-        time.sleep(LOAD_SECONDS)
+        time.sleep(LOAD_SECONDS)  # what comes and goes in a stretch of time is counted
         got = stage.served("mx3") - before
         stage.claim(got > 0, f"mx3 added, live after {took:.0f} ms; it served {got} connections since", "mx3 got none")
 
         took = stage.change(["mx1", "mx2", "mx3"], "drained", disabled=first)
         load.settle()
         before = stage.served(first)
-        time.sleep(LOAD_SECONDS)
+        time.sleep(LOAD_SECONDS)  # what comes and goes in a stretch of time is counted
         late = stage.served(first) - before
         stage.claim(late == 0, f"{first} drained, live after {took:.0f} ms; no new client since", f"{first} got {late}")
         kept = session.noop()[0] == 250

@@ -24,12 +24,12 @@ from agent.model.desired import DesiredState
 from agent.model.generation import Asked, Handshake, Quarantined
 from agent.model.handshake import mismatch
 from agent.model.observed import Observation
-from agent.model.report import Report
+from agent.model.report import STAGES, Report
 from agent.view.status import Index, frontend_state
 
 PREFIX = "edgeagent_"
-STAGES = (0.05, 0.5, 5)  # seconds
-_TIMED = ("load", "preflight", "plan", "check", "swap", "switch", "verify", "commit")
+BUCKETS = (0.05, 0.5, 5)  # seconds
+_TIMED = STAGES[1:]  # what a crash left is no part of a change
 _BACKEND_STATES = ("up", "down", "maintenance", "draining")
 
 
@@ -128,7 +128,7 @@ class Metrics:
         for outcome in Outcome:
             self._applies.labels(outcome.value)
         self._durations = Histogram(
-            f"{PREFIX}apply_duration_seconds", "How long each stage of a change took", ["stage"], buckets=STAGES,
+            f"{PREFIX}apply_duration_seconds", "How long each stage of a change took", ["stage"], buckets=BUCKETS,
             registry=self._registry,
         )  # fmt: skip
         self._registry.register(_Now(facts, look, self.totals))

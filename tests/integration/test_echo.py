@@ -30,7 +30,7 @@ def agent_echo(address: str) -> Iterator[subprocess.Popen[str]]:
         assert f"listening on {address}" in process.stderr.readline()
         try:
             yield process
-            process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGTERM)
             assert process.wait(timeout=10) == 0
         finally:
             process.kill()
@@ -185,6 +185,17 @@ def test_whoever_sends_no_header_is_told_so(one_edge: Edge):
         with connect(port) as one, one.makefile("r") as stream:
             one.sendall(header(ProxyProtocol.V2, four, endpoint("192.0.2.1:25")))
             assert stream.readline() == "client 198.51.100.7:4711\n"
+
+
+def test_it_ends_at_ctrl_c(one_edge: Edge):
+    # Whoever started the tests in the background of a shell had it ignore SIGINT, and all of its children.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with agent_echo(f"127.0.0.1:{free_port()}") as process:
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=10) == 0
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("listen", ["nonsense", "127.0.0.1", "127.0.0.1:99999"])

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import json
+import signal
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from kit.edge import Edge, first_line
+from kit.edge import Edge, first_line, until
 from kit.servers import EchoServer, free_port
 from kit.ssh import state
 
@@ -150,22 +153,30 @@ def test_without_an_agent_it_is_stored_and_said(one_edge: Edge, backend: EchoSer
 
 def test_an_agent_that_does_not_answer_in_time(served: Edge, backend: EchoServer):
     (service,) = served.services
-    service.send_signal(19)  # SIGSTOP
+    service.send_signal(signal.SIGSTOP)
     try:
         code, answer = sync(served, state(backend.address), "--timeout", "1s")
         assert (code, answer["result"]) == (7, "no_answer")
         assert "no answer within 1 s; the document is stored" in answer["message"]
     finally:
-        service.send_signal(18)
+        service.send_signal(signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def waiting_for_a_stopped_agent(
+    served: Edge, document: Any
+) -> Iterator[tuple[subprocess.Popen[bytes], concurrent.futures.Future[tuple[int, dict[str, Any]]]]]:
+    """The service, which hears nothing, and a sync whose document is in its place."""
+    (service,) = served.services
+    service.send_signal(signal.SIGSTOP)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        waiting = pool.submit(sync, served, document, name="first.yaml")
+        until(served.desired.exists, "the document is there")
+        yield service, waiting
 
 
 def test_an_agent_that_dies_meanwhile(served: Edge, backend: EchoServer):
-    (service,) = served.services
-    service.send_signal(19)
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        waiting = pool.submit(sync, served, state(backend.address))
-        while not served.desired.exists():
-            time.sleep(0.01)  # another process's file gives no event
+    with waiting_for_a_stopped_agent(served, state(backend.address)) as (service, waiting):
         service.kill()
         code, answer = waiting.result(30)
     assert (code, answer["result"]) == (7, "no_answer")
@@ -173,12 +184,7 @@ def test_an_agent_that_dies_meanwhile(served: Edge, backend: EchoServer):
 
 
 def test_an_agent_that_is_started_anew_answers(served: Edge, backend: EchoServer):
-    (service,) = served.services
-    service.send_signal(19)
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        waiting = pool.submit(sync, served, state(backend.address))
-        while not served.desired.exists():
-            time.sleep(0.01)  # another process's file gives no event
+    with waiting_for_a_stopped_agent(served, state(backend.address)) as (service, waiting):
         service.kill()
         service.wait()
         served.run()
@@ -231,18 +237,15 @@ def test_the_same_document_many_times_at_once_is_one_truth(served: Edge, backend
 
 
 def test_the_one_that_was_overtaken_is_told_by_what(served: Edge, backend: EchoServer):
-    (service,) = served.services
-    service.send_signal(19)
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        first = pool.submit(sync, served, state(backend.address, serial=1), name="1.yaml")
-        while not served.desired.exists():
-            time.sleep(0.01)  # another process's file gives no event
-        later = state(backend.address, serial=2)
-        second = pool.submit(sync, served, later, name="2.yaml")
-        while json.loads(served.desired.read_bytes())["serial"] != 2:
-            time.sleep(0.01)
-        service.send_signal(18)
-        (code, answer), (other, winner) = first.result(30), second.result(30)
+    first = state(backend.address, serial=1)
+    with (
+        waiting_for_a_stopped_agent(served, first) as (service, waiting),
+        concurrent.futures.ThreadPoolExecutor() as pool,
+    ):
+        second = pool.submit(sync, served, state(backend.address, serial=2), name="2.yaml")
+        until(lambda: json.loads(served.desired.read_bytes())["serial"] == 2, "the second one is there")
+        service.send_signal(signal.SIGCONT)
+        (code, answer), (other, winner) = waiting.result(30), second.result(30)
     assert (other, winner["result"]) == (0, "committed")
     assert (code, answer["result"]) == (9, "overtaken")
     assert f"sha256 {winner['digest'][:12]}, serial 2 (committed)" in answer["message"]

@@ -1,0 +1,134 @@
+"""The desired file and its signature: read, put in their places, admitted. Every way in comes through here."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import sys
+from pathlib import Path
+
+from attrs import frozen
+
+from agent.errors import InvalidError, PolicyError, UsageError, Violation
+from agent.host.store import Identity, Store, identity, write
+from agent.model import policy
+from agent.model.desired import Parsed
+from agent.settings import Settings
+
+MOST_OF_A_SIGNATURE = 65_536  # bytes that are read; fewer are taken
+
+
+@frozen
+class Intake:
+    """Of one host, by its settings."""
+
+    settings: Settings
+    store: Store
+
+    @property
+    def file(self) -> Path:
+        """Where the desired state stands."""
+        return self.settings.desired
+
+    @property
+    def signature_file(self) -> Path:
+        """What stands beside it where documents are signed."""
+        return self.file.with_name(f"{self.file.name}.sig")
+
+    def desired(self) -> bytes | InvalidError:
+        """The desired file, or why it cannot be read: what is live must be kept serving all the same."""
+        try:
+            return read(self.file, self.settings)
+        except InvalidError as error:
+            return error
+        except UsageError as error:
+            return InvalidError(str(self.file), (Violation((), str(error)),))
+
+    def identities(self) -> tuple[Identity | None, Identity | None]:
+        """Which files stand in the places of the document and its signature."""
+        return identity(self.file), identity(self.signature_file)
+
+    def put(self, data: bytes, signature: bytes) -> None:
+        """Put a document in its place, and its signature (b"": none is needed here). The caller holds the lock.
+
+        The signature first: whoever reads between the two finds a document that was taken already. Raises StoreError,
+        UsageError.
+        """
+        if signature:
+            write(self.signature_file, signature, mode=0o640)
+        try:
+            target = self.file.resolve()  # a link stays a link
+            target.parent.mkdir(parents=True, exist_ok=True)
+            mode = target.stat().st_mode & 0o777 if target.exists() else 0o640
+        except (OSError, RuntimeError) as error:  # a link that leads to itself is a RuntimeError
+            raise UsageError(f"cannot write {self.file}: {error}") from None
+        write(target, data, mode=mode)
+
+    def admit(self, parsed: Parsed, data: bytes, signature: bytes | None = None, *, taken: bool = True) -> None:
+        """Whether a document may become live: signed where that is asked for, and then newer than all before it.
+
+        `signature` None: the one beside the desired file. `taken`: it is, from now on, the newest. Raises PolicyError.
+        """
+        if not self.settings.sync.allowed_signers:
+            return
+        live = self.store.live()
+        if signature is None and live is not None and live.digest == parsed.digest:
+            return  # was taken once, and serves; who hands it in anew must sign it, since that would end a hold
+        from agent.remote import signature as signatures  # only where documents are signed
+
+        given = beside(self.file) if signature is None else signature
+        signatures.check(data, given, Path(self.settings.sync.allowed_signers))
+        # Not only what is live: a rollback must not open the door to all that was signed since.
+        highest = self.store.serial()
+        for newest in (
+            policy.Newest(digest=live.digest, serial=live.serial) if live else None,
+            policy.Newest(digest=highest[1], serial=highest[0], how="was taken before") if highest else None,
+        ):
+            if stale := policy.stale(parsed, newest):
+                raise PolicyError(stale, remedy="take a higher serial, and sign that")
+        serial = parsed.state.serial
+        if taken and serial is not None and (highest is None or serial > highest[0]):
+            self.store.set_serial(serial, parsed.digest)
+
+
+def read(path: Path, settings: Settings) -> bytes:
+    """At most one byte more than is taken, so that a huge or endless file costs nothing.
+
+    Raises InvalidError for a configured file that is not there, UsageError for one that was named or cannot be read.
+    """
+    most = settings.sync.max_bytes + 1
+    if path == settings.desired and path.exists() and not path.is_file():
+        # A FIFO in its place would keep the service waiting for ever.
+        raise UsageError(f"{path}: is no regular file")
+    try:
+        if str(path) == "-":
+            if sys.stdin is None:
+                raise UsageError("standard input is closed")
+            return sys.stdin.buffer.read(most)
+        with path.open("rb") as file:
+            return file.read(most)
+    except FileNotFoundError:
+        if path == settings.desired:
+            raise InvalidError(str(path), (Violation((), "there is no such file"),)) from None
+        raise UsageError(f"{path}: there is no such file") from None
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from None
+
+
+def beside(path: Path) -> bytes:
+    """The signature that stands beside a document, b"" where there is none."""
+    if str(path) == "-":
+        return b""
+    # Never waiting: a FIFO in its place would keep the service for ever.
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path.with_name(f"{path.name}.sig"), os.O_RDONLY | os.O_NONBLOCK)
+        with os.fdopen(descriptor, "rb") as file:
+            if stat.S_ISREG(os.fstat(descriptor).st_mode):
+                return file.read(MOST_OF_A_SIGNATURE)
+    return b""
+
+
+def label(path: Path) -> str:
+    """A file as messages name it."""
+    return "<stdin>" if str(path) == "-" else str(path)
