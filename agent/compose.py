@@ -130,6 +130,7 @@ class Host:
             burst=settings.haproxy.max_draining if command == "run" else sys.maxsize,
             on_stage=on_stage or (self._progress if command == "run" else lambda _: None),
             admit=self.intake.admit,
+            signed=self.intake.signed,
         )
 
     @contextlib.contextmanager
@@ -220,7 +221,10 @@ class Host:
         if asked is not None:
             with contextlib.suppress(StoreError):  # told already, where it matters
                 self.store.set_force(None)
-        return self._told(report)
+        self._told(report)
+        if report.digest is not None and report.outcome not in (Outcome.INVALID, Outcome.REFUSED):
+            self.intake.took(report.digest, report.serial)
+        return report
 
     def _progress(self, stage: str) -> None:
         with contextlib.suppress(StoreError):  # a full run folder costs the progress

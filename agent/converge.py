@@ -46,7 +46,8 @@ class Story:
     """Turns desired bytes into a live HAProxy, or says why not.
 
     `verify_seconds`: how long a switch has to show that it did not hurt. `burst`: reloads that need not be paced.
-    `admit`: raises PolicyError for a valid document that is not taken.
+    `admit`: raises PolicyError for a valid document that is not taken; whether it is somebody's wish, not only what is
+    live anyway. `signed`: a document is a wish only where it is signed.
     """
 
     survey: Survey
@@ -54,7 +55,8 @@ class Story:
     verify_seconds: float = 10.0
     burst: int = 1_000_000
     on_stage: Callable[[str], None] = field(default=lambda _: None)
-    admit: Callable[[Parsed, bytes], None] = field(default=lambda _parsed, _data: None)
+    admit: Callable[[Parsed, bytes], bool] = field(default=lambda _parsed, _data: True)
+    signed: bool = False
     _pace: Pace = field(init=False)
     _untended: set[int] = field(init=False, factory=set)  # generations that are not tended: the last try hurt
 
@@ -120,10 +122,11 @@ class Story:
         try:
             parsed = self.survey.read(data)
         except InvalidError:
-            self._lift_hold(told.digest)
+            if not self.signed:
+                self._lift_hold(told.digest)
             raise
-        self.admit(parsed, data)
-        self._lift_hold(told.digest)
+        if self.admit(parsed, data):
+            self._lift_hold(told.digest)
         return parsed
 
     def _told(self, digest: str | None) -> Told:

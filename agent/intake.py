@@ -65,16 +65,22 @@ class Intake:
             raise UsageError(f"cannot write {self.file}: {error}") from None
         write(target, data, mode=mode)
 
-    def admit(self, parsed: Parsed, data: bytes, signature: bytes | None = None, *, taken: bool = True) -> None:
+    @property
+    def signed(self) -> bool:
+        """Whether documents must be."""
+        return bool(self.settings.sync.allowed_signers)
+
+    def admit(self, parsed: Parsed, data: bytes, signature: bytes | None = None) -> bool:
         """Whether a document may become live: signed where that is asked for, and then newer than all before it.
 
-        `signature` None: the one beside the desired file. `taken`: it is, from now on, the newest. Raises PolicyError.
+        `signature` None: the one beside the desired file. Raises PolicyError. Returns whether it is somebody's wish:
+        what is live already needs no signature to go on, and then says nothing of who put it there.
         """
-        if not self.settings.sync.allowed_signers:
-            return
+        if not self.signed:
+            return True
         live = self.store.live()
         if signature is None and live is not None and live.digest == parsed.digest:
-            return  # was taken once, and serves; who hands it in anew must sign it, since that would end a hold
+            return False
         from agent.remote import signature as signatures  # only where documents are signed
 
         given = beside(self.file) if signature is None else signature
@@ -87,9 +93,13 @@ class Intake:
         ):
             if stale := policy.stale(parsed, newest):
                 raise PolicyError(stale, remedy="take a higher serial, and sign that")
-        serial = parsed.state.serial
-        if taken and serial is not None and (highest is None or serial > highest[0]):
-            self.store.set_serial(serial, parsed.digest)
+        return True
+
+    def took(self, digest: str, serial: int | None) -> None:
+        """A signed document has been live: nothing older is taken from now on, whatever a rollback puts back."""
+        highest = self.store.serial() if self.signed else None
+        if self.signed and serial is not None and (highest is None or serial > highest[0]):
+            self.store.set_serial(serial, digest)
 
 
 def read(path: Path, settings: Settings) -> bytes:

@@ -117,7 +117,7 @@ def admit(host: Host, parsed: Parsed, wish: Wish) -> None:
             raise PolicyError(stale, remedy="take a higher serial; `agent rollback` puts an earlier state back")
     if not wish.allow_empty and (empty := policy.empty(parsed.state)):
         raise PolicyError(empty, remedy="--allow-empty, if that is meant")
-    host.intake.admit(parsed, wish.data, wish.signature, taken=False)
+    host.intake.admit(parsed, wish.data, wish.signature)
 
 
 def _waiting(host: Host) -> policy.Newest | None:
@@ -141,13 +141,12 @@ def wait(host: Host, handed: Handed, *, deadline: float, on_stage: Callable[[str
     while True:
         if (now := identity(store.status_file)) != seen:
             seen, status = now, store.status() or {}
-            looked = tuple((status.get("desired") or {}).get("file_id") or ())
-            if looked and looked == handed.file:
+            desired = status.get("desired") or {}
+            looked, there = tuple(desired.get("file_id") or ()), identity(host.intake.file)
+            if looked and desired.get("digest") == digest and looked in (handed.file, there):
+                # Of the very file, or of the very same document that another one has handed over since.
                 return _answer(handed, status, time.monotonic() - begin)
-            there = identity(host.intake.file)
-            if looked and there != handed.file and looked == there:
-                if (status.get("desired") or {}).get("digest") == digest:
-                    return _answer(handed, status, time.monotonic() - begin)  # the very same, handed over by another
+            if there != handed.file and (there is None or looked == there):
                 return _overtaken(host, handed, status, time.monotonic() - begin)
         if identity(store.progress_file) != handed.progress:
             at = store.progress()
@@ -185,33 +184,34 @@ def _not_up(status: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _overtaken(host: Host, handed: Handed, status: dict[str, Any], seconds: float) -> Answer:
-    """Another document took its place: after it was live, or before anybody had looked at it."""
+    """Another document took its place: after it was live, or before anybody could read what became of it."""
     later = status.get("desired") or {}
     serial = f", serial {later['serial']}" if later.get("serial") is not None else ""
     by = f"sha256 {str(later.get('digest'))[: policy.SHORTEST_DIGEST]}{serial} ({status.get('outcome')})"
     digest = handed.parsed.digest
     mine = [one for one in host.store.generations() if one.number > handed.number and one.digest == digest]
-    told = Answer(
-        word="overtaken",
-        exit_code=ExitCode.POLICY,
-        digest=digest,
-        serial=handed.parsed.state.serial,
-        message=f"it was overtaken by {by} before the agent looked at it",
-        remedy="look at what is live, and sync again what is wanted",
-        report={key: status.get(key) for key in _TOLD} | {"frontends": _not_up(status)},
-        seconds=seconds,
-    )
     if not mine:
-        return told
+        gone = identity(host.intake.file) is None
+        return Answer(
+            word="overtaken",
+            exit_code=ExitCode.POLICY,
+            digest=digest,
+            serial=handed.parsed.state.serial,
+            message="the desired file was taken away before an answer could be read"
+            if gone
+            else f"it was overtaken by {by} before an answer could be read",
+            remedy="look at what is live, and sync again what is wanted",
+            report=None if gone else {key: status.get(key) for key in _TOLD} | {"frontends": _not_up(status)},
+            seconds=seconds,
+        )
     live = mine[-1]
-    word = f"generation {live.number} was live with it, and was followed by {by}"
     return Answer(
         word=live.outcome,
         exit_code=_CODES.get(live.outcome, ExitCode.BUG),
         digest=digest,
-        serial=told.serial,
-        message=word,
-        report=told.report,
+        serial=live.serial,
+        message=f"generation {live.number} was live with it, and was followed by {by}",
+        report={"live": {"generation": live.number, "digest": live.digest, "serial": live.serial}},
         seconds=seconds,
     )
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import logging
 import os
 import select
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -18,7 +20,7 @@ import click
 from attrs import frozen
 
 from agent.compose import Host
-from agent.errors import AgentError, ExitCode, PolicyError, UsageError
+from agent.errors import AgentError, ExitCode, InvalidError, PolicyError, UsageError
 from agent.host.notice import AUTH, to_syslog
 from agent.intake import beside, label, read
 from agent.model.desired import Limits, parse
@@ -58,7 +60,7 @@ class Options:
 def sync(settings: Settings, file: Path | None, options: Options) -> NoReturn:
     """Hand a document over, here or elsewhere, and exit as it ends."""
     path = file or settings.desired
-    data = read(path, settings)
+    data = _read_in_time(path, settings, options.timeout) if options.from_gate else read(path, settings)
     whole = len(data) <= settings.sync.max_bytes  # what is too large is not read to its end, and refused as that
     if options.digest and whole and not hashlib.sha256(data).hexdigest().startswith(options.digest):
         message = f"{len(data):,} bytes arrived, and they are not the document that was announced"
@@ -88,6 +90,20 @@ def sync(settings: Settings, file: Path | None, options: Options) -> NoReturn:
     if options.no_wait and handed.served:
         _end(stored(handed), options)
     _end(wait(host, handed, deadline=deadline, on_stage=_progress()), options)
+
+
+def _read_in_time(path: Path, settings: Settings, seconds: float) -> bytes:
+    """A client whose network is gone sends no end: the gate does not wait for it."""
+
+    def late(_number: int, _frame: object) -> NoReturn:
+        raise PolicyError(f"no whole document within {seconds:g} s")
+
+    signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        return read(path, settings)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _signature(path: Path, data: bytes, options: Options) -> bytes:
@@ -154,7 +170,10 @@ def _push(settings: Settings, path: Path, data: bytes, signed: bytes, options: O
     if options.ordered and options.no_wait:
         raise click.UsageError("--ordered waits for each to be live; --no-wait waits for none")
     limits = Limits(process_maxconn=sys.maxsize, file_limit=None)  # those of the other side are told there
-    parsed = parse(data, file=label(path), max_bytes=settings.sync.max_bytes, limits=limits)
+    try:
+        parsed = parse(data, file=label(path), max_bytes=settings.sync.max_bytes, limits=limits)
+    except InvalidError as error:
+        _end(refused(error, hashlib.sha256(data).hexdigest()), options)
     for finding in parsed.findings:
         click.echo(f"warning: {finding.text(label(path))}", err=True)
     parcel = push.Parcel(data=data, signature=signed, words=tuple(_words(options)), seconds=options.timeout)
@@ -167,26 +186,25 @@ def _push(settings: Settings, path: Path, data: bytes, signed: bytes, options: O
         on_end=lambda result: board.end(result, quiet=options.as_json, plan=options.dry_run),
     )
     code = push.worst([one.exit_code for one in results])
-    if options.as_json:
-        print_json(
-            {
-                "exit_code": int(code),
-                "digest": parsed.digest,
-                "hosts": {
-                    one.target.text: {
-                        "exit_code": int(one.exit_code),
-                        "message": one.message,
-                        "remedy": one.remedy,
-                        "seconds": round(one.seconds, 3),
-                        "answer": one.answer,
-                    }
-                    for one in results
-                },
+    end(lambda: _tell_all(results, code, parsed.digest, as_json=options.as_json), code)
+
+
+def _tell_all(results: tuple[push.Result, ...], code: ExitCode, digest: str, *, as_json: bool) -> None:
+    """All hosts in one document; for people each was told as it ended."""
+    if as_json:
+        hosts = {
+            one.target.text: {
+                "exit_code": int(one.exit_code),
+                "message": one.message,
+                "remedy": one.remedy,
+                "seconds": round(one.seconds, 3),
+                "answer": one.answer,
             }
-        )
+            for one in results
+        }
+        print_json({"exit_code": int(code), "digest": digest, "hosts": hosts})
     elif code != ExitCode.LIVE and len(results) > 1:
         click.echo(f"worst: exit {int(code)}, of {', '.join(_at(results, code))}", err=True)
-    sys.exit(code)
 
 
 def _at(results: tuple[push.Result, ...], code: ExitCode) -> list[str]:
@@ -210,7 +228,10 @@ def _words(options: Options) -> list[str]:
 
 
 class _Board:
-    """Where each host is, in one line of a terminal; and a line for good as each ends."""
+    """Where each host is, in one line of a terminal; and a line for good as each ends.
+
+    Who does not read any more (`| head -1`) ends no session.
+    """
 
     def __init__(self, hosts: list[str]) -> None:
         self._stages = dict.fromkeys(hosts, "connecting")
@@ -219,9 +240,14 @@ class _Board:
 
     def show(self, host: str, stage: str) -> None:
         self._stages[host] = stage
-        self._draw()
+        with contextlib.suppress(OSError):
+            self._draw()
 
     def end(self, result: push.Result, *, quiet: bool, plan: bool) -> None:
+        with contextlib.suppress(OSError):
+            self._end(result, quiet=quiet, plan=plan)
+
+    def _end(self, result: push.Result, *, quiet: bool, plan: bool) -> None:
         self._stages.pop(result.target.text, None)
         clear_line()
         if not quiet:
@@ -247,14 +273,17 @@ def _progress() -> Callable[[str], None]:
     """Each stage of the agent: a bar on a terminal, else a line that `--to` on the other side understands."""
     if sys.stderr is None:
         return lambda _: None
-    if not sys.stderr.isatty():
-        return lambda stage: click.echo(f"{push.STAGE}{stage}", err=True)
+    live = sys.stderr.isatty()
+
+    def show(stage: str) -> None:
+        with contextlib.suppress(OSError):  # a full disk behind stderr costs the progress
+            draw(stage) if live else click.echo(f"{push.STAGE}{stage}", err=True)
 
     def draw(stage: str) -> None:
         done = (STAGES.index(stage) + 1) * _BAR // len(STAGES) if stage in STAGES else _BAR
         click.echo(f"\r\033[K[{'#' * done}{'.' * (_BAR - done)}] {stage}\r", nl=False, err=True)
 
-    return draw
+    return show
 
 
 def _end(answer: Answer, options: Options) -> NoReturn:
@@ -268,7 +297,7 @@ def _tell(answer: Answer) -> None:
         click.echo(f"warning: {where}{finding['message']}", err=True)
     for one in report.get("frontends") or ():
         click.echo(f"warning: frontend {one['name']} is {one['state']}", err=True)
-    if answer.message and answer.exit_code != ExitCode.LIVE:
+    if answer.message and answer.word != "stored":
         click.echo(answer.message if answer.word == "invalid" else f"agent: {answer.message}", err=True)
     if answer.remedy:
         click.echo(f"agent: {answer.remedy}", err=True)

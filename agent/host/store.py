@@ -356,10 +356,18 @@ class Store:
         write(self.state / "serial.json", json.dumps({"serial": serial, "digest": digest}).encode())
 
     def serial(self) -> tuple[int, str] | None:
-        """Serial and digest of the newest signed document that was taken, None where there is none."""
-        found = _json(self.state / "serial.json") or {}
+        """Serial and digest of the newest signed document that was taken, None where there is none.
+
+        Raises StoreError for a file that says nothing: without it, whatever was signed once could be played again.
+        """
+        path = self.state / "serial.json"
+        if not path.exists():
+            return None
+        found = _json(path) or {}
         serial, digest = found.get("serial"), found.get("digest")
-        return (serial, digest) if isinstance(serial, int) and isinstance(digest, str) else None
+        if not isinstance(serial, int) or not isinstance(digest, str):
+            raise StoreError(f"{path} is damaged", remedy="remove it, having seen which serial was live last")
+        return serial, digest
 
     def write_progress(self, digest: str | None, stage: str) -> None:
         """Where the service is with a document: whoever waits for it may look."""

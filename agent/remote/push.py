@@ -30,6 +30,7 @@ _TARGET = re.compile(
     r"(?:([A-Za-z0-9_][A-Za-z0-9._-]{0,63})@)?(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9][A-Za-z0-9._-]*)(?::(\d+))?"
 )
 _SSH_FAILED = 255
+_MOST_SAID = 100
 _NOT_FOUND = 127
 
 
@@ -198,13 +199,14 @@ def _heard(line: bytes, said: list[str], on_stage: Callable[[str], None]) -> Non
     text = "".join(one if one.isprintable() else " " for one in line.decode(errors="replace")).strip()
     if text.startswith(STAGE):
         on_stage(text.removeprefix(STAGE)[:40])
-    elif text and len(said) < 100:
+    elif text:
         said.append(text[:500])
+        del said[:-_MOST_SAID]  # a banner may be long, and what ssh says itself comes last
 
 
 # --- what went wrong --------------------------------------------------------------------------------------------
 
-_REASONS = (
+_BEFORE = (  # there was no session at all, whatever else was said: a banner, a jump host that ended with it
     (
         "REMOTE HOST IDENTIFICATION HAS CHANGED",
         "its host key is not the one that is known",
@@ -221,19 +223,21 @@ _REASONS = (
         "`agent gate --print-authorized-key KEYFILE` prints the line for its authorized_keys",
     ),
     ("Too many authentication failures", "it does not take this key", "name one with IdentityFile in ssh_config"),
+    ("during banner exchange", "it takes the connection, and is no ssh server", "is this sshd's port?"),
+)
+_CUT = re.compile(  # said of a session that was under way
+    r"Connection to \S+ closed|[Cc]onnection (?:closed|reset) by|Broken pipe|lost connection|client_loop|"
+    r"kex_exchange_identification|Read from remote host|not responding"
+)
+_NOWHERE = (
     ("Could not resolve hostname", "its name is not known", "an address will do as well"),
     ("Connection refused", "nobody listens there", "is sshd on, and is this its port?"),
     ("No route to host", "it cannot be reached", "is it up, and does the firewall let this host connect?"),
     ("Network is unreachable", "it cannot be reached", "has this host a route to it?"),
-    ("timed out during banner exchange", "it takes the connection, and is no ssh server", "is this sshd's port?"),
     ("Connection timed out", "it cannot be reached", "is it up, and does the firewall let this host connect?"),
     ("Operation timed out", "it cannot be reached", "is it up, and does the firewall let this host connect?"),
 )
 AGAIN = "whether it is live over there nobody can tell from here: sync again, the same document changes nothing twice"
-_CUT = (  # said of a session that was under way
-    "closed by", "Connection to", "reset by", "Broken pipe", "lost connection", "client_loop", "kex_exchange",
-    "Read from remote host", "not responding",
-)  # fmt: skip
 
 
 def _judge(where: Target, code: int | None, out: bytes, said: Sequence[str]) -> Result:
@@ -274,16 +278,23 @@ def _judge(where: Target, code: int | None, out: bytes, said: Sequence[str]) -> 
 
 def _ssh_failed(said: Sequence[str]) -> tuple[str, str]:
     """What went wrong on the way, and what to do: ssh tells it in words only."""
-    if over := [line for line in said if any(word in line for word in _CUT)]:
-        why = f" ({over[-1]})"
+    if found := _found(_BEFORE, said):
+        return found
+    if over := [line for line in said if _CUT.search(line)]:
         hangs = "not responding" in over[-1] or "timed out" in over[-1]
-        return ("the session hangs: it does not answer any more" if hangs else "the session was cut") + why, AGAIN
-    for words, meaning, remedy in _REASONS:
-        if line := next((one for one in said if words in one), ""):
-            return f"{meaning} ({line})", remedy
+        return f"the session {'hangs: it does not answer any more' if hangs else 'was cut'} ({over[-1]})", AGAIN
+    if found := _found(_NOWHERE, said):
+        return found
     if not said:
         return "the session was cut: no word why", AGAIN
     return f"ssh failed: {said[-1]}", "try `ssh` by hand"
+
+
+def _found(reasons: Sequence[tuple[str, str, str]], said: Sequence[str]) -> tuple[str, str] | None:
+    for words, meaning, remedy in reasons:
+        if line := next((one for one in said if words in one), ""):
+            return f"{meaning} ({line})", remedy
+    return None
 
 
 def _answer(out: bytes) -> dict[str, Any] | None:

@@ -87,7 +87,8 @@ def _principals(signers: Path) -> list[str]:
     """The names at the beginning of each line, without quotes."""
     lines = signers.read_text(errors="replace").splitlines()
     found = (_PRINCIPALS.match(line) for line in lines)
-    return [one[1] or one[2] for one in found if one is not None]
+    lists = [(one[1] or one[2]).split(",") for one in found if one is not None]
+    return [name for names in lists for name in names if not name.startswith("!")]
 
 
 def _keygen(

@@ -162,6 +162,21 @@ def test_a_connection_that_is_cut_ends_no_document(one: Firewall, client: Client
     assert first_line(other)[:1] == "a"
 
 
+def test_a_document_that_never_ends_is_not_waited_for(one_edge: Edge):
+    with subprocess.Popen(
+        [sys.executable, "-m", "agent", "--settings", one_edge.settings, "gate"],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"SSH_ORIGINAL_COMMAND": "agent sync - --timeout 500ms"},
+    ) as process:
+        assert process.stdin is not None
+        assert process.stderr is not None
+        process.stdin.write(b"version: 1\n")
+        process.stdin.flush()
+        assert process.wait(20) == 9
+        assert b"no whole document within 0.5 s" in process.stderr.read()
+
+
 def test_each_call_of_the_design_through_a_real_sshd(one: Firewall, client: Client, backend: EchoServer):
     data = json.dumps(state(backend.address)).encode()
 

@@ -196,8 +196,28 @@ def test_what_is_not_taken_lifts_no_hold(strict: Edge, key: Path, backend: EchoS
     strict.put(state(backend.address, serial=9))
     strict.wait("refused")
     strict.desired.with_name("desired.yaml.sig").write_bytes(made)
+    for junk in (
+        b"version: 99\n",
+        files[1].read_bytes(),
+    ):  # invalid; and what is live anyway
+        strict.put(junk)
+        until(lambda junk=junk: strict.status()["desired"]["digest"] == digest_of(junk), "it is looked at")
     strict.put(held)
     assert "put back by hand" in strict.wait("rolled_back", digest_of(held))["message"]
+
+
+def test_a_refused_document_uses_up_no_serial_and_a_damaged_memory_refuses(
+    strict: Edge, key: Path, backend: EchoServer
+):
+    port = free_port()
+    assert strict.agent("sync", strict.file(state(backend.address, port)), "--sign", key).returncode == 0
+    nobody = strict.file(state(f"127.0.0.1:{free_port()}", port, serial=2))
+    assert strict.agent("sync", nobody, "--sign", key).returncode == 4
+    better = strict.file(state(backend.address, port, free_port(), serial=2))
+    assert strict.agent("sync", better, "--sign", key).returncode == 0
+    (strict.folder / "state/serial.json").write_text("{")
+    done = strict.agent("sync", strict.file(state(backend.address, port, serial=3)), "--sign", key)
+    assert (done.returncode, "serial.json is damaged" in done.stderr) == (4, True)
 
 
 def test_a_fifo_in_the_signatures_place_keeps_nobody(strict: Edge, key: Path, backend: EchoServer):
@@ -231,6 +251,13 @@ def test_a_key_that_stands_there_under_two_names(tmp_path: Path, key: Path):
     file = tmp_path / "signers"
     file.write_text(f'git@example.org namespaces="git" {public}\ncluster@example.org namespaces="edgeagent" {public}\n')
     assert signature.check(DATA, signature.sign(DATA, key), file) == "cluster@example.org"
+
+
+def test_a_line_with_a_list_of_names(tmp_path: Path, key: Path):
+    public = " ".join(key.with_suffix(".pub").read_text().split()[:2])
+    file = tmp_path / "signers"
+    file.write_text(f'git@x namespaces="git" {public}\na@x,b@x namespaces="edgeagent" {public}\n')
+    assert signature.check(DATA, signature.sign(DATA, key), file) == "a@x"
 
 
 def test_what_is_live_needs_no_signature_to_go_on(strict: Edge, key: Path, backend: EchoServer):

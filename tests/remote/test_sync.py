@@ -8,8 +8,10 @@ import json
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -249,6 +251,32 @@ def test_the_one_that_was_overtaken_is_told_by_what(served: Edge, backend: EchoS
     assert (other, winner["result"]) == (0, "committed")
     assert (code, answer["result"]) == (9, "overtaken")
     assert f"sha256 {winner['digest'][:12]}, serial 2 (committed)" in answer["message"]
+
+
+def test_a_file_that_is_taken_away_is_said(served: Edge, backend: EchoServer):
+    with waiting_for_a_stopped_agent(served, state(backend.address)) as (service, waiting):
+        served.desired.unlink()
+        service.send_signal(signal.SIGCONT)
+        code, answer = waiting.result(30)
+    assert (code, answer["result"]) == (9, "overtaken")
+    assert "was taken away" in answer["message"]
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_full_disk_takes_the_words_not_the_outcome(served: Edge, backend: EchoServer, stream: str):
+    with Path("/dev/full").open("wb") as full:
+        streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, stream: full}
+        words = [sys.executable, "-m", "agent", "--settings", served.settings, "sync"]
+        done = subprocess.run([*words, served.file(state(backend.address))], check=False, **streams)  # type: ignore[call-overload]  # streams by name
+    assert done.returncode == 0
+    assert served.status()["outcome"] == "committed"
+
+
+def test_a_link_that_leads_to_itself_is_said(served: Edge, backend: EchoServer):
+    served.desired.symlink_to(served.desired)
+    done = served.agent("sync", served.file(state(backend.address)))
+    assert (done.returncode, "cannot write" in done.stderr) == (2, True)
+    assert "Traceback" not in done.stderr
 
 
 def test_half_a_document_is_not_taken(served: Edge, backend: EchoServer):
