@@ -325,9 +325,9 @@ class Story:
         if live is None or running is not None or (committed := self.survey.committed()) is None:
             return
         with told.stage("revive"):
-            told.drift.append("process")
             try:
                 self._revive(told, committed)
+                told.drift.append("process")
             except AgentError as error:  # the document may still bring one that starts
                 told.findings.append(Finding("haproxy", f"what was live does not start: {error}", "look at its log"))
 

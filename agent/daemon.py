@@ -60,21 +60,28 @@ class Service:
     def _loop(self, mailbox: queue.SimpleQueue[str]) -> None:
         resync = self.settings.apply.resync / 1000
         due = time.monotonic() + self._converge(resync)
+        checkup = time.monotonic() + HEALTH_SECONDS
         while True:
-            word = _next(mailbox, min(HEALTH_SECONDS, max(due - time.monotonic(), 0)))
+            word = _next(mailbox, max(min(checkup, due) - time.monotonic(), 0))
             if word in (HINT, LOOK):
                 word = self._settle(mailbox, word)
             if word == STOP:
                 return
-            if word == LOOK or time.monotonic() >= due or self._news(word):
+            now = time.monotonic()
+            look = word == LOOK or now >= due or (word == HINT and self._asked(self.changed))
+            if now >= checkup:  # a converge that is due, or that waits for a lock, does not take its place
+                look = not self._asked(self.healthy, otherwise=True) or look
+                checkup = now + HEALTH_SECONDS
+            if look:
                 due = time.monotonic() + self._converge(resync)
 
-    def _news(self, word: str | None) -> bool:
+    def _asked(self, what: Callable[[], bool], *, otherwise: bool = False) -> bool:
+        """`otherwise`: what is assumed where it cannot be found out just now."""
         try:
-            return self.changed() if word == HINT else not self.healthy()
+            return what()
         except AgentError as error:
             _log.error("%s", error)
-            return False
+            return otherwise
 
     def _settle(self, mailbox: queue.SimpleQueue[str], first: str) -> str:
         """Wait until nothing has come for the debounce, but not for ever. STOP at once; a signal outdoes hints."""

@@ -26,6 +26,7 @@ from agent.errors import UsageError
 from agent.model.schema import Endpoint
 
 AT_ONCE = 64  # clients; the next ones are turned away
+MOST = 16_384  # bytes of a request; the standard library alone would parse six megabytes of headers
 SECONDS = 10.0  # for a whole request and its answer
 _WORTH_GZIP = 1_000  # bytes
 _REALM = 'Basic realm="edgeagent", charset="UTF-8"'
@@ -59,6 +60,8 @@ class Listen:
 def serving(listen: Listen, routes: Mapping[str, Route]) -> Iterator[Endpoint]:
     """Serve in threads of its own while the body runs; yields where. Raises UsageError where it cannot be."""
     allowed = _allowed(listen.passwords) if listen.passwords else frozenset()
+    if listen.key and not listen.certificate:
+        raise UsageError("metrics.key without metrics.certificate: passwords would go in the clear")
     context = _context(listen) if listen.certificate else None
 
     class Handler(_Handler):
@@ -89,7 +92,9 @@ def _allowed(file: str) -> frozenset[bytes]:
         lines = Path(file).read_bytes().splitlines()
     except OSError as error:
         raise UsageError(f"metrics.passwords: {file}: {error.strerror}") from error
-    found = frozenset(hashlib.sha256(line.strip()).digest() for line in lines if b":" in line)
+    pairs = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith(b"#")]
+    good = [pair for pair in pairs if all(pair.partition(b":")[::2])]
+    found = frozenset(hashlib.sha256(pair).digest() for pair in good)
     if not found:
         raise UsageError(f"metrics.passwords: {file}: no line of the form user:password")
     return found
@@ -134,7 +139,13 @@ class _Server(http.server.ThreadingHTTPServer):
             return
         with self._lock:
             self._open[request] = time.monotonic() + SECONDS
-        super().process_request(request, client_address)
+        try:
+            super().process_request(request, client_address)
+        except RuntimeError:  # the system has no thread left
+            with self._lock:
+                self._open.pop(request, None)
+            self._slots.release()
+            raise
 
     def process_request_thread(self, request: object, client_address: object) -> None:
         """The TLS handshake belongs here: it waits for the client."""
@@ -171,10 +182,38 @@ class _Server(http.server.ThreadingHTTPServer):
         """A client that hangs up is no news."""
 
 
+class _Bounded:
+    """So many bytes of a request, then its end; `spent` says that there may have been more."""
+
+    def __init__(self, file: io.BufferedIOBase, left: int) -> None:
+        self._file, self._left = file, left
+
+    @property
+    def spent(self) -> bool:
+        return not self._left
+
+    def readline(self, size: int = -1) -> bytes:
+        found = self._file.readline(min(self._left, size) if size >= 0 else self._left) if self._left else b""
+        self._left -= len(found)
+        return found
+
+    def close(self) -> None:
+        self._file.close()
+
+    @property
+    def closed(self) -> bool:
+        return self._file.closed
+
+
 class _Handler(http.server.BaseHTTPRequestHandler):
     routes: Mapping[str, Route] = {}
     allowed: frozenset[bytes] = frozenset()
     server_version, sys_version = "edgeagent", ""
+
+    def setup(self) -> None:
+        """Bounded before anybody's password is looked at."""
+        super().setup()
+        self.rfile = self._bounded = _Bounded(self.rfile, MOST)  # type: ignore[assignment]  # only lines are read of it
 
     def do_GET(self) -> None:  # the standard library's own name
         self._answer(body=True)
@@ -184,7 +223,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _answer(self, *, body: bool) -> None:
         route = self.routes.get(self.path.partition("?")[0])
-        if not self._may():
+        if self._bounded.spent:  # half a request: what its headers would have said is not known
+            found = Answer(code=431, kind="text/plain", body=b"431\n")
+        elif not self._may():
             found = Answer(code=401, kind="text/plain", body=b"401\n", headers={"WWW-Authenticate": _REALM})
         elif route is None:
             found = Answer(code=404, kind="text/plain", body=b"404: /, /metrics, /healthz and /readyz are here\n")

@@ -23,7 +23,7 @@ from agent.model.canary import Arrival
 from agent.model.desired import DesiredState
 from agent.model.generation import Asked, Handshake, Quarantined
 from agent.model.handshake import mismatch
-from agent.model.observed import Observation
+from agent.model.observed import FrontendSeen, Observation
 from agent.model.report import STAGES, Report
 from agent.view.status import Index, frontend_state
 
@@ -91,6 +91,8 @@ class Totals:
         with self._lock:
             if process in self._gone:
                 return
+            if self._process is None:  # what it had counted before this agent began to look is nobody's increase
+                self._base = {one.name: _minus(_counts(one)) for one in look.frontends}
             if process != self._process:
                 for name, last in self._last.items():
                     self._base[name] = _plus(self._base.get(name), last)
@@ -98,7 +100,7 @@ class Totals:
                     self._gone.add(self._process)
                 self._process, self._last = process, {}
             for one in look.frontends:
-                now = (one.connections, one.denied, one.bytes_in, one.bytes_out)
+                now = _counts(one)
                 before = self._last.get(one.name, now)
                 self._last[one.name] = max(now, before, key=sum)  # two looks may come in the wrong order
 
@@ -106,6 +108,14 @@ class Totals:
         """Connections, denied ones, bytes in and out, since this agent began to look."""
         with self._lock:
             return _plus(self._base.get(name), self._last.get(name))
+
+
+def _counts(one: FrontendSeen) -> tuple[int, int, int, int]:
+    return (one.connections, one.denied, one.bytes_in, one.bytes_out)
+
+
+def _minus(one: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+    return (-one[0], -one[1], -one[2], -one[3])
 
 
 def _plus(one: tuple[int, int, int, int] | None, other: tuple[int, int, int, int] | None) -> tuple[int, int, int, int]:
@@ -215,7 +225,7 @@ class _Now(Collector):
         yield _gauge("haproxy_up", "Whether HAProxy answered this scrape", look is not None)
         yield from _agent(facts)
         if facts.state is not None:
-            yield from _frontends(facts, facts.state, seen if look is not None else None, seen, self._totals)
+            yield from _frontends(facts, facts.state, seen, self._totals)
             yield from _backends(facts, facts.state, seen)
 
 
@@ -282,11 +292,8 @@ def _agent(facts: Facts) -> Iterator[Metric]:
             yield told
 
 
-def _frontends(
-    facts: Facts, state: DesiredState, now: Observation | None, known: Observation | None, totals: Totals
-) -> Iterator[Metric]:
-    index = Index.of(now)
-    last = {one.name: one for one in known.frontends} if known else {}
+def _frontends(facts: Facts, state: DesiredState, seen: Observation | None, totals: Totals) -> Iterator[Metric]:
+    index = Index.of(seen)
     pools = {one.name: one for one in state.backends}
     aside = {(one.frontend, one.address): one for one in facts.quarantined}
     label = ["frontend"]
@@ -312,7 +319,7 @@ def _frontends(
         for bind in one.binds:
             there = found is not None and found.open and bind not in gone
             listening.add_metric((one.name, str(bind)), float(there))
-        sessions.add_metric(key, float(last[one.name].sessions if one.name in last else 0))
+        sessions.add_metric(key, float(found.sessions if found is not None else 0))
         servers_up.add_metric(key, float(sum(count for count, _ in numbers)))
         servers.add_metric(key, float(sum(count for _, count in numbers)))
         for family, count in zip(counts, totals.of(one.name), strict=True):

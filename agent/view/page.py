@@ -194,13 +194,14 @@ def _checked(server: Mapping[str, Any]) -> str:
     )
 
 
-def render(document: Mapping[str, Any], history: Sequence[Generation]) -> str:
-    """The whole page, as HTML."""
+def render(document: Mapping[str, Any], history: Sequence[Generation], *, trouble: Sequence[str] = ()) -> str:
+    """The whole page, as HTML. `trouble`: why nothing on it can be relied on."""
     whole = {**_EMPTY, **document}
     return _template().render(
         document=whole,
         headline=headline(whole),
-        worst=_worst(whole),
+        worst="down" if trouble else _worst(whole),
+        trouble=trouble,
         picture=picture(whole),
         glyphs=_GLYPHS,
         history=[

@@ -76,15 +76,19 @@ class Site:
         return {"code": 200 if alive else 503, "kind": "text/plain", "body": b"ok\n" if alive else b"deaf\n"}
 
     def _ready(self, _accept: str) -> dict[str, Any]:
-        reasons = list(_unready(self.document, self.facts))
+        reasons = [*self._deaf(), *_unready(self.document, self.facts)]
         body = json.dumps({"ready": not reasons, "reasons": reasons}).encode() + b"\n"
         return {"code": 503 if reasons else 200, "kind": "application/json", "body": body}
+
+    def _deaf(self) -> list[str]:
+        """All that is told is old where the service looks no more."""
+        return [] if self._alive() else [f"the agent has not looked since {self.document.get('at') or 'its start'}"]
 
     def _page(self, _accept: str) -> dict[str, Any]:
         return {
             "code": 200,
             "kind": _HTML,
-            "body": page.render(self.document, self.history).encode(),
+            "body": page.render(self.document, self.history, trouble=self._deaf()).encode(),
             "headers": _STRICT,
         }
 

@@ -17,7 +17,25 @@ PROMTOOL = Path("/usr/bin/promtool")
 # Series that make it fire, and series that do not: each a metric with its values, minute by minute.
 CASES: dict[str, tuple[dict[str, str], dict[str, str]]] = {
     "EdgeagentAbsent": ({'up{job="edgeagent"}': "0x20"}, {'up{job="edgeagent"}': "1x20"}),
-    "EdgeagentHaproxyDown": ({"edgeagent_haproxy_up": "0x20"}, {"edgeagent_haproxy_up": "1x20"}),
+    "EdgeagentDeaf": (
+        {"edgeagent_desired_read_timestamp_seconds": "0x20"},
+        {"edgeagent_desired_read_timestamp_seconds": "0+60x20"},
+    ),
+    "EdgeagentHaproxyDown": (
+        {"edgeagent_haproxy_up": "0x20", "edgeagent_live_generation": "7x20"},
+        {"edgeagent_haproxy_up": "0x20"},  # nothing is live, so nothing should run
+    ),
+    "EdgeagentBackendDown": (
+        {
+            'edgeagent_backend_servers{backend="b",state="up"}': "0x20",
+            'edgeagent_backend_servers{backend="b",state="down"}': "2x20",
+        },
+        {
+            'edgeagent_backend_servers{backend="b",state="up"}': "0x20",
+            'edgeagent_backend_servers{backend="b",state="down"}': "0x20",
+            'edgeagent_backend_servers{backend="b",state="maintenance"}': "2x20",
+        },
+    ),
     "EdgeagentFrontendNotListening": (
         {'edgeagent_frontend_listening{frontend="f",bind="b"}': "0x20"},
         {
@@ -43,7 +61,7 @@ CASES: dict[str, tuple[dict[str, str], dict[str, str]]] = {
     "EdgeagentHaproxyRestarting": (
         {'edgeagent_drift_corrections_total{kind="process"}': "0+1x20"},
         {
-            'edgeagent_drift_corrections_total{kind="process"}': "0x5 1x15",
+            'edgeagent_drift_corrections_total{kind="process"}': "1x5 2x3 3x12",
             'edgeagent_drift_corrections_total{kind="server"}': "0+1x20",
         },
     ),

@@ -25,6 +25,8 @@ from kit.left_out import leave_out
 from kit.servers import EchoServer, echo, free_port
 from prometheus_client.parser import text_string_to_metric_families
 
+from agent.view import site as view
+
 NAMES = """
     frontend_up frontend_listening frontend_quarantined frontend_sessions frontend_sessions_total
     frontend_connections_denied_total frontend_bytes_in_total frontend_bytes_out_total frontend_servers_up
@@ -172,6 +174,7 @@ def test_a_frozen_haproxy_fails_no_scrape(one_edge: Edge, backend: EchoServer):
     assert {one.of("haproxy_up") for one in (*answers, last)} == {0}
     assert last.of("frontend_sessions", frontend="f0") == 0  # last known
     assert last.of("server_up", backend="pool", server="a") == 1
+    assert last.of("frontend_up", frontend="f0") == last.of("frontend_servers_up", frontend="f0") == 1
     until(lambda: site.scrape().of("haproxy_up") == 1, "up again")
 
 
@@ -271,6 +274,44 @@ def test_hostile_clients_cost_no_memory_no_thread_and_no_time(one_edge: Edge, ba
         assert time.monotonic() - start < 5
     until(lambda: service.num_threads() < 12, "the threads have ended", 15)
     assert service.memory_info().rss - before < 30_000_000
+
+
+def test_headers_are_bounded_before_a_password_is_looked_at(one_edge: Edge, tmp_path: Path):
+    (tmp_path / "passwords").write_text("# prometheus: not an account\n:\n\nprometheus:secret\n")
+    site = served(one_edge, {"version": 1}, f'passwords = "{tmp_path}/passwords"')
+    service = psutil.Process(one_edge.services[0].pid)
+    before = service.memory_info().rss
+    with contextlib.ExitStack() as stack:
+        for _ in range(8):
+            other = stack.enter_context(connect(site.port))
+            with contextlib.suppress(OSError):
+                other.sendall(b"GET / HTTP/1.1\r\n" + b"".join(b"X-%d: %s\r\n" % (n, b"x" * 60_000) for n in range(90)))
+        assert site.get(Authorization=f"Basic {base64.b64encode(b'prometheus:secret').decode()}")[0] == 200
+        assert service.memory_info().rss - before < 20_000_000
+    for wrong in (b"# prometheus: not an account", b":", b"prometheus"):
+        assert site.get(Authorization=f"Basic {base64.b64encode(wrong).decode()}")[0] == 401
+
+
+def test_a_service_that_stands_still_says_so(one_edge: Edge, backend: EchoServer):
+    """`DEAF_SECONDS` is a minute; here the page and readiness are asked for what they say then."""
+    gone = site_of(alive=False)
+    assert gone.routes["/healthz"]("")["code"] == gone.routes["/readyz"]("")["code"] == 503
+    assert "has not looked since" in gone.routes["/readyz"]("")["body"].decode()
+    page = gone.routes["/"]("")["body"].decode()
+    assert "<title>Attention" in page
+    assert "what follows may be old" in page
+    assert "has not looked" not in site_of(alive=True).routes["/"]("")["body"].decode()
+
+
+def site_of(*, alive: bool) -> view.Site:
+    return view.Site(look=lambda: None, usage=lambda: {"processes": {}}, alive=lambda: alive)
+
+
+def test_a_key_without_a_certificate_is_no_tls_and_said(one_edge: Edge, tmp_path: Path):
+    site = served(one_edge, {"version": 1}, f'key = "{tmp_path}/key.pem"')
+    with pytest.raises(ConnectionRefusedError):
+        site.get()
+    assert "metrics.key without metrics.certificate" in one_edge.log
 
 
 def test_tls_and_passwords(one_edge: Edge, tmp_path: Path):

@@ -24,7 +24,9 @@ def test_who_drips_is_hung_up_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     authority = trustme.CA()
     file = tmp_path / "server.pem"
     authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(file))
-    listen = Listen(address=Endpoint(4, "127.0.0.1", 0), certificate=str(file) if tls else "", key=str(file))
+    listen = Listen(
+        address=Endpoint(4, "127.0.0.1", 0), certificate=str(file) if tls else "", key=str(file) if tls else ""
+    )
     context = ssl.create_default_context()
     authority.configure_trust(context)
     threads = threading.active_count()
@@ -47,3 +49,24 @@ def test_who_drips_is_hung_up_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             assert said.endswith(b"\r\n\r\nhello")
     while threading.active_count() > threads:
         time.sleep(0.01)  # threads give no event when they end
+
+
+def test_a_thread_that_cannot_start_keeps_no_slot(monkeypatch: pytest.MonkeyPatch):
+    class Tired(threading.Thread):
+        def start(self) -> None:
+            raise RuntimeError("can't start new thread")
+
+    with serving(
+        Listen(address=Endpoint(4, "127.0.0.1", 0)), {"/": lambda _: Answer(code=200, kind="text/plain", body=b"hello")}
+    ) as where:
+
+        def ask() -> bytes:
+            with socket.create_connection((where.host, where.port), 5) as one, contextlib.suppress(OSError):
+                one.sendall(b"GET / HTTP/1.0\r\n\r\n")
+                return one.recv(10)
+            return b""
+
+        with monkeypatch.context() as patch:
+            patch.setattr(threading, "Thread", Tired)
+            assert [ask() for _ in range(web.AT_ONCE + 1)] == [b""] * (web.AT_ONCE + 1)
+        assert ask() == b"HTTP/1.0 2"

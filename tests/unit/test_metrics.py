@@ -79,4 +79,8 @@ def test_totals_never_go_backwards():
         seen.append(totals.of("f")[0])
     assert seen == [0, 5, 5, 5, 8, 8, 9]
     assert totals.of("nobody") == (0, 0, 0, 0)
+    adopted = Totals()  # by an agent that was started anew
+    for count in (900, 901):
+        adopted.seen(look(2, count))
+    assert adopted.of("f")[0] == 1
     assert not math.isnan(totals.of("f")[1])
