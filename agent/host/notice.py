@@ -7,13 +7,18 @@ import json
 import logging
 import os
 import queue
+import select
+import signal
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Mapping
 
 SYSLOG = ("/var/run/log", "/dev/log")  # FreeBSD, Linux
 COMMAND_SECONDS = 10.0
+_LOOK_SECONDS = 0.05
+_SAID = 300  # bytes of what it says that are told
 _WAITING = 50  # notices that wait for a slow command; later ones are dropped, and said so
 
 _log = logging.getLogger("agent")
@@ -73,20 +78,48 @@ class Notices:
         while True:
             what = self._mailbox.get()
             try:
-                done = subprocess.run(  # noqa: S603  # the administrator's own program, no shell
-                    [self._command],
-                    input=json.dumps(what).encode(),
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.PIPE,
-                    timeout=COMMAND_SECONDS,
-                    cwd="/",
-                    check=False,
-                )
+                code, said = _run(self._command, json.dumps(what).encode())
             except (OSError, subprocess.TimeoutExpired) as error:
                 _log.error("notify.command: %s", error)
             else:
-                if done.returncode != 0:
-                    _log.error("notify.command: exit %s: %r", done.returncode, done.stderr[:300])
+                if code != 0:
+                    _log.error("notify.command: exit %s: %r", code, said)
+
+
+def _run(command: str, given: bytes) -> tuple[int, bytes]:
+    """Its exit code, and the beginning of what it said on stderr; the rest is read and dropped.
+
+    Raises OSError, TimeoutExpired: it and what it has started are killed then. What it leaves in the background when
+    it ends is its own affair.
+    """
+    end = time.monotonic() + COMMAND_SECONDS
+    process = subprocess.Popen(  # noqa: S603  # the administrator's own program, no shell
+        [command],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        bufsize=0,
+        cwd="/",
+        start_new_session=True,
+    )
+    assert process.stdin is not None
+    assert process.stderr is not None
+    said, more = b"", b"-"
+    with process.stderr as errors:
+        with contextlib.suppress(BrokenPipeError), process.stdin as door:  # it need not read
+            door.write(given)  # a few KB: less than a pipe holds
+        while process.poll() is None:
+            if time.monotonic() > end:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                raise subprocess.TimeoutExpired(command, COMMAND_SECONDS)
+            if more and select.select([errors], [], [], _LOOK_SECONDS)[0]:
+                said = (said + (more := errors.read(65_536)))[:_SAID]
+            elif not more:
+                time.sleep(_LOOK_SECONDS)
+        if more and select.select([errors], [], [], 0)[0]:
+            said = (said + errors.read(65_536))[:_SAID]
+    return process.returncode, said
 
 
 def line(what: Mapping[str, object]) -> str:

@@ -34,8 +34,11 @@ class HostProber:
             holding = listeners.holders(endpoint, everyone) if why.reason == "in_use" else ()
             foreign = [one for one in holding if one.pid not in ours]
             if foreign:
-                names = ", ".join(sorted({f"{one} at {one.endpoint}" for one in foreign}))
-                found[endpoint] = Unbound(reason=why.reason, detail=f"{why.detail}, by {names}")
+                names = ", ".join(
+                    sorted({f"{one}" + f" at {one.endpoint}" * (one.endpoint != endpoint) for one in foreign})
+                )
+                programs = ", ".join(sorted({one.program for one in foreign if one.program}))
+                found[endpoint] = Unbound(reason=why.reason, detail=f"{why.detail}, by {names}", holder=programs)
             elif not holding:
                 found[endpoint] = why
         return found

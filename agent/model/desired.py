@@ -46,7 +46,7 @@ class Frontend:
 
     @property
     def backends(self) -> tuple[str, ...]:
-        """Every backend a connection can get to, each once, the default last."""
+        """Every backend a connection can get to, each once, the default last unless a route leads there."""
         return tuple(dict.fromkeys([*(route.backend for route in self.routes), self.backend]))
 
 

@@ -25,12 +25,16 @@ _text = instance_of(str)
 
 @frozen(kw_only=True)
 class Quarantined:
-    """An address that is left out because it cannot be bound: `reason` in one word, `detail` for people."""
+    """An address that is left out because it cannot be bound: `reason` in one word, `detail` for people.
+
+    `holder`: the names of the programs that hold it, "" where nobody knows.
+    """
 
     frontend: str = field(validator=_text)
     address: str = field(validator=_text)
     reason: str = field(validator=_text)
     detail: str = field(default="", validator=_text)
+    holder: str = field(default="", validator=_text)
 
 
 def _quarantines(found: object) -> tuple[Quarantined, ...]:

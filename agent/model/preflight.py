@@ -25,10 +25,14 @@ REMEDY = "free the address or take it out; it goes live by itself at the next re
 
 @frozen(kw_only=True)
 class Unbound:
-    """Why an address cannot be bound: `in_use`, `no_such_address`, `not_permitted` or `failed`, and in words."""
+    """Why an address cannot be bound: `in_use`, `no_such_address`, `not_permitted` or `failed`, and in words.
+
+    `holder`: the names of the programs that hold it, where the system tells.
+    """
 
     reason: str
     detail: str
+    holder: str = ""
 
 
 @frozen(kw_only=True)
@@ -120,7 +124,7 @@ def unmet(
 def quarantine(state: DesiredState, unbound: Mapping[Endpoint, Unbound]) -> tuple[Quarantined, ...]:
     """The addresses of `state` that have to be left out."""
     return tuple(
-        Quarantined(frontend=one.name, address=str(endpoint), reason=why.reason, detail=why.detail)
+        Quarantined(frontend=one.name, address=str(endpoint), reason=why.reason, detail=why.detail, holder=why.holder)
         for one in state.frontends
         for endpoint in one.binds
         if (why := unbound.get(endpoint)) is not None

@@ -6,6 +6,7 @@ of frontends go on over reloads: a new process counts from zero, and what the on
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
@@ -30,6 +31,8 @@ from agent.view.status import Index, frontend_state
 PREFIX = "edgeagent_"
 BUCKETS = (0.05, 0.5, 5)  # seconds
 _TIMED = STAGES[1:]  # what a crash left is no part of a change
+_ODD = re.compile(r"[^A-Za-z0-9._, -]")
+_HOLDER_LENGTH = 48
 _BACKEND_STATES = ("up", "down", "maintenance", "draining")
 
 
@@ -328,9 +331,15 @@ def _frontends(facts: Facts, state: DesiredState, seen: Observation | None, tota
             preserved.add_metric(key, float(kept))
     quarantined = _labelled(
         "frontend_quarantined", "Addresses left out because they cannot be bound", ["frontend", "bind", "reason"],
-        (((one.frontend, one.address, one.reason), 1.0) for one in facts.quarantined),
+        (((one.frontend, one.address, _reason(one)), 1.0) for one in facts.quarantined),
     )  # fmt: skip
     yield from (up, listening, quarantined, sessions, servers_up, servers, preserved, *counts)
+
+
+def _reason(one: Quarantined) -> str:
+    """In one word, with the program that holds the address. Its name is somebody else's text: bounded, and plain."""
+    holder = _ODD.sub("_", one.holder)[:_HOLDER_LENGTH]
+    return f"{one.reason} by {holder}" if holder else one.reason
 
 
 def _backends(facts: Facts, state: DesiredState, seen: Observation | None) -> Iterator[Metric]:

@@ -8,6 +8,7 @@ from agent.errors import Outcome
 from agent.model.report import Report
 from agent.view.status import when
 
+_LONGEST = 1_000  # characters of a sentence: a notice fits into a pipe
 _MOST_LOGGED = 20
 
 
@@ -33,8 +34,8 @@ def notice(before: Report | None, report: Report) -> dict[str, object]:
         "name": report.name,
         "plan": report.plan,
         "milliseconds": round(report.seconds * 1_000),
-        "message": report.message,
-        "remedy": report.remedy,
+        "message": report.message[:_LONGEST],
+        "remedy": report.remedy[:_LONGEST],
         "at": when(report.at),
     }
 

@@ -19,8 +19,9 @@ MOST = 24
 """Nodes of one column that are drawn one by one; beyond it those that are as they should be fold into one."""
 
 _ROW, _TOP, _HEIGHT = 46, 34, 34  # pixels: from node to node, above the first one, of a node
-_COLUMNS = {"clients": (10, 90), "frontends": (170, 200), "backends": (450, 160), "servers": (690, 250)}
+_COLUMNS = {"clients": (10, 90), "frontends": (140, 200), "backends": (465, 155), "servers": (700, 250)}
 _WIDTH = 960
+_LABEL = 133  # pixels: between a frontend and a backend there is room for 19 letters
 _GLYPHS = {"up": "●", "degraded": "▲", "down": "✕", "quarantined": "■", "idle": "○"}
 _BAD = ("down", "quarantined", "degraded")
 
@@ -101,8 +102,11 @@ def picture(document: Mapping[str, Any]) -> Picture:
         here = _node("frontends", y, one["name"], _addresses(one), one["state"])
         nodes.append(here)
         edges.append(_edge(client, here, one["sessions"], one["state"]))
+        names_of = _sent_names(one)
         edges += [
-            _edge(here, places[name], one["sessions"], one["state"]) for name in one["backends"] if name in places
+            _edge(here, places[name], one["sessions"], one["state"], names_of.get(name, ""))
+            for name in one["backends"]
+            if name in places
         ]
     if folded:
         y = _spread(len(shown) + 1, height)[-1]
@@ -173,6 +177,14 @@ def _sessions(frontends: Iterable[Mapping[str, Any]]) -> int:
 def _addresses(frontend: Mapping[str, Any]) -> str:
     wrong = [f"{one['address']} {one['state']}" for one in frontend["binds"] if one["state"] != "listening"]
     return ", ".join(wrong or [one["address"] for one in frontend["binds"]])
+
+
+def _sent_names(frontend: Mapping[str, Any]) -> dict[str, str]:
+    """By backend: the names (SNI) whose clients are sent there, as many as a line has room for."""
+    found: dict[str, list[str]] = {}
+    for route in frontend.get("routes", ()):
+        found.setdefault(route["backend"], []).extend(route["sni"])
+    return {backend: _short(", ".join(names), _LABEL) for backend, names in found.items()}
 
 
 def _pool_state(pool: Mapping[str, Any]) -> str:

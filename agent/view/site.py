@@ -12,6 +12,7 @@ from agent.model.generation import Generation
 from agent.model.observed import Observation
 from agent.view import page
 from agent.view.metrics import Facts, Metrics, Usage
+from agent.view.status import why
 
 FRESH_SECONDS = 0.25  # fifty scrapers at once are told the same
 USAGE_SECONDS = 10.0  # looking through all processes costs milliseconds
@@ -101,5 +102,4 @@ def _unready(document: dict[str, Any], facts: Facts) -> Any:
         yield f"the desired state is not what is live: {document.get('message') or 'nobody has looked yet'}"
     for one in document.get("frontends", ()):
         if one["state"] != "up":
-            why = "; ".join(f"{bind['address']}: {bind['reason']}" for bind in one["binds"] if bind["reason"])
-            yield f"frontend {one['name']} is {one['state']}{f' ({why})' if why else ''}"
+            yield f"frontend {one['name']} is {one['state']} ({why(one)})"

@@ -19,6 +19,7 @@ from agent.model.report import Report
 from agent.model.schema import Endpoint
 
 SCHEMA = 1
+_NAMED = 5  # frontends in the headline
 _MOST = 100  # violations and findings told one by one; a junk file can have as many as it has lines
 
 
@@ -117,9 +118,17 @@ def headline(document: dict[str, Any]) -> str:
     bad = [one for one in frontends if one["state"] != "up"]
     if not bad:
         return f"All {len(frontends)} frontends are serving." if len(frontends) > 1 else "The one frontend is serving."
-    names = ", ".join(f"{one['name']} is {one['state']}" for one in bad[:5])
-    rest = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
+    names = ", ".join(f"{one['name']} is {one['state']} ({why(one)})" for one in bad[:_NAMED])
+    rest = f" and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
     return f"{len(frontends) - len(bad)} of {len(frontends)} frontends are fully serving; {names}{rest}."
+
+
+def why(frontend: dict[str, Any]) -> str:
+    """Why it is not up: its addresses that do not listen, else its servers that are not up."""
+    closed = [f"{one['address']}: {one['reason']}" for one in frontend["binds"] if one["state"] != "listening"]
+    rest = f" and {len(closed) - 2} more" if len(closed) > 2 else ""
+    up, total = frontend["servers_up"], frontend["servers_total"]
+    return "; ".join(closed[:2]) + rest or f"{up} of {total} servers up"
 
 
 def _desired(report: Report | None, file_id: tuple[int, int] | None) -> dict[str, Any] | None:
@@ -203,6 +212,10 @@ def _frontend(
             _bind(str(endpoint), aside.get((frontend.name, str(endpoint))), found, index) for endpoint in frontend.binds
         ],
         "backends": list(frontend.backends),
+        "routes": [
+            *({"sni": list(one.sni), "backend": one.backend} for one in frontend.routes),
+            {"sni": [], "backend": frontend.backend},  # who sent no name, or one of no route
+        ],
         "servers_up": sum(up for up, _ in counts),
         "servers_total": sum(total for _, total in counts),
         "sessions": found.sessions if found else 0,

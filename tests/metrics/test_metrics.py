@@ -111,7 +111,8 @@ def test_every_metric_of_the_contract_is_there(edge: Edge, backend: EchoServer):
         wanted = {f"edgeagent_{name}" for name in NAMES.split()}
         until(lambda: wanted <= site.scrape().names, "all of them")
         found = site.scrape()
-        assert found.of("frontend_quarantined", frontend="f1", bind=f"127.0.0.1:{taken}", reason="in_use") == 1
+        reason = f"in_use by {psutil.Process().name()}"
+        assert found.of("frontend_quarantined", frontend="f1", bind=f"127.0.0.1:{taken}", reason=reason) == 1
         assert (found.of("frontend_up", frontend="f0"), found.of("frontend_up", frontend="f1")) == (1, 0)
         assert found.of("frontend_listening", frontend="f1", bind=f"127.0.0.1:{taken}") == 0
         assert found.of("frontend_sessions_total", frontend="f0") == 1

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from axe_selenium_python import Axe
 from kit.edge import Edge, until
@@ -19,11 +21,13 @@ from selenium.webdriver.common.by import By
 
 from agent.view import page
 
+SHOTS = Path(__file__).parents[2] / ".cache/screenshots"  # for people to look at; git ignores them
 CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Chrome]:
+    SHOTS.mkdir(parents=True, exist_ok=True)
     if not CHROMIUM.exists() or not DRIVER.exists():
         leave_out("Chromium is not here")
     options = ChromeOptions()
@@ -92,18 +96,21 @@ def test_a_frontend_goes_up_degraded_down_and_quarantined(one_edge: Edge, browse
             until(so, sentence)
             assert drawn(browser, "smtp") == state
             fine(browser)
+            browser.save_screenshot(str(SHOTS / f"{state}.png"))
 
         says("The one frontend is serving.", "up")
         assert (drawn(browser, "a 127."), drawn(browser, "mail")) == ("up", "up")
         servers["b"].close()
-        says("0 of 1 frontends are fully serving; smtp is degraded.", "degraded")
+        says("0 of 1 frontends are fully serving; smtp is degraded (1 of 2 servers up).", "degraded")
         assert (drawn(browser, "a 127."), drawn(browser, "b 127.")) == ("up", "down")
         servers["a"].close()
-        says("0 of 1 frontends are fully serving; smtp is down.", "down")
+        says("0 of 1 frontends are fully serving; smtp is down (0 of 2 servers up).", "down")
         with socket.create_server(("127.0.0.1", taken)):
             document["frontends"]["smtp"]["bind"] = [f"127.0.0.1:{taken}"]
             one_edge.put(document)
-            says("0 of 1 frontends are fully serving; smtp is quarantined.", "quarantined")
+            holder = f"the address is in use, by {psutil.Process().name()} (pid {os.getpid()})"
+            why = f"127.0.0.1:{taken}: {holder}"
+            says(f"0 of 1 frontends are fully serving; smtp is quarantined ({why}).", "quarantined")
             body = browser.find_element(By.TAG_NAME, "body").text
             assert f"127.0.0.1:{taken} quarantined: " in body
             assert "goes live by itself" in body
@@ -127,6 +134,7 @@ def many(frontends: int, **more: Any) -> dict[str, Any]:
                 "state": "down" if n == frontends - 1 else "up",
                 "binds": [{"address": f"192.0.2.1:{n + 1}", "state": "listening", "reason": ""}],
                 "backends": [name],
+                "routes": [{"sni": [], "backend": name}],
                 "servers_up": 4,
                 "servers_total": 4,
                 "sessions": n,
@@ -190,3 +198,17 @@ def test_nothing_from_a_document_is_markup(browser: Chrome, tmp_path: Path):
 @pytest.mark.parametrize("document", [{}, many(0), many(1), many(1, haproxy=None), many(1, live=None)])
 def test_every_document_is_a_page(document: dict[str, Any]):
     assert page.render(document, ()).startswith("<!doctype html>")
+
+
+def test_routes_carry_their_names():
+    document = many(2)
+    document["frontends"][0] |= {
+        "backends": [document["backends"][1]["name"], document["backends"][0]["name"]],
+        "routes": [
+            {"sni": ["a.example.org", "*.example.net"], "backend": document["backends"][1]["name"]},
+            {"sni": [], "backend": document["backends"][0]["name"]},
+        ],
+    }
+    labels = [one.label for one in page.picture(document).edges]
+    assert [one for one in labels if one] == ["a.example.org, *.e…"]
+    assert "a.example.org, *.example.net → " in page.render(document, ())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 from hypothesis import given
@@ -12,6 +13,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
+from agent.model.desired import parse
+from agent.model.generation import Quarantined
 from agent.model.observed import FrontendSeen, Observation, Running
 from agent.view.metrics import Facts, Metrics, Totals, written
 
@@ -63,7 +66,6 @@ def test_all_of_ours_is_what_the_library_writes():
     assert samples(ours) == samples(theirs)  # but for the order of labels
     assert set(comments(ours)) <= set(comments(theirs))
     assert b"edgeagent_haproxy_up 0.0" in made.text(open_metrics=False)[1]
-    assert state(a=1)
 
 
 def look(pid: int, count: int) -> Observation:
@@ -84,3 +86,12 @@ def test_totals_never_go_backwards():
         adopted.seen(look(2, count))
     assert adopted.of("f")[0] == 1
     assert not math.isnan(totals.of("f")[1])
+
+
+def test_the_name_of_who_holds_an_address_is_plain_and_short():
+    desired = parse(json.dumps(state(a=1)).encode(), file="d").state
+    aside = Quarantined(frontend="a", address="192.0.2.1:25", reason="in_use", holder='x"\n{é}' * 50)
+    facts = Facts(version="1", state=desired, quarantined=(aside,))
+    text = Metrics(lambda: facts, lambda: None).text(open_metrics=False)[1].decode()
+    (line,) = [one for one in text.splitlines() if one.startswith("edgeagent_frontend_quarantined{")]
+    assert line.endswith(',reason="in_use by ' + ("x_____" * 50)[:48] + '"} 1.0')

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import resource
+import signal
 import socket
 import tempfile
 import time
@@ -93,3 +96,23 @@ def test_the_gate_writes_a_line_for_each_call(
 
 def test_lines_are_words():
     assert line({"a": "b_c-1.2", "b": "", "c": None, "d": 0, "e": "x y"}) == 'a=b_c-1.2 d=0 e="x y"'
+
+
+def test_what_the_program_says_is_bounded_and_what_it_leaves_behind_is_not_waited_for(
+    syslog: socket.socket, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    program = tmp_path / "notify"
+    program.write_text(f"""#!/bin/sh
+head -c 50000000 /dev/zero | tr '\\0' x >&2
+sh -c 'echo $$ > {tmp_path}/left; exec sleep 100' &
+while [ ! -s {tmp_path}/left ]; do :; done
+exit 3
+""")
+    program.chmod(0o755)
+    start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Notices(str(program)).tell({"outcome": "committed"})
+    until(lambda: "exit 3" in caplog.text, "its end is told")
+    os.kill(int((tmp_path / "left").read_text()), signal.SIGKILL)
+    assert time.monotonic() - start < 9
+    assert caplog.text.count("x") < 400
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000  # KB

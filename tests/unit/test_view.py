@@ -115,7 +115,7 @@ def test_the_document_has_all_of_the_contract_and_is_json():
 
 def test_the_status_table_says_in_one_sentence_what_is_wrong():
     text = click.unstyle(tables.status(document(seen("UP", "DOWN")), running=True))
-    assert text.startswith("0 of 1 frontends are fully serving; a is degraded.\n")
+    assert text.startswith("0 of 1 frontends are fully serving; a is degraded (1 of 2 servers up).\n")
     assert "a         degraded  1/2      4         192.0.2.1:1000\n" in text
     assert "live:    generation 3, serial 9, sha256 abababababab, since 1970-01-01T00:01:00Z\n" in text
     assert "agent:   1.2.3, pid 7\n" in text
