@@ -139,10 +139,11 @@ def wait(host: Host, handed: Handed, *, deadline: float, on_stage: Callable[[str
     store, digest = host.store, handed.parsed.digest
     begin, seen, gone, stage = time.monotonic(), None, None, ""
     while True:
-        if (now := identity(store.status_file)) != seen:
+        now, there = identity(store.status_file), identity(host.intake.file)
+        if now != seen or there is None:
             seen, status = now, store.status() or {}
             desired = status.get("desired") or {}
-            looked, there = tuple(desired.get("file_id") or ()), identity(host.intake.file)
+            looked = tuple(desired.get("file_id") or ())
             if looked and desired.get("digest") == digest and looked in (handed.file, there):
                 # Of the very file, or of the very same document that another one has handed over since.
                 return _answer(handed, status, time.monotonic() - begin)
