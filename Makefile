@@ -30,7 +30,7 @@ demo: $(VENV)/demo
 	$(BIN)/agent demo
 
 # Everything. As root on Debian it installs the system packages it needs.
-test: system lint unit integration
+test: system lint unit integration house
 
 system:
 	sh tests/prepare.sh
@@ -46,9 +46,14 @@ lint: $(VENV)/test
 unit: $(VENV)/test
 	$(BIN)/python -m pytest tests/unit
 
-# With every HAProxy that is here, with Postfix and Dovecot.
+# With every HAProxy that is here, with Postfix, Dovecot, sshd, Prometheus and Chromium; two files at a time.
 integration: $(VENV)/test
-	$(BIN)/python -m pytest tests/golden tests/property tests/integration tests/metrics tests/remote tests/faults tests/mail tests/house
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/faults tests/mail tests/remote tests/integration tests/metrics \
+		tests/property tests/golden
+
+# The packages, the documents, and that nothing was left behind.
+house: $(VENV)/test
+	$(BIN)/python -m pytest tests/house
 
 # The properties without HAProxy, at length: minutes.
 fuzz: $(VENV)/test
@@ -62,7 +67,11 @@ format: $(VENV)/test
 bench: $(VENV)/test $(VENV)/bench
 	$(BIN)/python bench/run.py
 
+# One file that a bare Python 3.11 runs: dist/edgeagent-VERSION.pyz.
+pyz: $(VENV)/made
+	$(BIN)/python deploy/freebsd/pyz.py
+
 clean:
 	rm -rf $(VENV) .cache build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
-.PHONY: all demo test system lint unit integration fuzz format bench clean
+.PHONY: all demo test system lint unit integration house pyz fuzz format bench clean

@@ -24,6 +24,7 @@ TEST = [
     "proxy-protocol>=0.11",
     "psutil>=6",
     "pytest>=8",
+    "pytest-xdist>=3.5",
     "ruff>=0.6",
     "selenium>=4.20",
     "trustme>=1.1",

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +78,17 @@ def scene(edge: Edge, request: pytest.FixtureRequest) -> Iterator[Scene]:
         yield Scene(edge, healthy, version)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """What was played beside each other is one table."""
+    TABLE.rows += [Row(**one) for one in getattr(node, "workeroutput", {}).get("faults", ())]
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """`UPDATE_RELIABILITY=1 pytest tests/faults` writes the table into docs/reliability.md."""
-    if os.environ.get("UPDATE_RELIABILITY") and TABLE.rows and not session.testsfailed:
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["faults"] = [asdict(one) for one in TABLE.rows]
+    elif os.environ.get("UPDATE_RELIABILITY") and TABLE.rows and not session.testsfailed:
         text = DOCUMENT.read_text()
         table = "".join(f"{line}\n" for line in TABLE.lines())
         DOCUMENT.write_text(

@@ -95,9 +95,15 @@ def test_the_makefile_is_read_by_gnu_and_bsd_make(make: str):
         assert done.returncode == 0, done.stderr
 
 
-def test_shell_scripts_are_posix_sh():
-    done = subprocess.run(["sh", "-n", ROOT / "tests/prepare.sh"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+@pytest.mark.parametrize("words", [("dash", "-n"), ("shellcheck", "-s", "sh"), ("checkbashisms",)])
+def test_shell_scripts_are_posix_sh(words: tuple[str, ...]):
+    if shutil.which(words[0]) is None:
+        leave_out(f"{words[0]} is not here")
+    scripts = [ROOT / "tests/prepare.sh", *ROOT.glob("rc.d/*"), *ROOT.glob("tests/freebsd/**/*.sh")]
+    assert len(scripts) > 2
+    for script in scripts:
+        done = subprocess.run([*words, script], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_documents_link_to_what_is_there():

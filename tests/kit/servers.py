@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import random
 import socket
 import socketserver
@@ -99,7 +100,13 @@ def echo(name: str, *, header: bool = True, port: int = 0, host: str = "127.0.0.
 
 # Below what the system hands out to clients (32768 and up on Linux, 49152 on FreeBSD), so that no client of a test
 # can sit on a port between this look and its use; and never the same one twice in a process.
-_PORTS = itertools.cycle(random.sample(range(10_000, 32_000), 22_000))
+# Tests that run beside each other draw from decks of their own.
+_WORKER, _WORKERS = (
+    int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]),
+    int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")),
+)
+_DECK = range(10_000 + _WORKER, 32_000, _WORKERS)
+_PORTS = itertools.cycle(random.sample(_DECK, len(_DECK)))
 
 
 def free_port(*hosts: str) -> int:
