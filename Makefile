@@ -48,7 +48,7 @@ unit: $(VENV)/test
 
 # With every HAProxy that is here, with Postfix, Dovecot, sshd, Prometheus and Chromium; two files at a time.
 integration: $(VENV)/test
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests/faults tests/mail tests/remote tests/integration tests/metrics \
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/faults tests/mail tests/freebsd tests/remote tests/integration tests/metrics \
 		tests/property tests/golden
 
 # The packages, the documents, and that nothing was left behind.

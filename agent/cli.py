@@ -425,6 +425,36 @@ def demo(*, stay: bool) -> None:
     sys.exit(play.main(stay=stay))
 
 
+_ROOT = click.option(
+    "--root", type=click.Path(path_type=Path, file_okay=False), metavar="DIR", help="A folder that is taken for /."
+)
+
+
+@main.command(epilog="Example: python3.11 edgeagent.pyz install")
+@_ROOT
+@click.option("--revert", is_flag=True, help="Put the version before this one in place again.")
+@click.option("--service", is_flag=True, help="List it among pfSense's services (config.xml).")
+@click.option("--shellcmd", is_flag=True, help="Start it by a <shellcmd> as well (config.xml).")
+def install(root: Path | None, *, revert: bool, service: bool, shellcmd: bool) -> None:
+    """Put the one file in place on FreeBSD or pfSense, or upgrade what is there. Traffic is not touched.
+
+    Settings that are there stay as they are. Nothing of pfSense's own is changed unless asked for.
+    """
+    from agent.once import install as work
+
+    work.revert(root) if revert else work.install(root, service=service, shellcmd=shellcmd)
+
+
+@main.command(epilog="Example: agent uninstall --purge")
+@_ROOT
+@click.option("--purge", is_flag=True, help="Also settings, desired state and state; ends HAProxy.")
+def uninstall(root: Path | None, *, purge: bool) -> None:
+    """Take away what `install` put there. HAProxy goes on serving, and what is yours stays."""
+    from agent.once import install as work
+
+    work.uninstall(root, purge=purge)
+
+
 def _settings(file: Path | None) -> Settings:
     from agent import settings
 

@@ -1,0 +1,186 @@
+"""pfSense's config.xml: read safely, and two entries put in and taken out without touching another byte.
+
+XML comes from backups and mail: a document type (and with it every entity) is refused. Changed as pfSense's own
+viconfig does it: the file is replaced, and the cache of it is dropped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from xml.parsers import expat
+from xml.sax.saxutils import escape
+
+from attrs import define, field, frozen
+
+from agent.errors import InvalidError, UsageError, Violation
+
+CACHE = "tmp/config.cache"
+_RC = "/usr/local/etc/rc.d/edgeagent.sh"
+_STATUS = f'mwexec("{_RC} status") == 0;'
+_DEEPEST, _MOST = 64, 64 << 20  # of elements, in bytes
+
+
+@define
+class Element:
+    """A tag, its text, its children, and its line. `start` and `end`: bytes, its end tag excluded from neither."""
+
+    tag: str
+    line: int
+    start: int
+    text: str = ""
+    children: list[Element] = field(factory=list)
+    inner_end: int = 0
+    end: int = 0
+
+    def all(self, *path: str) -> list[Element]:
+        """Every element that a path of tags leads to."""
+        found = [self]
+        for tag in path:
+            found = [child for one in found for child in one.children if child.tag == tag]
+        return found
+
+    def one(self, *path: str) -> Element | None:
+        """The first of them."""
+        return next(iter(self.all(*path)), None)
+
+    def value(self, tag: str) -> str:
+        """Its text without space around it, "" where there is none."""
+        found = self.one(tag)
+        return found.text.strip() if found is not None else ""
+
+
+def read(data: bytes, file: str) -> Element:
+    """The root element. Raises InvalidError with the line of what is wrong."""
+    parser, stack, roots = expat.ParserCreate(), [Element("", 0, 0)], []
+
+    def refuse(*_: object) -> None:
+        raise _RefusedError("a document type and entities are not taken")
+
+    def start(tag: str, _: object) -> None:
+        if len(stack) > _DEEPEST:
+            raise _RefusedError(f"nested deeper than {_DEEPEST}")
+        one = Element(tag, parser.CurrentLineNumber, parser.CurrentByteIndex)
+        stack[-1].children.append(one)
+        stack.append(one)
+
+    def end(_: str) -> None:
+        one = stack.pop()
+        one.inner_end = parser.CurrentByteIndex
+        one.end = data.find(b">", one.inner_end) + 1
+        if len(stack) == 1:
+            roots.append(one)
+
+    def text(words: str) -> None:
+        stack[-1].text += words
+
+    parser.buffer_text = True
+    parser.StartDoctypeDeclHandler = parser.EntityDeclHandler = refuse
+    parser.StartElementHandler, parser.EndElementHandler, parser.CharacterDataHandler = start, end, text
+    if len(data) > _MOST:
+        raise InvalidError(file, (Violation((), f"larger than {_MOST >> 20} MiB"),))
+    try:
+        parser.Parse(data, True)  # noqa: FBT003  # its own signature: the last piece
+    except _RefusedError as error:
+        raise InvalidError(file, (Violation((), str(error), parser.CurrentLineNumber),)) from None
+    except expat.ExpatError as error:
+        raise InvalidError(file, (Violation((), expat.ErrorString(error.code), error.lineno),)) from None
+    return roots[0]
+
+
+class _RefusedError(ValueError):
+    """XML that is well-formed and not taken."""
+
+
+@frozen(kw_only=True)
+class Entry:
+    """Something of ours in config.xml: in which section, as which element, and by what it is known again."""
+
+    section: str
+    tag: str
+    what: str
+    body: str
+    known: tuple[str, str]
+
+    @property
+    def xml(self) -> str:
+        """As it is written."""
+        return f"<{self.tag}>{self.body}</{self.tag}>"
+
+    def is_it(self, one: Element) -> bool:
+        """Whether an element is ours."""
+        tag, text = self.known
+        return one.tag == self.tag and (one.value(tag) if tag else one.text.strip()) == text
+
+
+SERVICE = Entry(
+    section="installedpackages",
+    tag="service",
+    what="the service entry",
+    known=("name", "edgeagent"),
+    body="<name>edgeagent</name><rcfile>edgeagent.sh</rcfile>"
+    f"<custom_php_service_status_command>{escape(_STATUS)}</custom_php_service_status_command>"
+    "<description><![CDATA[Keeps HAProxy true to a desired state]]></description>",
+)
+SHELLCMD = Entry(section="system", tag="shellcmd", what="the shellcmd", known=("", f"{_RC} start"), body=f"{_RC} start")
+
+
+def add(file: Path, entry: Entry, before: Path) -> bool:
+    """Put it in where it is not; `before` gets a copy first. Whether it was put in.
+
+    Raises UsageError, InvalidError; then nothing was touched.
+    """
+    data = _bytes(file)
+    root = read(data, str(file))
+    if any(entry.is_it(child) for section in root.all(entry.section) for child in section.children):
+        return False
+    section = root.one(entry.section)
+    if section is not None and section.inner_end > section.start and data[section.inner_end : section.end][:2] == b"</":
+        at, text = section.inner_end, f"\t{entry.xml}\n\t"
+        fresh = data[:at] + text.encode() + data[at:]
+    else:
+        whole = f"\t<{entry.section}>\n\t\t{entry.xml}\n\t</{entry.section}>\n"
+        at, till = (root.inner_end, root.inner_end) if section is None else (section.start, section.end)
+        fresh = data[:at] + whole.encode() + data[till:]
+    _replace(file, fresh, before)
+    return True
+
+
+def remove(file: Path, entry: Entry) -> bool:
+    """Take it out where it is. Whether it was there."""
+    if not file.exists():
+        return False
+    data = _bytes(file)
+    found = [child for one in read(data, str(file)).all(entry.section) for child in one.children if entry.is_it(child)]
+    for child in reversed(found):
+        data = data[: child.start] + data[child.end :].removeprefix(b"\n\t")
+        data = data[: child.start].removesuffix(b"\t") + data[child.start :]
+    if found:
+        _replace(file, data, None)
+    return bool(found)
+
+
+def _bytes(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{file}: {error.strerror}") from None
+
+
+def _replace(file: Path, data: bytes, before: Path | None) -> None:
+    """What would not be read again is not written. A copy of the one before is for root only: it holds secrets."""
+    read(data, str(file))
+    mode = file.stat().st_mode & 0o777
+    if before is not None:
+        before.touch(mode=0o600)
+        before.write_bytes(file.read_bytes())
+    fresh = file.with_suffix(".xml.fresh")
+    with fresh.open("wb") as out:
+        out.write(data)
+        out.flush()
+        os.fsync(out.fileno())
+    fresh.chmod(mode)
+    fresh.replace(file)
+    with contextlib.suppress(OSError):
+        file.parents[2].joinpath(CACHE).unlink(missing_ok=True)

@@ -1,0 +1,311 @@
+"""`edgeagent.pyz install`: the one file puts itself, its rc scripts and first settings in place, and takes them away.
+
+Every file is written aside and renamed, the agent's own name last: killed half-way, what was there goes on as it was.
+Each version has a file of its own, because a running agent still reads the one it was started from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+from importlib import resources
+from pathlib import Path
+
+import click
+from attrs import frozen
+
+from agent import __version__
+from agent.errors import AgentError, ExitCode, UsageError
+from agent.once import configxml
+
+PFSENSE_MARK = Path("etc/platform")  # holds "pfSense" there, and nothing on FreeBSD
+_OURS = "# Written by edgeagent.pyz install"
+_SECONDS = 120.0  # for the rc script, which is bounded itself
+
+_WRAPPER = """\
+#!/bin/sh
+{ours}; it is replaced by each. The version is named here, so that what runs keeps its own.
+exec {python} -I {program} "$@"
+"""
+_SETTINGS = """\
+{ours}, once; yours from here on. docs/settings.md has every key.
+[paths]
+desired = "/usr/local/etc/edgeagent/desired.yaml"
+state = "{state}"
+run = "/var/run/edgeagent"
+
+[haproxy]
+# What HAProxy drops to once its addresses are bound; the folder is empty, and stays so.
+user = "www"
+group = "www"
+chroot = "{empty}"
+"""
+_RC_CONF = """\
+{ours}, once; yours from here on. The rc script lists every variable.
+edgeagent_enable="YES"
+"""
+
+
+@frozen(kw_only=True)
+class Place:
+    """Where everything goes. `root`: the folder taken for /; `pfsense`: whether it is one, else FreeBSD."""
+
+    root: Path
+    pfsense: bool
+
+    @classmethod
+    def of(cls, root: Path | None) -> Place:
+        """Of this host, or of a folder. Raises UsageError on another system."""
+        if root is None and not sys.platform.startswith("freebsd"):
+            raise UsageError(
+                "install is for FreeBSD and pfSense",
+                remedy="elsewhere: pip install edgeagent; or --root DIR puts the files into a folder",
+            )
+        base = (root or Path("/")).absolute()
+        mark = base / PFSENSE_MARK
+        return cls(root=base, pfsense=mark.is_file() and "pfsense" in mark.read_text(errors="replace").lower())
+
+    def at(self, path: str) -> Path:
+        """`/usr/local/...` under the root."""
+        return self.root / path.lstrip("/")
+
+    @property
+    def library(self) -> Path:
+        """Where the versions are."""
+        return self.at("/usr/local/libexec/edgeagent")
+
+    @property
+    def state_path(self) -> str:
+        """As the settings name it: durable. With RAM disks pfSense's /var is lost at boot (FACTS, pfSense 2)."""
+        return "/usr/local/var/edgeagent" if self.pfsense else "/var/db/edgeagent"
+
+    @property
+    def wrapper(self) -> Path:
+        """The command."""
+        return self.at("/usr/local/bin/agent")
+
+    @property
+    def rc_scripts(self) -> tuple[Path, ...]:
+        """The one that ends in .sh is what pfSense boots; it calls the other, which is FreeBSD's."""
+        names = ("edgeagent", "edgeagent.sh") if self.pfsense else ("edgeagent",)
+        return tuple(self.at(f"/usr/local/etc/rc.d/{name}") for name in names)
+
+    @property
+    def rc_conf(self) -> Path:
+        """Variables of rc; pfSense reads them here, and not in /etc/rc.conf (FACTS, pfSense 1)."""
+        return self.at("/usr/local/etc/rc.conf.d/edgeagent")
+
+    @property
+    def settings(self) -> Path:
+        """agent.toml."""
+        return self.at("/usr/local/etc/edgeagent/agent.toml")
+
+    @property
+    def config(self) -> Path:
+        """The configuration of pfSense itself; /conf is a link to it."""
+        return self.at("/cf/conf/config.xml")
+
+
+def install(root: Path | None, *, service: bool, shellcmd: bool) -> None:
+    """Put everything in place, and restart an agent that runs. `service`, `shellcmd`: entries in pfSense's config.xml.
+
+    Raises UsageError where this is not the one file, or a file of somebody else is in the way.
+    """
+    place, source = Place.of(root), _one_file()
+    if (service or shellcmd) and not place.pfsense:
+        raise UsageError("--service and --shellcmd are pfSense's; FreeBSD boots rc.d by itself")
+    _nobody_elses(place.wrapper)
+    written: list[Path] = []
+    data = source.read_bytes()
+    program = place.library / f"edgeagent-{__version__}-{hashlib.sha256(data).hexdigest()[:8]}.pyz"
+    empty = place.library / "empty"
+    for folder, mode in ((place.library, 0o755), (empty, 0o555), (place.at(place.state_path), 0o700)):
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(mode)
+    before = _current(place)
+    _put(program, data, 0o755, written)
+    for script in place.rc_scripts:
+        _put(script, resources.files("agent.rc").joinpath(script.name).read_bytes(), 0o755, written)
+    words = {"ours": _OURS, "state": place.state_path, "empty": f"/usr/local/libexec/edgeagent/{empty.name}"}
+    for file, text in ((place.settings, _SETTINGS), (place.rc_conf, _RC_CONF)):
+        if not file.exists():
+            _put(file, text.format(**words).encode(), 0o644, written)
+    named = f"/usr/local/libexec/edgeagent/{program.name}"
+    _put(place.wrapper, _WRAPPER.format(ours=_OURS, python=_python(), program=named).encode(), 0o755, written)
+    _keep(place, program, before, written)
+    for entry, wanted in ((configxml.SERVICE, service), (configxml.SHELLCMD, shellcmd)):
+        if wanted and configxml.add(place.config, entry, place.library / "config.xml.before"):
+            written.append(place.config)
+    for path in written:
+        click.echo(f"wrote {path}")
+    click.echo(f"edgeagent {__version__} is installed{'' if written else ' already'} ({_kind(place)}).")
+    try:
+        _link(place)
+    except UsageError as error:  # HAProxy comes by its own package, now or later
+        click.echo(f"{error}: {error.remedy}", err=True)
+    if not _restart(place):
+        click.echo(_NEXT.format(settings=place.settings, rc=place.rc_scripts[-1]), nl=False)
+
+
+_NEXT = """\
+Next:
+  1. write /usr/local/etc/edgeagent/desired.yaml (`agent import` makes one out of what is there), `agent check`
+  2. agent doctor
+  3. {rc} start
+"""
+
+
+def revert(root: Path | None) -> None:
+    """Put the version before this one in place again, by its own installer. Raises UsageError where there is none."""
+    place = Place.of(root)
+    link = place.library / "previous"
+    if not link.is_symlink() or not (old := link.parent / link.readlink()).exists():
+        raise UsageError("no earlier version is kept here", remedy="run the earlier edgeagent.pyz install")
+    words = [_python(), "-I", str(old), "install", *(() if root is None else ("--root", str(root)))]
+    done = subprocess.run(words, check=False)  # noqa: S603  # our own file, an argument list
+    raise SystemExit(done.returncode)
+
+
+def uninstall(root: Path | None, *, purge: bool) -> None:
+    """Stop the agent and take everything away but what is yours: settings, desired state, state. `purge`: that too.
+
+    HAProxy goes on serving; with `purge` it is ended as well, because what it runs is taken away.
+    """
+    place = Place.of(root)
+    _nobody_elses(place.wrapper)
+    script = place.rc_scripts[0]
+    if root in (None, Path("/")) and script.exists():
+        _run_rc(script, "stopall" if purge else "stop")
+    gone: list[Path] = []
+    for entry in (configxml.SERVICE, configxml.SHELLCMD):
+        if configxml.remove(place.config, entry):
+            click.echo(f"took {entry.what} out of {place.config}")
+    for path in (place.wrapper, *place.rc_scripts, place.rc_conf):
+        _remove(path, gone)
+        _remove(_fresh(path), [])
+    _remove(place.library, gone)
+    yours = [place.settings.parent, place.at(place.state_path)]
+    for path in yours if purge else ():
+        _remove(path, gone)
+    for path in gone:
+        click.echo(f"removed {path}")
+    left = [str(path) for path in yours if path.exists()]
+    click.echo("edgeagent is gone." + (f" Yours is still there: {', '.join(left)} (--purge)" if left else ""))
+
+
+# --- pieces -----------------------------------------------------------------------------------------------------
+
+
+def _one_file() -> Path:
+    import agent
+
+    archive = getattr(agent.__loader__, "archive", None)
+    if archive is None:
+        raise UsageError(
+            "install puts the one file in place, and this is not it",
+            remedy="make pyz, then: python3.11 dist/edgeagent-VERSION.pyz install",
+        )
+    return Path(archive)
+
+
+def _python() -> str:
+    """By its own name, not through a link that an upgrade moves to another version."""
+    return sys.executable
+
+
+def _kind(place: Place) -> str:
+    return f"{'pfSense' if place.pfsense else 'FreeBSD'}, root {place.root}"
+
+
+def _nobody_elses(file: Path) -> None:
+    if file.exists() and _OURS not in file.read_text(errors="replace"):
+        raise UsageError(f"{file} is somebody else's", remedy="move it away, and run this again")
+
+
+def _put(file: Path, data: bytes, mode: int, written: list[Path]) -> None:
+    """Old or new, never between; nothing where it is so already."""
+    if file.is_file() and file.read_bytes() == data and stat.S_IMODE(file.stat().st_mode) == mode:
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    fresh = _fresh(file)
+    with fresh.open("wb") as out:
+        out.write(data)
+        out.flush()
+        os.fsync(out.fileno())
+    fresh.chmod(mode)
+    fresh.replace(file)
+    written.append(file)
+
+
+def _fresh(file: Path) -> Path:
+    return file.with_name(f".{file.name}.fresh")
+
+
+def _current(place: Place) -> Path | None:
+    """The version that the command runs now."""
+    if not place.wrapper.is_file():
+        return None
+    found = re.search(r"/(edgeagent-[^/ ]+\.pyz) ", place.wrapper.read_text(errors="replace"))
+    file = place.library / found[1] if found else None
+    return file if file is not None and file.is_file() else None
+
+
+def _keep(place: Place, program: Path, before: Path | None, written: list[Path]) -> None:
+    """The version before this one stays, for `--revert`; older ones go."""
+    link = place.library / "previous"
+    if before is not None and before != program and (not link.is_symlink() or link.readlink() != Path(before.name)):
+        fresh = link.with_name(".previous.fresh")
+        fresh.unlink(missing_ok=True)
+        fresh.symlink_to(before.name)
+        fresh.replace(link)
+        written.append(link)
+    kept = {program.name, link.readlink().name if link.is_symlink() else ""}
+    for path in place.library.glob("edgeagent-*.pyz"):
+        if path.name not in kept:
+            path.unlink()
+
+
+def _link(place: Place) -> None:
+    """HAProxy under its own name, now rather than at the first change (FACTS, pfSense 3)."""
+    from agent.host.haproxy import HAProxy
+    from agent.settings import Settings
+
+    chosen = Settings().haproxy
+    binary, state = place.at("/usr/local/sbin/haproxy"), place.at(place.state_path)
+    ours = HAProxy(binary=binary, process_name=chosen.process_name, state=state, run=state)
+    click.echo(f"HAProxy runs as {ours.named_binary()}")
+
+
+def _restart(place: Place) -> bool:
+    """An agent that runs becomes the new version; what HAProxy serves is not touched. Whether there was one."""
+    if place.root != Path("/") or _run_rc(place.rc_scripts[0], "status", quiet=True) != 0:
+        return False
+    if _run_rc(place.rc_scripts[0], "restart") != 0:
+        raise AgentError("the new version does not start", remedy="edgeagent.pyz install --revert")
+    return True
+
+
+def _run_rc(script: Path, verb: str, *, quiet: bool = False) -> int:
+    talk = subprocess.DEVNULL if quiet else None
+    try:
+        return subprocess.run(  # noqa: S603  # our own script
+            [str(script), verb], stdin=subprocess.DEVNULL, stdout=talk, stderr=talk, timeout=_SECONDS, check=False
+        ).returncode
+    except (OSError, subprocess.TimeoutExpired) as error:
+        click.echo(f"agent: {script} {verb}: {error}", err=True)
+        return int(ExitCode.BUG)
+
+
+def _remove(path: Path, gone: list[Path]) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    elif path.exists() or path.is_symlink():
+        path.unlink()
+    else:
+        return
+    gone.append(path)

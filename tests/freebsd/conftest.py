@@ -1,0 +1,48 @@
+"""The one file, built once, and boxes that look like pfSense and like FreeBSD."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from kit.box import Box, box
+from kit.onefile import PYTHON
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def pyz() -> Path:
+    subprocess.run([sys.executable, ROOT / "deploy/freebsd/pyz.py"], check=True, stdout=subprocess.DEVNULL)
+    (built,) = (ROOT / "dist").glob("*.pyz")
+    return built
+
+
+@pytest.fixture
+def pfsense(pyz: Path, any_haproxy: Path) -> Iterator[Box]:
+    """A box that says that it is pfSense, with HAProxy where its package puts it, and the one file at /root."""
+    with box() as one:
+        one.put("/etc/platform", b"pfSense\n")
+        one.put("/usr/local/sbin/haproxy", any_haproxy.read_bytes(), 0o755)
+        one.put("/usr/local/edgeagent.pyz", pyz.read_bytes())
+        yield one
+
+
+@pytest.fixture
+def installed(pfsense: Box) -> Box:
+    """With the agent installed, and settings for this kernel."""
+    install(pfsense)
+    settings = pfsense.path("/usr/local/etc/edgeagent/agent.toml")
+    text = settings.read_text().replace('"www"', '"www-data"') + '\n[metrics]\nlisten = ""\n'
+    settings.write_text(text)
+    pfsense.put("/usr/local/etc/rc.conf.d/edgeagent", b'edgeagent_enable="YES"\nedgeagent_stop_timeout=5\n')
+    return pfsense
+
+
+def install(one: Box, *words: str, pyz: str = "/usr/local/edgeagent.pyz") -> subprocess.CompletedProcess[str]:
+    done = one.run(PYTHON, "-I", "-S", pyz, "install", "--root", "/", *words)
+    assert done.returncode == 0, done.stderr
+    return done

@@ -1,0 +1,252 @@
+"""install, upgrade, revert, uninstall: exactly the files they list, and nothing of anybody else's."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import stat
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import psutil
+import pytest
+from kit.box import Box
+from kit.edge import first_line, until
+from kit.onefile import PYTHON
+from kit.servers import echo, free_port
+
+CONFIG = b"""<?xml version="1.0"?>
+<pfsense>
+\t<version>23.3</version>
+\t<system>
+\t\t<hostname>fw</hostname>
+\t\t<shellcmd>echo other</shellcmd>
+\t</system>
+\t<installedpackages>
+\t\t<package><name>haproxy</name></package>
+\t\t<service><name>haproxy</name><rcfile>haproxy.sh</rcfile></service>
+\t</installedpackages>
+\t<empty/>
+</pfsense>
+"""
+
+
+def run(pyz: Path, *words: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [PYTHON, "-I", "-S", pyz, *words], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+    )
+
+
+def good(pyz: Path, *words: str | Path) -> str:
+    done = run(pyz, *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def files(root: Path) -> dict[str, str]:
+    """Every file and link under it, with what is in it and its mode."""
+    return {
+        str(path.relative_to(root)): f"{stat.filemode(path.lstat().st_mode)} "
+        + (str(path.readlink()) if path.is_symlink() else hashlib.sha256(path.read_bytes()).hexdigest())
+        for path in root.rglob("*")
+        if path.is_symlink() or path.is_file()
+    }
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A pfSense's files."""
+    folder = tmp_path / "root"
+    (folder / "etc").mkdir(parents=True)
+    (folder / "etc/platform").write_text("pfSense\n")
+    (folder / "cf/conf").mkdir(parents=True)
+    (folder / "cf/conf/config.xml").write_bytes(CONFIG)
+    (folder / "tmp").mkdir()
+    (folder / "tmp/config.cache").write_text("old")
+    return folder
+
+
+@pytest.fixture
+def newer(pyz: Path, tmp_path: Path) -> Path:
+    """Another version: the same with another number."""
+    found = tmp_path / "newer.pyz"
+    with zipfile.ZipFile(pyz) as old, zipfile.ZipFile(found, "w") as new:
+        for name in old.namelist():
+            data = old.read(name)
+            if name == "agent/__init__.py":
+                data = data.replace(b'__version__ = "', b'__version__ = "9.')
+            if name != "agent/__init__.pyc":
+                new.writestr(name, data)
+    return found
+
+
+def test_it_writes_what_it_lists_and_is_idempotent(pyz: Path, root: Path):
+    before = files(root)
+    said = good(pyz, "install", "--root", root)
+    after = files(root)
+    listed = {str(Path(line.removeprefix("wrote ")).relative_to(root)) for line in said.splitlines() if "wrote" in line}
+    assert set(after) - set(before) == listed
+    assert {path: after[path] for path in before} == before
+    assert {path.rpartition("/")[2] for path in listed} >= {"agent", "edgeagent", "edgeagent.sh", "agent.toml"}
+    assert oct((root / "usr/local/etc/rc.d/edgeagent.sh").stat().st_mode)[-3:] == "755"
+    settings = (root / "usr/local/etc/edgeagent/agent.toml").read_text()
+    assert 'state = "/usr/local/var/edgeagent"' in settings
+    assert 'user = "www"' in settings
+    assert (root / "usr/local/var/edgeagent").stat().st_mode & 0o777 == 0o700
+    again = good(pyz, "install", "--root", root)
+    assert "wrote" not in again
+    assert "is installed already" in again
+    assert files(root) == after
+
+
+def test_freebsd_is_told_from_pfsense(pyz: Path, tmp_path: Path):
+    good(pyz, "install", "--root", tmp_path)
+    assert not (tmp_path / "usr/local/etc/rc.d/edgeagent.sh").exists()
+    assert 'state = "/var/db/edgeagent"' in (tmp_path / "usr/local/etc/edgeagent/agent.toml").read_text()
+    assert run(pyz, "install", "--root", tmp_path, "--service").returncode == 2
+    done = run(pyz, "install")
+    assert (done.returncode, "is for FreeBSD and pfSense" in done.stderr) == (2, True)
+
+
+def test_settings_that_are_there_stay(pyz: Path, root: Path):
+    own = {"usr/local/etc/edgeagent/agent.toml": "# mine\n", "usr/local/etc/rc.conf.d/edgeagent": "# mine too\n"}
+    for name, text in own.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    good(pyz, "install", "--root", root)
+    assert {name: (root / name).read_text() for name in own} == own
+
+
+def test_upgrade_revert_and_uninstall(pyz: Path, newer: Path, root: Path):
+    nothing = files(root)
+    good(pyz, "install", "--root", root)
+    first = files(root)
+    good(newer, "install", "--root", root)
+    kept = {path.name for path in (root / "usr/local/libexec/edgeagent").glob("*.pyz")}
+    assert len(kept) == 2
+    assert "9." in (root / "usr/local/bin/agent").read_text()
+    assert "9." not in good(newer, "install", "--root", root, "--revert").splitlines()[-1]
+    back = files(root)
+    assert {path: back[path] for path in first} == first
+    assert "9." in good(pyz, "install", "--root", root, "--revert")
+    said = good(newer, "uninstall", "--root", root)
+    left = files(root)
+    assert set(left) - set(nothing) == {"usr/local/etc/edgeagent/agent.toml"}
+    removed = {line.removeprefix("removed ") for line in said.splitlines() if line.startswith("removed")}
+    assert {str(root / "usr/local/bin/agent"), str(root / "usr/local/libexec/edgeagent")} <= removed
+    assert "Yours is still there" in said
+    good(newer, "uninstall", "--root", root, "--purge")
+    assert files(root) == nothing
+    good(newer, "uninstall", "--root", root)
+
+
+def test_revert_without_an_earlier_version_is_said(pyz: Path, root: Path):
+    good(pyz, "install", "--root", root)
+    done = run(pyz, "install", "--root", root, "--revert")
+    assert (done.returncode, "no earlier version" in done.stderr) == (2, True)
+
+
+def test_what_is_somebody_elses_is_left_alone(pyz: Path, root: Path):
+    (root / "usr/local/bin").mkdir(parents=True)
+    (root / "usr/local/bin/agent").write_text("#!/bin/sh\necho another agent\n")
+    before = files(root)
+    for word in ("install", "uninstall"):
+        done = run(pyz, word, "--root", root)
+        assert (done.returncode, "somebody else's" in done.stderr) == (2, True)
+    assert files(root) == before
+
+
+def test_entries_in_config_xml_come_and_go_and_touch_nothing_else(pyz: Path, root: Path):
+    config = root / "cf/conf/config.xml"
+    good(pyz, "install", "--root", root)
+    assert config.read_bytes() == CONFIG
+    good(pyz, "install", "--root", root, "--service", "--shellcmd")
+    text = config.read_text()
+    assert text.count("<rcfile>edgeagent.sh</rcfile>") == 1
+    assert text.count("<shellcmd>/usr/local/etc/rc.d/edgeagent.sh start</shellcmd>") == 1
+    assert not (root / "tmp/config.cache").exists()
+    assert (root / "usr/local/libexec/edgeagent/config.xml.before").stat().st_mode & 0o777 == 0o600
+    good(pyz, "install", "--root", root, "--service", "--shellcmd")
+    assert config.read_text() == text
+    good(pyz, "uninstall", "--root", root)
+    assert config.read_bytes() == CONFIG
+
+
+@pytest.mark.parametrize(
+    "config",
+    [b"", b"<pfsense><system>", b"<!DOCTYPE x [<!ENTITY a 'b'>]><pfsense><system>&a;</system></pfsense>", b"\xff\xfe"],
+)
+def test_a_config_xml_that_cannot_be_read_is_not_touched(pyz: Path, root: Path, config: bytes):
+    (root / "cf/conf/config.xml").write_bytes(config)
+    done = run(pyz, "install", "--root", root, "--service")
+    assert done.returncode == 3, done.stderr
+    assert "Traceback" not in done.stderr
+    assert (root / "cf/conf/config.xml").read_bytes() == config
+
+
+def test_killed_at_any_moment_what_is_there_works(pyz: Path, newer: Path, root: Path):
+    good(pyz, "install", "--root", root)
+    wrapper = root / "usr/local/bin/agent"
+    whole = 0.0
+    for _ in range(2):
+        start = time.monotonic()
+        good(newer, "install", "--root", root)
+        good(pyz, "install", "--root", root)
+        whole = (time.monotonic() - start) / 2
+    for step in range(8):
+        child = psutil.Popen([PYTHON, "-I", "-S", newer, "install", "--root", root], stdout=subprocess.DEVNULL)
+        try:
+            child.wait(whole * (step + 1) / 9)
+        except psutil.TimeoutExpired:
+            child.kill()
+            child.wait()
+        named = root / wrapper.read_text().split()[-2].lstrip("/")
+        assert named.exists()
+        done = subprocess.run([PYTHON, "-I", "-S", named, "--version"], capture_output=True, text=True, check=False)
+        assert done.stdout.startswith("edgeagent ")
+        good(pyz, "install", "--root", root)
+    (wrapper.parent / ".agent.fresh").touch()  # as a kill in that very moment leaves it
+    good(pyz, "uninstall", "--root", root, "--purge")
+    assert set(files(root)) == {"etc/platform", "cf/conf/config.xml", "tmp/config.cache"}
+
+
+def test_an_upgrade_in_place_costs_no_connection(installed: Box, newer: Path):
+    port = free_port()
+    with echo("a") as backend:
+        document = {
+            "version": 1,
+            "frontends": {"f": {"bind": [f"127.0.0.1:{port}"], "backend": "b"}},
+            "backends": {"b": {"servers": {"a": {"address": backend.address}}}},
+        }
+        installed.put("/usr/local/etc/edgeagent/desired.yaml", json.dumps(document).encode())
+        assert installed.run("/usr/local/etc/rc.d/edgeagent.sh", "start").returncode == 0
+        status = installed.path("/run/edgeagent/status.json")
+        until(lambda: json.loads(status.read_text())["outcome"] == "committed", "it is live")
+        haproxy = installed.sh("pgrep -x edge-haproxy")
+        installed.put("/usr/local/newer.pyz", newer.read_bytes())
+        done = installed.run(PYTHON, "-I", "-S", "/usr/local/newer.pyz", "install", "--root", "/")
+        assert done.returncode == 0, done.stderr
+        until(lambda: json.loads(status.read_text())["agent"]["version"].startswith("9."), "the new version runs")
+        assert installed.sh("pgrep -x edge-haproxy") == haproxy
+        assert first_line(port)
+        assert installed.run("/usr/local/bin/agent", "--version").stdout.startswith("edgeagent 9.")
+        done = installed.run("/usr/local/bin/agent", "uninstall", "--root", "/")
+        assert done.returncode == 0, done.stderr
+        assert first_line(port)
+        assert installed.sh("pgrep -x edge-haproxy") == haproxy
+
+
+def test_the_one_file_is_reproducible_and_starts_fast(pyz: Path):
+    before = pyz.read_bytes()
+    words = [sys.executable, Path(__file__).parents[2] / "deploy/freebsd/pyz.py"]
+    subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
+    assert pyz.read_bytes() == before
+    with zipfile.ZipFile(pyz) as archive:
+        names = archive.namelist()
+    assert not [name for name in names if name.endswith((".so", ".pyd", ".dylib"))]
+    assert {"agent/cli.pyc", "agent/cli.py", "agent/templates/haproxy.cfg.j2", "agent/rc/edgeagent"} <= set(names)
+    assert not [name for name in names if name.startswith(("psutil", "pip/"))]
+    assert good(pyz, "--version").startswith("edgeagent ")

@@ -1,0 +1,208 @@
+"""The rc script under dash, with stand-ins for FreeBSD's base: every verb, twice, and with what can have gone wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+from collections.abc import Iterator
+
+import pytest
+from kit.box import Box
+from kit.edge import first_line, until
+from kit.servers import EchoServer, echo, free_port
+
+RC = "/usr/local/etc/rc.d/edgeagent.sh"
+SUPERVISOR, CHILD = "/run/edgeagent-supervisor.pid", "/run/edgeagent.pid"  # /var/run is a link
+
+
+@pytest.fixture
+def backend() -> Iterator[EchoServer]:
+    with echo("a") as one:
+        yield one
+
+
+@pytest.fixture
+def serving(installed: Box, backend: EchoServer) -> tuple[Box, int]:
+    """Started, with one frontend live on a port."""
+    port = free_port()
+    document = {
+        "version": 1,
+        "frontends": {"f": {"bind": [f"127.0.0.1:{port}"], "backend": "b"}},
+        "backends": {"b": {"servers": {"a": {"address": backend.address}}}},
+    }
+    installed.put("/usr/local/etc/edgeagent/desired.yaml", json.dumps(document).encode())
+    said = verb(installed, "start")
+    assert "edgeagent runs (agent " in said
+    until(lambda: greets(port), "it is live")
+    return installed, port
+
+
+def greets(port: int) -> bool:
+    with contextlib.suppress(OSError):
+        return first_line(port) != ""
+    return False
+
+
+def verb(box: Box, word: str, code: int = 0) -> str:
+    done = box.run("dash", RC, word)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def pid(box: Box, file: str) -> int:
+    """As the box counts."""
+    return int(box.path(file).read_text())
+
+
+def agents(box: Box) -> list[str]:
+    return box.sh("pgrep -f '[e]dgeagent-.*pyz.* run' || true").split()
+
+
+def signalled(box: Box, name: str, number: int) -> None:
+    box.sh(f"kill -{name} {number}")
+
+
+def test_start_twice_is_one_agent_that_looks_again(serving: tuple[Box, int]):
+    box, _ = serving
+    first = pid(box, SUPERVISOR), pid(box, CHILD)
+    said = verb(box, "start")
+    assert "runs already" in said
+    assert (pid(box, SUPERVISOR), pid(box, CHILD)) == first
+    assert agents(box) == [str(first[1])]
+
+
+def test_two_starts_at_once_are_one_agent(installed: Box):
+    both = [installed.start("dash", RC, "start") for _ in range(2)]
+    codes = [one.wait(60) for one in both]
+    assert codes == [0, 0]
+    assert len(agents(installed)) == 1
+
+
+def test_it_is_not_started_where_it_is_not_enabled(installed: Box):
+    installed.put("/usr/local/etc/rc.conf.d/edgeagent", b'edgeagent_enable="NO"\n')
+    assert "Set edgeagent_enable to YES" in verb(installed, "start", 1)
+    assert agents(installed) == []
+    verb(installed, "onestart")
+    assert len(agents(installed)) == 1
+
+
+def test_stop_leaves_haproxy_and_an_open_session(serving: tuple[Box, int]):
+    box, port = serving
+    with socket.create_connection(("127.0.0.1", port)) as session:
+        greeting = session.recv(100)
+        said = verb(box, "stop")
+        assert "HAProxy goes on serving" in said
+        assert agents(box) == []
+        session.sendall(b"still\n")
+        assert session.recv(100) != b""
+        assert first_line(port) == greeting.decode().strip()
+    assert "does not run" in verb(box, "stop")
+    assert "not running" in verb(box, "status", 1)
+    # And a start adopts what runs.
+    haproxy = box.sh("pgrep -x edge-haproxy")
+    verb(box, "start")
+    assert box.sh("pgrep -x edge-haproxy") == haproxy
+
+
+def test_stopall_ends_haproxy_too(serving: tuple[Box, int]):
+    box, port = serving
+    verb(box, "stopall")
+    assert box.run("pgrep", "-x", "edge-haproxy").returncode == 1
+    assert not greets(port)
+    assert verb(box, "stopall").count("does not run") == 1
+
+
+def test_restart_and_reload_and_status_and_configtest(serving: tuple[Box, int]):
+    box, port = serving
+    before = pid(box, CHILD)
+    assert "running as pid" in verb(box, "status")
+    status = box.path("/run/edgeagent/status.json")
+    told = json.loads(status.read_text())["desired"]["read"]
+    assert "looks at the desired state now" in verb(box, "reload")
+    until(lambda: json.loads(status.read_text())["desired"]["read"] != told, "it has looked again", 10)
+    assert pid(box, CHILD) == before
+    verb(box, "restart")
+    assert pid(box, CHILD) != before
+    assert first_line(port)
+    assert "valid" in verb(box, "configtest")
+    box.put("/usr/local/etc/edgeagent/desired.yaml", b"version: 2\n")
+    assert "version" in verb(box, "configtest", 3)
+    verb(box, "restart")  # an invalid document keeps no agent from starting: what is live goes on
+    assert first_line(port)
+    verb(box, "stop")
+    assert "does not run" in verb(box, "reload", 1)
+    assert "unknown directive" in verb(box, "nonsense", 1)
+
+
+def test_stale_pid_files_are_nobodys(installed: Box):
+    other = installed.start("sleep", "1000")
+    theirs = installed.sh("pgrep -x sleep").split()[-1]
+    for file in (SUPERVISOR, CHILD):
+        installed.put(file, theirs.encode())
+    assert "not running" in verb(installed, "status", 1)
+    assert "does not run" in verb(installed, "stop")
+    for junk in (b"", b"abc\n", b"-1\n", b"999999\n"):
+        for file in (SUPERVISOR, CHILD):
+            installed.put(file, junk)
+        verb(installed, "start")
+        assert len(agents(installed)) == 1
+        verb(installed, "stop")
+    assert other.poll() is None
+    other.kill()
+    other.wait()
+
+
+def test_a_child_that_is_killed_is_started_again(serving: tuple[Box, int]):
+    box, port = serving
+    before = pid(box, CHILD)
+    signalled(box, "KILL", before)
+    until(lambda: "running as pid" in box.run("dash", RC, "status").stdout, "the supervisor has started it again", 20)
+    assert pid(box, CHILD) != before
+    assert first_line(port)
+
+
+def test_a_wedged_agent_is_stopped_in_bounded_time(serving: tuple[Box, int]):
+    box, port = serving
+    wedged = pid(box, CHILD)
+    signalled(box, "STOP", wedged)
+    said = verb(box, "stop")
+    assert "did not end within 5 s: killed" in said
+    assert agents(box) == []
+    assert not box.path(SUPERVISOR).exists()
+    assert first_line(port)
+
+
+def test_a_start_that_cannot_says_why(installed: Box):
+    installed.put("/usr/local/etc/edgeagent/agent.toml", b"[paths]\nnonsense = 1\n")
+    said = verb(installed, "start", 1)
+    assert "edgeagent was not started: " in said
+    assert "nonsense" in said
+    assert agents(installed) == []
+    installed.path("/usr/local/bin/agent").unlink()
+    assert "install it" in verb(installed, "start", 1)
+
+
+def test_the_haproxy_package_finds_nothing_of_ours_and_kills_nothing_of_ours(serving: tuple[Box, int]):
+    box, port = serving
+    assert box.run("pgrep", "-x", "haproxy").returncode == 1
+    box.run("sh", "-c", "pkill -x haproxy; killall haproxy 2>/dev/null; true")
+    assert first_line(port)
+    # Their own, beside ours: each goes on without the other.
+    theirs = free_port()
+    config = f"""
+defaults
+    mode tcp
+    timeout client 5s
+    timeout server 5s
+    timeout connect 1s
+listen x
+    bind 127.0.0.1:{theirs}
+    server a 127.0.0.1:{port}
+"""
+    box.put("/var/theirs.cfg", config.encode())
+    box.sh("/usr/local/sbin/haproxy -D -f /var/theirs.cfg -p /var/theirs.pid")
+    until(lambda: greets(theirs), "theirs serves through ours")
+    verb(box, "stopall")
+    assert box.run("pgrep", "-x", "haproxy").returncode == 0
+    box.sh("pkill -x haproxy")
