@@ -425,6 +425,18 @@ def demo(*, stay: bool) -> None:
     sys.exit(play.main(stay=stay))
 
 
+@main.command("import", epilog="Example: agent import /cf/conf/config.xml > desired.yaml")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False, exists=True))
+def import_(file: Path) -> None:
+    """A desired state out of what is there: a pfSense config.xml or a haproxy.cfg.
+
+    Printed as YAML. What it cannot express is listed line by line, there and on stderr: exit 6.
+    """
+    from agent.once import importing
+
+    importing.main(file)
+
+
 _ROOT = click.option(
     "--root", type=click.Path(path_type=Path, file_okay=False), metavar="DIR", help="A folder that is taken for /."
 )

@@ -1,0 +1,351 @@
+"""What people have becomes a desired state; what it cannot express is told, each line."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+from agent.cli import main
+from agent.errors import InvalidError
+from agent.model.desired import parse
+from agent.once import importing
+
+WORKED = Path(__file__).parents[1] / "golden/pfsense.xml"
+
+
+def imported(text: str) -> importing.Translation:
+    return importing.convert(text.encode(), "haproxy.cfg")
+
+
+def left(found: importing.Translation) -> list[str]:
+    return [str(one) for one in found.left]
+
+
+def run(file: Path) -> Result:
+    return CliRunner().invoke(main, ["import", str(file)])
+
+
+def test_the_worked_deployment_out_of_a_config_xml():
+    done = run(WORKED)
+    assert done.exit_code == 6, done.output
+    state = parse(done.stdout.encode(), file="d").state
+    mail = {"smtp": (25, 30125, 30145), "smtps": (465, 30126, 30146)}
+    mail |= {"submission": (587, 30127, 30146), "imaps": (993, 30128, 30147)}
+    frontends = {one.name: one for one in state.frontends}
+    backends = {one.name: one for one in state.backends}
+    assert set(frontends) == {*mail, "https", "kubernetes"}
+    assert set(backends) == {*mail, "webgui", "traefik", "kubernetes"}
+    for name, (port, to, check) in mail.items():
+        assert [str(one) for one in frontends[name].binds] == [f"10.0.20.1:{port}", f"[2001:db8:1::2]:{port}"]
+        pool = backends[name]
+        assert {str(one.address) for one in pool.servers} == {f"10.0.20.10{n}:{to}" for n in (1, 2, 3, 4)}
+        assert (pool.health.port, pool.health.interval, pool.proxy_protocol) == (check, 5_000, "v2")
+    assert frontends["smtp"].maxconn == 500
+    https = frontends["https"]
+    routes = [(list(one.sni), one.backend) for one in https.routes]
+    assert routes == [(["pfsense.example.lan", "fw.example.lan"], "webgui"), (["*"], "traefik")]
+    assert https.backend == "webgui"
+    assert (backends["traefik"].health.type, backends["traefik"].proxy_protocol) == ("none", "v2")
+    assert (backends["webgui"].health.type, backends["webgui"].proxy_protocol) == ("tcp", "none")
+    kubernetes = backends["kubernetes"].health
+    assert (kubernetes.type, kubernetes.path, kubernetes.tls, kubernetes.status) == ("http", "/readyz", True, 200)
+    told = done.stderr
+    for word in (
+        "Old Web: mode http",
+        "disabled unused",
+        "server spare: inactive",
+        "web.example.lan:80",
+        "dontlognull",
+    ):
+        assert word in told, word
+        assert word in done.stdout, word
+
+
+HEAD = "defaults\n timeout client 1h\nbackend b\n server a 192.0.2.9:25 check\n"
+
+CASES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
+    "a listen section is both": (
+        "listen mail\n bind 192.0.2.1:25\n balance leastconn\n server a 192.0.2.9:25 send-proxy\n",
+        {
+            "frontends": {"mail": {"bind": ["192.0.2.1:25"], "backend": "mail"}},
+            "backends": {
+                "mail": {
+                    "application": "smtp",
+                    "balance": "leastconn",
+                    "proxy_protocol": "v1",
+                    "servers": {"a": {"address": "192.0.2.9:25"}},
+                    "health": {"type": "none"},
+                }
+            },
+        },
+        [],
+    ),
+    "every spelling of an address": (
+        (
+            f"{HEAD}frontend f\n bind *:25,192.0.2.1:26 name x\n bind :::27 v4v6\n bind ipv4@192.0.2.1:28\n"
+            " bind 192.0.2.1:1-5\n bind mail:25\n bind 192.0.2.1:29 ssl crt /x\n bind /tmp/x\n default_backend b\n"
+        ),
+        {
+            "frontends": {
+                "f": {"bind": ["0.0.0.0:25", "192.0.2.1:26", "[::]:27", "0.0.0.0:27", "192.0.2.1:28"], "backend": "b"}
+            }
+        },
+        ["no single address", "no single address", "TLS ends behind", "no single address"],
+    ),
+    "names by acl": (
+        (
+            f"{HEAD}frontend f\n bind 192.0.2.1:443\n acl x req_ssl_sni -i a.org\n acl x req.ssl_sni -m end .b.org\n"
+            " acl y req.ssl_sni -m reg ^c\n use_backend b if x\n use_backend b if y\n use_backend b if x !y\n"
+            " use_backend b if !x\n use_backend b if x or { req.ssl_sni d.org }\n default_backend b\n"
+        ),
+        {
+            "frontends": {
+                "f": {
+                    "bind": ["192.0.2.1:443"],
+                    "routes": [
+                        {"sni": ["a.org", "*.b.org"], "backend": "b"},
+                        {"sni": ["a.org", "*.b.org", "d.org"], "backend": "b"},
+                    ],
+                    "backend": "b",
+                }
+            }
+        },
+        ["only names by SNI", "if y", "if x !y", "if !x"],
+    ),
+    "sources": (
+        f"{HEAD}frontend f\n bind 192.0.2.1:25\n acl bad src 198.51.100.0/24 198.51.101.7\n"
+        " tcp-request connection reject if bad\n tcp-request connection reject if !{{ src 203.0.113.0/24 }}\n"
+        " tcp-request connection reject if bad { dst 192.0.2.1 }\n default_backend b\n".replace("{{", "{").replace(
+            "}}", "}"
+        ),
+        {
+            "frontends": {
+                "f": {
+                    "bind": ["192.0.2.1:25"],
+                    "deny": ["198.51.100.0/24", "198.51.101.7"],
+                    "allow": ["203.0.113.0/24"],
+                    "backend": "b",
+                }
+            }
+        },
+        ["dst 192.0.2.1"],
+    ),
+    "servers by default-server": (
+        (
+            "backend b\n default-server check inter 2s send-proxy-v2\n server a 192.0.2.9:25 port 26 weight 5 backup\n"
+            " server b 192.0.2.10:25 port 26 no-check\n server c 192.0.2.11:25 port 26 maxconn 7\n"
+            " server d mail.example.org:25\n server e 192.0.2.12:25 port 27\n"
+        ),
+        {
+            "backends": {
+                "b": {
+                    "servers": {
+                        "a": {"address": "192.0.2.9:25", "weight": 5, "backup": True},
+                        "b": {"address": "192.0.2.10:25"},
+                        "c": {"address": "192.0.2.11:25"},
+                        "e": {"address": "192.0.2.12:25"},
+                    },
+                    "health": {"port": 26, "interval": "2s"},
+                }
+            }
+        },
+        ["its check is another", "maxconn, 7", "a desired state names addresses", "its check is another"],
+    ),
+    "timeouts are one for all": (
+        (
+            "defaults\n timeout client 30000\n timeout tarpit 5s\nbackend b\n timeout server 1m\n"
+            " server a 192.0.2.9:25\n"
+            "backend c\n timeout server 2m\n server a 192.0.2.9:25\n"
+        ),
+        {"defaults": {"timeouts": {"client": "30s", "server": "2m"}}},
+        ["timeout tarpit", "the longest, 2m"],
+    ),
+    "names that may not be": (
+        (
+            "backend My_Pool\n server a 192.0.2.9:25\nbackend my_pool\n server A_1 192.0.2.9:25\n"
+            " server ümlaut 192.0.2.9:26\n"
+        ),
+        {
+            "backends": {
+                "my_pool": {
+                    "servers": {"a": {"address": "192.0.2.9:25"}},
+                    "proxy_protocol": "none",
+                    "health": {"type": "none"},
+                },
+                "my_pool-2": {
+                    "proxy_protocol": "none",
+                    "servers": {"a_1": {"address": "192.0.2.9:25"}, "mlaut": {"address": "192.0.2.9:26"}},
+                    "health": {"type": "none"},
+                },
+            }
+        },
+        ["is called my_pool now", "is called my_pool-2 now", "is called a_1 now", "is called mlaut now"],
+    ),
+    "what is not TCP, and sections of other kinds": (
+        (
+            f"{HEAD}frontend web\n mode http\n bind :80\n redirect scheme https\nresolvers r\n"
+            f" nameserver a 192.0.2.53:53\n"
+        ),
+        {"frontends": {}},
+        ["mode http: the agent forwards TCP", "mode http", "bind :80", "redirect", "resolvers r", "nameserver"],
+    ),
+    "what HAProxy itself would not take": (
+        (
+            f"{HEAD}stray words\nfrontend f\n bind 192.0.2.1:25\n server\n bind\n use_backend\n"
+            f" acl\n tcp-request\n timeout\n"
+            ' log "unfinished\n default_backend nowhere\n'
+        ),
+        {"frontends": {"f": {"bind": ["192.0.2.1:25"], "backend": "nowhere"}}},
+        [
+            "stray words",
+            "backend nowhere is not here",
+            "server",
+            "bind",
+            "use_backend",
+            "acl",
+            "tcp-request",
+            "timeout",
+            "log",
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_haproxy_cfg(name: str):
+    text, wanted, told = CASES[name]
+    found = imported(text)
+    for key, value in wanted.items():
+        assert found.document[key] == value
+    assert len(found.left) == len(told), left(found)
+    for one, word in zip(left(found), told, strict=True):
+        assert word in one
+
+
+def test_nothing_is_dropped_without_a_word():
+    """Every line of a file is expressed, or told, by its number."""
+    lines = ["frontend f", " bind 192.0.2.1:25", " default_backend b", "backend b", " server a 192.0.2.9:25"]
+    for number, odd in enumerate(
+        ("option tcplog", "unique-id-format x", "capture request header x len 5", "stats enable")
+    ):
+        with_it = [*lines[: 2 + number % 2], f" {odd}", *lines[2 + number % 2 :]]
+        (one,) = imported("\n".join(with_it)).left
+        assert (one.place, one.text) == (f"haproxy.cfg:{3 + number % 2}", odd)
+
+
+def fields(frontend: str = "", pool: str = "", server: str = "", rest: str = "") -> str:
+    return (
+        f"<pfsense>{rest}<installedpackages><haproxy><ha_backends><item><name>f</name><status>active</status>"
+        f"<type>tcp</type>{frontend}<backend_serverpool>b</backend_serverpool></item></ha_backends><ha_pools><item>"
+        f"<name>b</name><check_type>none</check_type>{pool}<ha_servers><item><name>a</name><status>active</status>"
+        f"<address>192.0.2.9</address><port>25</port>{server}</item></ha_servers></item></ha_pools></haproxy>"
+        "</installedpackages></pfsense>"
+    )
+
+
+def bound(address: str, port: str = "25") -> str:
+    return f"<a_extaddr><item><extaddr>{address}</extaddr><extaddr_port>{port}</extaddr_port></item></a_extaddr>"
+
+
+@pytest.mark.parametrize(
+    ("address", "wanted"),
+    [
+        ("any_ipv4", "0.0.0.0:25"),
+        ("localhost_ipv6", "[::1]:25"),
+        ("lan_ipv4", "192.0.2.1:25"),
+        ("lan_ipv6", "[2001:db8::1]:25"),
+        ("_vip5f", "192.0.2.7:25"),
+        ("192.0.2.8", "192.0.2.8:25"),
+    ],
+)
+def test_addresses_of_interfaces_and_virtual_ips(address: str, wanted: str):
+    rest = (
+        "<interfaces><lan><ipaddr>192.0.2.1</ipaddr><ipaddrv6>2001:db8::1</ipaddrv6></lan>"
+        "<wan><ipaddr>dhcp</ipaddr></wan></interfaces>"
+        "<virtualip><vip><uniqid>5f</uniqid><subnet>192.0.2.7</subnet></vip></virtualip>"
+    )
+    found = imported(fields(bound(address), rest=rest))
+    assert found.document["frontends"]["f"]["bind"] == [wanted]
+    told = left(imported(fields(bound("wan_ipv4"), rest=rest)))
+    assert any("bind <wan_ipv4>:25" in one and "no single address" in one for one in told)
+
+
+def test_fields_of_the_package_that_nothing_here_knows_are_told():
+    found = imported(
+        fields(
+            f"{bound('192.0.2.1', '25,26')}<forwardfor>yes</forwardfor>",
+            "<persist_cookie_enabled>yes</persist_cookie_enabled><advanced>!!</advanced>",
+            "<cookie>x</cookie><ssl>yes</ssl><advanced>send-proxy-v2-ssl</advanced>",
+        )
+    )
+    assert found.document["frontends"]["f"]["bind"] == ["192.0.2.1:25", "192.0.2.1:26"]
+    told = " ".join(left(found))
+    for word in ("<forwardfor>yes", "<persist_cookie_enabled>yes", "no base64", "<cookie>x", "ssl, send-proxy-v2-ssl"):
+        assert word in told, word
+
+
+def test_a_shared_frontend_stands_in_its_primary():
+    acl = (
+        "<ha_acls><item><name>x</name><expression>ssl_sni_matches</expression><value>a.org</value></item></ha_acls>"
+        "<a_actionitems><item><action>use_backend</action><use_backendbackend>b</use_backendbackend><acl>x</acl></item>"
+        "</a_actionitems>"
+    )
+    second = (
+        "</item><item><name>g</name><status>active</status><type>tcp</type><secondary>yes</secondary>"
+        f"<primary_frontend>f</primary_frontend>{acl}"
+    )
+    found = imported(fields(f"{bound('192.0.2.1', '443')}<backend_serverpool>b</backend_serverpool>{second}"))
+    assert list(found.document["frontends"]) == ["f"]
+    assert found.document["frontends"]["f"]["routes"] == [{"sni": ["a.org"], "backend": "b"}]
+
+
+def test_a_haproxy_cfg_and_what_the_package_would_write_are_one():
+    typed = base64.b64encode(b"option tcp-check\r\nhash-type consistent\r\n").decode()
+    pool = f"<advanced_backend>{typed}</advanced_backend><balance>source</balance><checkinter>2000</checkinter>"
+    found = imported(fields(bound("192.0.2.1"), pool.replace("none", "Basic")))
+    assert found.document["backends"]["b"]["balance"] == "source"
+    assert found.left == []
+
+
+@pytest.mark.parametrize(
+    ("data", "word"),
+    [
+        (b"", "no frontend, backend or listen"),
+        (b"<a/>", "the haproxy package has nothing in it"),
+        (b"<a>", "no element found"),
+        (b"<!DOCTYPE a [<!ENTITY b 'c'>]><a>&b;</a>", "document type"),
+        (b"<!DOCTYPE a SYSTEM 'file:///etc/passwd'><a/>", "document type"),
+        (b"\xff\xfe\x00", "neither XML nor text"),
+        (b"<a>" * 100, "nested deeper"),
+    ],
+)
+def test_what_is_neither_is_refused(tmp_path: Path, data: bytes, word: str):
+    file = tmp_path / "x.xml"
+    file.write_bytes(data)
+    done = run(file)
+    assert (done.exit_code, word in done.stderr) == (3, True), done.stderr
+    with pytest.raises(InvalidError):
+        importing.convert(data, "x.xml")
+
+
+def test_what_is_not_valid_yet_is_printed_and_said(tmp_path: Path):
+    file = tmp_path / "haproxy.cfg"
+    file.write_text("frontend f\n bind 192.0.2.1:25\n default_backend nowhere\n")
+    done = run(file)
+    assert done.exit_code == 3
+    assert yaml.safe_load(done.stdout)["frontends"]["f"]["backend"] == "nowhere"
+    assert "mend these by hand" in done.stderr
+    assert run(tmp_path / "nobody").exit_code == 2
+
+
+def test_no_line_of_a_file_becomes_a_line_of_the_state(tmp_path: Path):
+    file = tmp_path / "config.xml"
+    file.write_text(fields(bound("192.0.2.1"), "<odd>x\nversion: 9\n\u2028y</odd>"))
+    done = run(file)
+    assert done.exit_code == 6
+    assert yaml.safe_load(done.stdout)["version"] == 1
