@@ -30,7 +30,7 @@ demo: $(VENV)/demo
 	$(BIN)/agent demo
 
 # Everything. As root on Debian it installs the system packages it needs.
-test: system lint unit integration house
+test: system lint unit integration onefile house
 
 system:
 	sh tests/prepare.sh
@@ -48,8 +48,12 @@ unit: $(VENV)/test
 
 # With every HAProxy that is here, with Postfix, Dovecot, sshd, Prometheus and Chromium; two files at a time.
 integration: $(VENV)/test
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests/faults tests/mail tests/freebsd tests/remote tests/integration tests/metrics \
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/faults tests/mail tests/freebsd tests/remote tests/metrics \
 		tests/property tests/golden
+
+# The integration suite, by the one file in a Python that has nothing else: as on a firewall.
+onefile: pyz $(VENV)/test
+	EDGEAGENT_ONE_FILE=`ls dist/edgeagent-*.pyz` $(BIN)/python -m pytest -n 2 --dist loadfile tests/integration
 
 # The packages, the documents, and that nothing was left behind.
 house: $(VENV)/test
@@ -69,9 +73,10 @@ bench: $(VENV)/test $(VENV)/bench
 
 # One file that a bare Python 3.11 runs: dist/edgeagent-VERSION.pyz.
 pyz: $(VENV)/made
+	rm -f dist/edgeagent-*.pyz
 	$(BIN)/python deploy/freebsd/pyz.py
 
 clean:
 	rm -rf $(VENV) .cache build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
-.PHONY: all demo test system lint unit integration house pyz fuzz format bench clean
+.PHONY: all demo test system lint unit integration onefile house pyz fuzz format bench clean

@@ -7,7 +7,6 @@ import json
 import signal
 import socketserver
 import subprocess
-import sys
 import threading
 import time
 import urllib.request
@@ -16,6 +15,7 @@ from typing import Any
 
 import pytest
 from kit.edge import Edge, connect, until
+from kit.onefile import AGENT
 from kit.servers import free_port
 
 from agent.model.proxyheader import header
@@ -24,7 +24,7 @@ from agent.model.schema import ProxyProtocol, endpoint
 
 @contextlib.contextmanager
 def agent_echo(address: str) -> Iterator[subprocess.Popen[str]]:
-    words = [sys.executable, "-u", "-m", "agent", "echo", "--listen", address]
+    words = [*AGENT, "echo", "--listen", address]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         assert f"listening on {address}" in process.stderr.readline()

@@ -9,7 +9,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -21,6 +20,7 @@ import psutil
 
 from agent.host.haproxy import HAProxy
 from kit.left_out import leave_out
+from kit.onefile import AGENT
 
 WAIT = 20.0
 IP_BIND_ADDRESS_NO_PORT = 24  # linux/in.h; Python has no name for it
@@ -99,7 +99,7 @@ class Edge:
         self, *words: str | Path, data: bytes | None = None, timeout: float = 60
     ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            [sys.executable, "-m", "agent", "--settings", self.settings, *words],
+            [*AGENT, "--settings", self.settings, *words],
             input=data,
             stdin=subprocess.DEVNULL if data is None else None,
             capture_output=True,
@@ -128,7 +128,7 @@ class Edge:
         """Start `agent run`; its log is `agent.log`."""
         with (self.folder / "agent.log").open("ab") as log:
             service = subprocess.Popen(
-                [sys.executable, "-m", "agent", "--settings", self.settings, "run"],
+                [*AGENT, "--settings", self.settings, "run"],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

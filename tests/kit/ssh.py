@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,6 +20,7 @@ import psutil
 
 from kit.edge import Edge, edge_in_folder, until
 from kit.left_out import leave_out
+from kit.onefile import AGENT
 from kit.servers import free_port
 
 SSHD = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin")
@@ -180,7 +181,7 @@ class Cluster:
 
     def agent(self, *words: str | Path, data: bytes | None = None) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            [sys.executable, "-m", "agent", *words],
+            [*AGENT, *words],
             input=data,
             stdin=subprocess.DEVNULL if data is None else None,
             capture_output=True,
@@ -211,7 +212,7 @@ def state(server: str, *ports: int, serial: int | None = 1, **more: Any) -> dict
 
 
 def gate_of(edge: Edge) -> str:
-    return f"{sys.executable} -m agent --settings {edge.settings} gate"
+    return f"{shlex.join(AGENT)} --settings {edge.settings} gate"
 
 
 @contextlib.contextmanager
