@@ -437,6 +437,19 @@ def import_(file: Path) -> None:
     importing.main(file)
 
 
+@main.command(epilog="Example: agent doctor")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.pass_obj
+def doctor(settings_file: Path | None, *, as_json: bool) -> None:
+    """Is this host ready; each finding with its remedy. Touches nothing.
+
+    Exit 0 when all is well, 6 where something should be looked at, 4 where the agent cannot do its work.
+    """
+    from agent.once import doctor as asked
+
+    asked.main(settings_file, as_json=as_json)
+
+
 _ROOT = click.option(
     "--root", type=click.Path(path_type=Path, file_okay=False), metavar="DIR", help="A folder that is taken for /."
 )

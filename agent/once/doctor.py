@@ -1,0 +1,520 @@
+"""`agent doctor`: is this host ready. Every check looks and touches nothing; each finding says what to do.
+
+`broken`: the agent cannot do its work; `look`: somebody should; `note`: worth knowing; `ok`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import importlib.util
+import os
+import re
+import ssl
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import click
+from attrs import frozen
+
+from agent import __version__, settings
+from agent.errors import AgentError, ExitCode, InvalidError, UsageError
+from agent.host import listeners
+from agent.host.haproxy import HAProxy, file_limit
+from agent.host.listeners import Listener
+from agent.host.store import Store
+from agent.intake import read
+from agent.model.desired import DesiredState, Limits, parse
+from agent.model.schema import Endpoint, endpoint
+from agent.once import basetools
+from agent.once.basetools import Address
+from agent.printing import print_json
+from agent.settings import Settings
+
+_SECONDS = 10.0  # for each of the system's own tools
+_OLDEST = (2, 6)  # the oldest HAProxy that is tested
+_LITTLE = 1_000_000  # bytes left in the run folder: sockets, status.json of a thousand frontends
+_SLACK = 300.0  # seconds that a clock may lag behind what was written
+_LOST = "without it: no memory and files of HAProxy in metrics, no session counts of replaced processes"
+_MODULES = ("click", "jinja2", "watchdog", "prometheus_client", "yaml", "attrs", "cattrs")
+_KEYS = ("root/.ssh/authorized_keys", "home/*/.ssh/authorized_keys", "usr/home/*/.ssh/authorized_keys")
+_MARKS = {"ok": "green", "note": "cyan", "look": "yellow", "broken": "red"}
+
+
+@frozen(kw_only=True)
+class Found:
+    """One finding: how grave (`ok`, `note`, `look`, `broken`), about what, in words, and what to do."""
+
+    level: str
+    what: str
+    message: str
+    remedy: str = ""
+
+
+@frozen(kw_only=True)
+class Scene:
+    """This host as the checks see it. `ask`: what a tool of the system prints, "" where it is not there."""
+
+    settings: Settings
+    ask: Callable[[Sequence[str]], str]
+    root: Path = Path("/")
+    listening: tuple[Listener, ...] = ()
+    state: DesiredState | None = None
+    addresses: tuple[Address, ...] = ()
+    now: float = 0.0
+
+    @property
+    def store(self) -> Store:
+        """The agent's folders."""
+        return Store(self.settings.state, self.settings.run, keep=self.settings.apply.keep_generations)
+
+    @property
+    def haproxy(self) -> HAProxy:
+        """The HAProxy of the settings."""
+        one = self.settings.haproxy
+        return HAProxy(
+            binary=one.binary, process_name=one.process_name, state=self.settings.state, run=self.settings.run
+        )
+
+    @property
+    def binds(self) -> list[tuple[str, Endpoint]]:
+        """Every address that should be served, with its frontend."""
+        return [(one.name, bind) for one in self.state.frontends for bind in one.binds] if self.state else []
+
+
+def main(chosen: Path | None, *, as_json: bool) -> None:
+    """Print what was found; exit 4 where something is broken, 6 where somebody should look."""
+    found = list(examine(chosen))
+    code = exit_code(found)
+    if as_json:
+        told = [{"level": o.level, "what": o.what, "message": o.message, "remedy": o.remedy} for o in found]
+        print_json({"exit_code": int(code), "findings": told})
+    else:
+        width = max(len(one.what) for one in found)
+        for one in found:
+            mark = click.style(f"{one.level:<7}", fg=_MARKS[one.level])
+            click.echo(f"{mark}{one.what:<{width}}  {one.message}")
+            if one.remedy:
+                click.echo(f"{'':<{width + 9}}{one.remedy}")
+        bad = sum(one.level in ("look", "broken") for one in found)
+        click.echo(f"{bad} of {len(found)} need somebody." if bad else "All is well.")
+    sys.exit(code)
+
+
+def exit_code(found: Sequence[Found]) -> ExitCode:
+    """By the gravest of them."""
+    levels = {one.level for one in found}
+    return ExitCode.REFUSED if "broken" in levels else ExitCode.DEGRADED if "look" in levels else ExitCode.LIVE
+
+
+def examine(chosen: Path | None) -> Iterator[Found]:
+    """All checks on this host."""
+    try:
+        loaded = settings.load(chosen)
+    except UsageError as error:
+        yield Found(level="broken", what="settings", message=str(error), remedy=error.remedy)
+        return
+    scene = Scene(settings=loaded, ask=ask, now=time.time())
+    state, findings = _desired(scene)
+    yield from checked(
+        Scene(
+            settings=loaded,
+            ask=ask,
+            listening=listeners.listeners(),
+            state=state,
+            addresses=basetools.addresses(ask(["ifconfig"])),
+            now=scene.now,
+        ),
+        findings,
+    )
+
+
+def checked(scene: Scene, desired: Sequence[Found] = ()) -> Iterator[Found]:
+    """Each check in turn. One that fails in itself is a finding, not the end."""
+    for check in (_python, _binary, _folders, _running):
+        yield from _guarded(check, scene)
+    yield from desired
+    for check in (_binds, _package, _web_gui, _nat, _carp, _limits, _clock, _gate, _signers, _service, _metrics):
+        yield from _guarded(check, scene)
+
+
+def _guarded(check: Callable[[Scene], Iterator[Found]], scene: Scene) -> Iterator[Found]:
+    what = check.__name__.strip("_").replace("_", " ")
+    try:
+        yield from check(scene)
+    except (AgentError, OSError) as error:
+        yield Found(level="look", what=what, message=f"cannot be looked at: {error}", remedy="as root?")
+
+
+def ask(words: Sequence[str]) -> str:
+    """What a tool prints; "" where it is not here, fails or hangs."""
+    try:
+        return subprocess.run(  # noqa: S603  # the system's own tools, fixed words
+            words,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_SECONDS,
+            check=False,
+            env={"PATH": "/sbin:/bin:/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin", "LC_ALL": "C"},
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+
+
+# --- the agent itself -------------------------------------------------------------------------------------------
+
+
+def _python(_: Scene) -> Iterator[Found]:
+    missing = [name for name in _MODULES if importlib.util.find_spec(name) is None]
+    if missing:
+        yield Found(
+            level="broken", what="python", message=f"without {', '.join(missing)}", remedy="run the one file (make pyz)"
+        )
+    version = ".".join(map(str, sys.version_info[:3]))
+    yield Found(level="ok", what="python", message=f"{version}, edgeagent {__version__}")
+    if importlib.util.find_spec("psutil") is None:
+        yield Found(level="note", what="psutil", message=f"not here; {_LOST}", remedy="pkg install py311-psutil")
+
+
+def _binary(scene: Scene) -> Iterator[Found]:
+    try:
+        original = scene.haproxy.found
+    except UsageError as error:
+        yield Found(level="broken", what="haproxy", message=str(error), remedy=error.remedy)
+        return
+    built = basetools.build(scene.ask([str(original), "-vv"]))
+    if built is None:
+        message = f"{original} -vv does not say that it is HAProxy"
+        yield Found(level="broken", what="haproxy", message=message, remedy="haproxy.binary, or pkg install -f haproxy")
+        return
+    numbers = tuple(int(one) for one in re.findall(r"\d+", built.version)[:2])
+    exporter = "with" if built.exporter else "without"
+    said = f"{original}: {built.version}, {exporter} its own exporter (not needed)"
+    if numbers < _OLDEST:
+        yield Found(
+            level="look", what="haproxy", message=f"{said}; the oldest that is tested is 2.6", remedy="upgrade it"
+        )
+    else:
+        yield Found(level="ok", what="haproxy", message=said)
+    named = scene.settings.state / "bin" / scene.settings.haproxy.process_name
+    if not named.exists():
+        yield Found(level="note", what="process name", message=f"{named} is made at the first change")
+        return
+    have, origin = named.stat(), original.stat()
+    if have.st_ino != origin.st_ino and (have.st_size, have.st_mtime_ns) != (origin.st_size, origin.st_mtime_ns):
+        yield Found(
+            level="look",
+            what="process name",
+            message=f"{named} is not {original} any more: HAProxy was upgraded",
+            remedy="the next reload runs the new one; `service edgeagent reload` does not need to wait for a change",
+        )
+    else:
+        yield Found(level="ok", what="process name", message=f"{named.name}, which the haproxy package leaves alone")
+
+
+def _folders(scene: Scene) -> Iterator[Found]:
+    mounts = dict(basetools.file_systems(scene.ask(["mount", "-p"]) or _text(scene.root / "proc/mounts")))
+    for what, folder in (("state folder", scene.settings.state), ("run folder", scene.settings.run)):
+        if not folder.exists():
+            yield Found(level="note", what=what, message=f"{folder} is made at the start")
+            continue
+        about = folder.stat()
+        if about.st_uid not in (os.geteuid(), 0) or about.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            mode = stat.filemode(about.st_mode)
+            yield Found(
+                level="look",
+                what=what,
+                message=f"{folder} ({mode}, uid {about.st_uid}) can be written by others",
+                remedy=f"chown root {folder}; chmod 700 {folder}",
+            )
+            continue
+        kind = _kind_of(folder, mounts)
+        free = os.statvfs(folder)
+        left = free.f_bavail * free.f_frsize
+        if what == "state folder" and kind in ("tmpfs", "mfs", "md"):
+            yield Found(
+                level="look",
+                what=what,
+                message=f"{folder} is in memory ({kind}): what was live is lost at a reboot",
+                remedy="paths.state under /usr/local (pfSense with RAM disks loses /var and /tmp)",
+            )
+        elif left < _LITTLE:
+            yield Found(level="look", what=what, message=f"{folder}: {left:,} bytes are free", remedy="make room there")
+        else:
+            yield Found(
+                level="ok", what=what, message=f"{folder}, {left / 1e6:,.0f} MB free{f', {kind}' if kind else ''}"
+            )
+
+
+def _kind_of(folder: Path, mounts: dict[str, str]) -> str:
+    """Of the file system a folder is on; md devices are memory too."""
+    inside = [place for place in mounts if folder.resolve().is_relative_to(place)]
+    return mounts[max(inside, key=len)] if inside else ""
+
+
+def _running(scene: Scene) -> Iterator[Found]:
+    served, live = scene.store.service_running(), scene.store.live()
+    running = scene.haproxy.running()
+    if served:
+        yield Found(level="ok", what="agent", message="runs")
+    else:
+        yield Found(
+            level="look",
+            what="agent",
+            message="does not run: nothing follows the desired state",
+            remedy="service edgeagent start (pfSense: /usr/local/etc/rc.d/edgeagent.sh start)",
+        )
+    if running is not None:
+        yield Found(level="ok", what="stats socket", message=f"HAProxy {running.version} answers, pid {running.pid}")
+    elif live is not None:
+        yield Found(
+            level="broken",
+            what="stats socket",
+            message=f"generation {live.number} should be live, and no HAProxy answers at {scene.haproxy.socket.path}",
+            remedy="start the agent: it starts HAProxy; `agent status` says why it does not",
+        )
+    else:
+        yield Found(level="note", what="stats socket", message="no HAProxy yet, and nothing is live")
+
+
+def _desired(scene: Scene) -> tuple[DesiredState | None, list[Found]]:
+    limits = Limits(process_maxconn=scene.settings.haproxy.maxconn, file_limit=file_limit())
+    file = scene.settings.desired
+    if not file.exists():
+        message = f"{file} is not there: nothing to serve yet"
+        return None, [
+            Found(level="look", what="desired state", message=message, remedy="write it; `agent import` helps")
+        ]
+    try:
+        parsed = parse(
+            read(file, scene.settings), file=str(file), max_bytes=scene.settings.sync.max_bytes, limits=limits
+        )
+    except InvalidError as error:
+        first = str(error).splitlines()[0]
+        return None, [Found(level="look", what="desired state", message=first, remedy="agent check")]
+    except UsageError as error:
+        return None, [Found(level="broken", what="desired state", message=str(error), remedy=error.remedy)]
+    count = len(parsed.state.frontends)
+    told = [Found(level="ok", what="desired state", message=f"valid, {count} frontends")]
+    told += [
+        Found(level="look", what="desired state", message=f"{one.where}: {one.message}", remedy=one.remedy)
+        for one in parsed.findings
+    ]
+    return parsed.state, told
+
+
+# --- addresses --------------------------------------------------------------------------------------------------
+
+
+def _binds(scene: Scene) -> Iterator[Found]:
+    name, good = scene.settings.haproxy.process_name, 0
+    for frontend, bind in scene.binds:
+        what = f"frontend {frontend}"
+        holding = listeners.holders(bind, scene.listening)
+        # sockstat cuts names: to ten letters before FreeBSD 15.
+        foreign = [one for one in holding if not (one.program and name.startswith(one.program))]
+        if foreign and (bind.wildcard or any(not one.endpoint.wildcard for one in foreign)):
+            who = ", ".join(sorted({str(one) for one in foreign}))
+            yield Found(level="look", what=what, message=f"{bind} is held by {who}", remedy="free it, or take it out")
+            continue
+        if len(holding) > len(foreign):
+            good += 1
+            continue
+        why = listeners.unbound(bind)
+        if why is None:
+            good += 1
+        elif why.reason == "not_permitted":
+            yield Found(level="broken", what=what, message=f"{bind}: {why.detail}", remedy="run the agent as root")
+        else:
+            yield Found(level="look", what=what, message=f"{bind}: {why.detail}", remedy=_elsewhere(scene, bind))
+    if scene.binds:
+        yield Found(level="ok", what="addresses", message=f"{good} of {len(scene.binds)} are served or can be")
+
+
+def _elsewhere(scene: Scene, bind: Endpoint) -> str:
+    if scene.addresses and bind.host not in {one.address for one in scene.addresses}:
+        return "give it to an interface or a virtual IP, or take it out; it goes live by itself once it is there"
+    return "it goes live by itself once it can be bound"
+
+
+def _package(scene: Scene) -> Iterator[Found]:
+    """The haproxy package of pfSense, which leaves what has another name alone (FACTS, pfSense 3)."""
+    found = basetools.packages(scene.ask(["pkg", "info"]))
+    theirs = sorted({str(one.endpoint) for one in scene.listening if one.program == "haproxy"})
+    if "pfSense-pkg-haproxy" in found or theirs:
+        binds = f"; it listens on {', '.join(theirs[:10])}" if theirs else "; it listens nowhere"
+        yield Found(
+            level="note",
+            what="haproxy package",
+            message=f"pfSense's own is here ({found.get('pfSense-pkg-haproxy', 'running')}){binds}",
+            remedy="both go on beside each other; `agent import /cf/conf/config.xml` takes its frontends over",
+        )
+
+
+def _web_gui(scene: Scene) -> Iterator[Found]:
+    gui = [one for one in scene.listening if one.program == "nginx" and one.endpoint.port in (80, 443)]
+    ports = {bind.port for _, bind in scene.binds}
+    taken = sorted({one.endpoint.port for one in gui} & ports)
+    if taken:
+        numbers = " and ".join(map(str, taken))
+        yield Found(
+            level="look",
+            what="web GUI",
+            message=f"it listens on {numbers}, and so should a frontend",
+            remedy="System > Advanced > Admin Access: another TCP port (8443), and disable the redirect rule on 80",
+        )
+
+
+def _nat(scene: Scene) -> Iterator[Found]:
+    found = basetools.redirects(scene.ask(["pfctl", "-sn"]))
+    served = {(bind.host, bind.port) for _, bind in scene.binds}
+    anywhere = {bind.port for _, bind in scene.binds if bind.wildcard}
+    ports = {bind.port for _, bind in scene.binds}
+    right = 0
+    for one in found:
+        port = one.target_port or one.port
+        if port not in ports and one.port not in ports:
+            continue
+        if (one.target.strip("<>"), port) in served or port in anywhere:
+            right += 1
+            continue
+        yield Found(
+            level="look",
+            what="NAT",
+            message=f"port {one.port} of {one.to} on {one.interface} goes to {one.target}, past HAProxy",
+            remedy="Firewall > NAT > Port Forward: the address of the frontend, or take the frontend out",
+        )
+    if right:
+        yield Found(level="ok", what="NAT", message=f"{right} redirects lead to frontends")
+
+
+def _carp(scene: Scene) -> Iterator[Found]:
+    wanted = {bind.host for _, bind in scene.binds}
+    for one in scene.addresses:
+        if one.address in wanted and one.vhid is not None:
+            where = f"{one.address} (vhid {one.vhid} on {one.interface}) is {one.carp}"
+            if one.carp == "MASTER":
+                yield Found(level="ok", what="CARP", message=where)
+            else:
+                yield Found(level="note", what="CARP", message=f"{where}: clients come to the other firewall")
+
+
+# --- the rest ---------------------------------------------------------------------------------------------------
+
+
+def _limits(scene: Scene) -> Iterator[Found]:
+    limit, maxconn = file_limit(), scene.settings.haproxy.maxconn
+    if limit is not None and 2 * maxconn + 100 > limit:
+        yield Found(
+            level="look",
+            what="file limit",
+            message=f"haproxy.maxconn {maxconn:,} takes {2 * maxconn + 100:,} files; the limit is {limit:,}",
+            remedy="raise the limit (ulimit -n, kern.maxfilesperproc), or lower haproxy.maxconn",
+        )
+    else:
+        yield Found(level="ok", what="file limit", message="none" if limit is None else f"{limit:,}, enough")
+
+
+def _clock(scene: Scene) -> Iterator[Found]:
+    newest = max((one.at for one in scene.store.generations()), default=0.0)
+    if newest > scene.now + _SLACK:
+        yield Found(
+            level="look",
+            what="clock",
+            message=f"it is {newest - scene.now:,.0f} s before the newest generation",
+            remedy="set it (ntpd); times in history and metrics are wrong until then",
+        )
+    else:
+        yield Found(level="ok", what="clock", message=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(scene.now)))
+
+
+def _gate(scene: Scene) -> Iterator[Found]:
+    files = [file for pattern in _KEYS for file in sorted(scene.root.glob(pattern))]
+    lines = [(file, line) for file in files for line in _text(file).splitlines() if not line.startswith("#")]
+    ours = [(file, line) for file, line in lines if re.search(r'command="[^"]*agent[^"]* gate"', line)]
+    for file, line in ours:
+        if not line.startswith("restrict,"):
+            yield Found(
+                level="look",
+                what="gate",
+                message=f"a key in {file} runs the gate and is not restricted: it may forward ports",
+                remedy="agent gate --print-authorized-key KEYFILE prints the line",
+            )
+    if ours:
+        yield Found(level="ok", what="gate", message=f"{len(ours)} keys run `agent gate`")
+    else:
+        yield Found(
+            level="note",
+            what="gate",
+            message="no ssh key runs `agent gate`: nobody can `agent sync` to this host",
+            remedy="agent gate --print-authorized-key KEYFILE prints the line for authorized_keys",
+        )
+
+
+def _signers(scene: Scene) -> Iterator[Found]:
+    chosen = scene.settings.sync.allowed_signers
+    if chosen and not _text(Path(chosen)):
+        yield Found(
+            level="broken",
+            what="signers",
+            message=f"{chosen} is empty or cannot be read: no document is taken",
+            remedy="put the signers' public keys there (ssh-keygen(1), ALLOWED SIGNERS)",
+        )
+
+
+def _service(scene: Scene) -> Iterator[Found]:
+    script = scene.root / "usr/local/etc/rc.d/edgeagent"
+    if not script.exists():
+        return
+    text = _text(scene.root / "usr/local/etc/rc.conf.d/edgeagent") + _text(scene.root / "etc/rc.conf")
+    if not re.search(r'^\s*edgeagent_enable="?(?i:yes|true|on|1)"?\s*$', text, re.MULTILINE):
+        yield Found(
+            level="look",
+            what="boot",
+            message="the service is not enabled: nothing starts it at boot",
+            remedy='edgeagent_enable="YES" in /usr/local/etc/rc.conf.d/edgeagent',
+        )
+    else:
+        yield Found(level="ok", what="boot", message="the service is enabled")
+
+
+def _metrics(scene: Scene) -> Iterator[Found]:
+    chosen = scene.settings.metrics
+    if not chosen.listen:
+        yield Found(level="note", what="metrics", message="metrics.listen is empty: no metrics, no status page")
+        return
+    if not scene.store.service_running():
+        return
+    where = endpoint(chosen.listen)
+    host = ("::1" if where.family == 6 else "127.0.0.1") if where.wildcard else where.host
+    context = ssl._create_unverified_context() if chosen.certificate else None  # noqa: S323, SLF001  # our own, by address
+    talk = (
+        http.client.HTTPSConnection(host, where.port, timeout=_SECONDS, context=context)
+        if context
+        else http.client.HTTPConnection(host, where.port, timeout=_SECONDS)
+    )
+    code = 0
+    with contextlib.suppress(OSError, http.client.HTTPException), contextlib.closing(talk):
+        talk.request("GET", "/healthz")
+        code = talk.getresponse().status
+    if code in (200, 401):
+        yield Found(level="ok", what="metrics", message=f"answer at {where}")
+    else:
+        yield Found(
+            level="look",
+            what="metrics",
+            message=f"do not answer at {where}{f': {code}' if code else ''}",
+            remedy="`agent status`, and the log of the service",
+        )
+
+
+def _text(file: Path) -> str:
+    with contextlib.suppress(OSError):
+        return file.read_text(errors="replace")
+    return ""
