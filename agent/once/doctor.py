@@ -116,7 +116,7 @@ def examine(chosen: Path | None) -> Iterator[Found]:
     try:
         loaded = settings.load(chosen)
     except UsageError as error:
-        yield Found(level="broken", what="settings", message=str(error), remedy=error.remedy)
+        yield Found(level="broken", what="settings", message=str(error), remedy=error.remedy or "agent.toml")
         return
     scene = Scene(settings=loaded, ask=ask, now=time.time())
     state, findings = _desired(scene)
@@ -186,7 +186,8 @@ def _binary(scene: Scene) -> Iterator[Found]:
     try:
         original = scene.haproxy.found
     except UsageError as error:
-        yield Found(level="broken", what="haproxy", message=str(error), remedy=error.remedy)
+        remedy = error.remedy or "pkg install haproxy, or another haproxy.binary in agent.toml"
+        yield Found(level="broken", what="haproxy", message=str(error), remedy=remedy)
         return
     built = basetools.build(scene.ask([str(original), "-vv"]))
     if built is None:
@@ -299,7 +300,9 @@ def _desired(scene: Scene) -> tuple[DesiredState | None, list[Found]]:
         first = str(error).splitlines()[0]
         return None, [Found(level="look", what="desired state", message=first, remedy="agent check")]
     except UsageError as error:
-        return None, [Found(level="broken", what="desired state", message=str(error), remedy=error.remedy)]
+        return None, [
+            Found(level="broken", what="desired state", message=str(error), remedy=error.remedy or "agent check")
+        ]
     count = len(parsed.state.frontends)
     told = [Found(level="ok", what="desired state", message=f"valid, {count} frontends")]
     told += [
