@@ -76,7 +76,11 @@ pyz: $(VENV)/made
 	rm -f dist/edgeagent-*.pyz
 	$(BIN)/python deploy/freebsd/pyz.py
 
+# A package for `pkg add` on FreeBSD: dist/edgeagent-VERSION.pkg.
+pkg: $(VENV)/made
+	$(BIN)/python deploy/freebsd/pkg.py
+
 clean:
 	rm -rf $(VENV) .cache build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
-.PHONY: all demo test system lint unit integration onefile house pyz fuzz format bench clean
+.PHONY: all demo test system lint unit integration onefile house pyz pkg fuzz format bench clean

@@ -47,8 +47,8 @@ def build(target: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="pyz-") as scratch:
         folder = Path(scratch) / "all"
         _carried(folder)
-        _ours(folder)
-        _compile(folder)
+        ours(folder)
+        compiled(folder)
         target.parent.mkdir(parents=True, exist_ok=True)
         fresh = target.with_suffix(".fresh")
         with fresh.open("wb") as file:
@@ -86,7 +86,8 @@ def _carried(folder: Path) -> None:
             path.rmdir()
 
 
-def _ours(folder: Path) -> None:
+def ours(folder: Path) -> None:
+    """The agent, its templates and rc scripts, as packages under `folder`."""
     for path in sorted((ROOT / "agent").rglob("*.py")):
         _copy(path, folder / path.relative_to(ROOT))
     for path in sorted((ROOT / "templates").glob("*.j2")):
@@ -104,8 +105,8 @@ def _copy(source: Path, target: Path) -> None:
     target.write_bytes(source.read_bytes())
 
 
-def _compile(folder: Path) -> None:
-    """Beside each source, and believed without a look at its date: nobody changes one without the other."""
+def compiled(folder: Path) -> None:
+    """Byte code beside each source, and believed without a look at its date: nobody changes one without the other."""
     for path in list(_sorted(folder)):
         if path.suffix == ".py":
             py_compile.compile(
