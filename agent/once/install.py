@@ -6,10 +6,12 @@ Each version has a file of its own, because a running agent still reads the one 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -21,6 +23,7 @@ from attrs import frozen
 
 from agent import __version__
 from agent.errors import AgentError, ExitCode, UsageError
+from agent.host import processes
 from agent.once import configxml
 
 PFSENSE_MARK = Path("etc/platform")  # holds "pfSense" there, and nothing on FreeBSD
@@ -179,8 +182,10 @@ def uninstall(root: Path | None, *, purge: bool) -> None:
     place = Place.of(root)
     _nobody_elses(place.wrapper)
     script = place.rc_scripts[0]
-    if root in (None, Path("/")) and script.exists():
-        _run_rc(script, "stopall" if purge else "stop")
+    if place.root == Path("/") and script.exists():
+        _run_rc(script, "stop")
+    if place.root == Path("/") and purge:
+        _end_haproxy(place.at(place.state_path))
     gone: list[Path] = []
     for entry in (configxml.SERVICE, configxml.SHELLCMD):
         if configxml.remove(place.config, entry):
@@ -299,6 +304,14 @@ def _run_rc(script: Path, verb: str, *, quiet: bool = False) -> int:
     except (OSError, subprocess.TimeoutExpired) as error:
         click.echo(f"agent: {script} {verb}: {error}", err=True)
         return int(ExitCode.BUG)
+
+
+def _end_haproxy(state: Path) -> None:
+    """What was started on our own configuration, replaced ones too; nobody else's."""
+    for one in processes.started_on(state / "haproxy.cfg", programs=state / "bin"):
+        with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+            os.kill(one.pid, signal.SIGTERM)
+        click.echo(f"ended HAProxy, pid {one.pid}")
 
 
 def _remove(path: Path, gone: list[Path]) -> None:

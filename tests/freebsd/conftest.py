@@ -28,16 +28,16 @@ def pfsense(pyz: Path, any_haproxy: Path) -> Iterator[Box]:
         one.put("/etc/platform", b"pfSense\n")
         one.put("/usr/local/sbin/haproxy", any_haproxy.read_bytes(), 0o755)
         one.put("/usr/local/edgeagent.pyz", pyz.read_bytes())
+        one.sh("echo www:x:80: >> /etc/group; echo www:*:80:80::/nonexistent:/bin/false >> /etc/passwd")
         yield one
 
 
 @pytest.fixture
 def installed(pfsense: Box) -> Box:
-    """With the agent installed, and settings for this kernel."""
+    """With the agent installed."""
     install(pfsense)
     settings = pfsense.path("/usr/local/etc/edgeagent/agent.toml")
-    text = settings.read_text().replace('"www"', '"www-data"') + '\n[metrics]\nlisten = ""\n'
-    settings.write_text(text)
+    settings.write_text(settings.read_text() + '\n[metrics]\nlisten = ""\n')
     pfsense.put("/usr/local/etc/rc.conf.d/edgeagent", b'edgeagent_enable="YES"\nedgeagent_stop_timeout=5\n')
     return pfsense
 

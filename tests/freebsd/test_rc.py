@@ -6,10 +6,12 @@ import contextlib
 import json
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from kit.box import Box
 from kit.edge import first_line, until
+from kit.onefile import PYTHON
 from kit.servers import EchoServer, echo, free_port
 
 RC = "/usr/local/etc/rc.d/edgeagent.sh"
@@ -206,3 +208,15 @@ listen x
     verb(box, "stopall")
     assert box.run("pgrep", "-x", "haproxy").returncode == 0
     box.sh("pkill -x haproxy")
+
+
+def test_the_smoke_list_of_a_real_box_passes_in_this_one(pfsense: Box):
+    """So that who runs it there meets FreeBSD's differences, and none of the script's own."""
+    pfsense.put("/usr/local/smoke.sh", (Path(__file__).parent / "smoke.sh").read_bytes())
+    pfsense.put("/usr/local/etc/rc.conf.d/edgeagent", b'edgeagent_enable="YES"\n')
+    words = ("env", "SMOKE_ROOT=/", f"PYTHON={PYTHON}", "dash", "/usr/local/smoke.sh", "/usr/local/edgeagent.pyz")
+    done = pfsense.run(*words, timeout=180)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = [line for line in done.stdout.splitlines() if line.startswith(("pass", "FAIL"))]
+    assert len(lines) == 17
+    assert done.stdout.endswith("all passed\n")
