@@ -52,7 +52,7 @@ class Host:
         self.binary.parent.mkdir(parents=True)
         self.binary.write_bytes(b"")
         self.binary.chmod(0o755)
-        text = f'[paths]\ndesired = "{root}/d"\nstate = "{root}/s"\nrun = "{root}/r"\n'
+        text = f'[paths]\ndesired = "{root}/d"\nstate = "{root}/s"\nrun = "/nonexistent/r"\n'
         self.text = f'{text}[haproxy]\nbinary = "{self.binary}"\n'
 
     def ask(self, words: Sequence[str]) -> str:
