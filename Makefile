@@ -68,7 +68,7 @@ format: $(VENV)/test
 	$(BIN)/ruff format .
 
 # What it costs, and side by side with easyhaproxy (as root): a table, and bench/results.json.
-bench: $(VENV)/test $(VENV)/bench
+bench: $(VENV)/test $(VENV)/bench pyz
 	$(BIN)/python bench/run.py
 
 # One file that a bare Python 3.11 runs: dist/edgeagent-VERSION.pyz.

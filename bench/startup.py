@@ -89,6 +89,9 @@ def main() -> dict[str, float]:
     control = median(lambda: wall(sys.executable, "-c", "import click"))
     again = median(lambda: wall(sys.executable, "-c", "import click"))
     version = median(lambda: wall(AGENT, "--version"))
+    (one_file,) = (Path(__file__).parents[1] / "dist").glob("edgeagent-*.pyz")
+    bare = Path(sys._base_executable).resolve()  # type: ignore[attr-defined]  # noqa: SLF001  # not the environment's
+    carried = median(lambda: wall(bare, "-I", "-S", one_file, "--version"))
     data = large_state(1_000, 4)
     load_plan_render(data)  # imports, once
     large = median(lambda: timed(lambda: load_plan_render(data)))
@@ -96,5 +99,6 @@ def main() -> dict[str, float]:
         "python -c 'import click' (s)": control,
         "the same again, as a control (ratio)": again / control,
         "agent --version (ratio to import click; target 3)": version / control,
+        "the one file --version (ratio to import click; target 3)": carried / control,
         "1,000 frontends of 4 servers, JSON: load, plan, render (s; target 1)": large,
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -188,7 +189,7 @@ def test_a_start_that_cannot_says_why(installed: Box):
 def test_the_haproxy_package_finds_nothing_of_ours_and_kills_nothing_of_ours(serving: tuple[Box, int]):
     box, port = serving
     assert box.run("pgrep", "-x", "haproxy").returncode == 1
-    box.run("sh", "-c", "pkill -x haproxy; killall haproxy 2>/dev/null; true")
+    assert box.run("killall", "haproxy").returncode == 1  # no process of that name
     assert first_line(port)
     # Their own, beside ours: each goes on without the other.
     theirs = free_port()
@@ -208,6 +209,26 @@ listen x
     verb(box, "stopall")
     assert box.run("pgrep", "-x", "haproxy").returncode == 0
     box.sh("pkill -x haproxy")
+
+
+def test_the_commands_of_the_one_file(serving: tuple[Box, int]):
+    """check, apply, run, sync and doctor, where there is nothing but Python and HAProxy."""
+    box, port = serving
+
+    def agent(*words: str) -> subprocess.CompletedProcess[str]:
+        return box.run("/usr/local/bin/agent", "--settings", "/usr/local/etc/edgeagent/agent.toml", *words)
+
+    document = json.loads(box.path("/usr/local/etc/edgeagent/desired.yaml").read_text())
+    document["frontends"]["f"]["maxconn"] = 77
+    box.put("/var/new.yaml", json.dumps(document).encode())
+    assert agent("check", "/var/new.yaml").returncode == 0
+    done = agent("sync", "/var/new.yaml", "--json")
+    assert (done.returncode, json.loads(done.stdout)["result"]) == (0, "committed"), done.stderr
+    assert agent("apply").returncode == 0
+    told = json.loads(agent("doctor", "--json").stdout)
+    levels = {one["what"]: one["level"] for one in told["findings"]}
+    assert (levels["psutil"], levels["agent"], levels["stats socket"], levels["boot"]) == ("note", "ok", "ok", "ok")
+    assert greets(port)
 
 
 def test_the_smoke_list_of_a_real_box_passes_in_this_one(pfsense: Box):
