@@ -84,7 +84,7 @@ def test_two_starts_at_once_are_one_agent(installed: Box):
 
 def test_it_is_not_started_where_it_is_not_enabled(installed: Box):
     installed.put("/usr/local/etc/rc.conf.d/edgeagent", b'edgeagent_enable="NO"\n')
-    assert "Set edgeagent_enable to YES" in verb(installed, "start", 1)
+    assert "Set edgeagent_enable to YES" in verb(installed, "start")
     assert agents(installed) == []
     verb(installed, "onestart")
     assert len(agents(installed)) == 1
