@@ -31,7 +31,7 @@ from agent.model.rehearsal import SOCKET, rehearsal
 _log = logging.getLogger(__name__)
 
 _SBIN = ("/usr/local/sbin", "/usr/sbin", "/usr/local/bin", "/usr/bin")  # not on every service's or user's PATH
-_CA_FILES = (
+CA_FILES = (
     "/etc/ssl/cert.pem",  # FreeBSD, pfSense
     "/usr/local/share/certs/ca-root-nss.crt",
     "/etc/ssl/certs/ca-certificates.crt",  # Debian
@@ -70,7 +70,7 @@ def find_binary(name: str) -> Path:
 
 def find_ca_file() -> str:
     """The system's bundle of certificate authorities, "" where none is found."""
-    return next((path for path in _CA_FILES if Path(path).is_file()), "")
+    return next((path for path in CA_FILES if Path(path).is_file()), "")
 
 
 def file_limit() -> int | None:

@@ -30,6 +30,7 @@ class Element:
     line: int
     start: int
     text: str = ""
+    pieces: list[str] = field(factory=list)
     children: list[Element] = field(factory=list)
     inner_end: int = 0
     end: int = 0
@@ -67,13 +68,14 @@ def read(data: bytes, file: str) -> Element:
 
     def end(_: str) -> None:
         one = stack.pop()
+        one.text = "".join(one.pieces)
         one.inner_end = parser.CurrentByteIndex
         one.end = data.find(b">", one.inner_end) + 1
         if len(stack) == 1:
             roots.append(one)
 
     def text(words: str) -> None:
-        stack[-1].text += words
+        stack[-1].pieces.append(words)
 
     parser.buffer_text = True
     parser.StartDoctypeDeclHandler = parser.EntityDeclHandler = refuse
@@ -84,6 +86,8 @@ def read(data: bytes, file: str) -> Element:
         parser.Parse(data, True)  # noqa: FBT003  # its own signature: the last piece
     except _RefusedError as error:
         raise InvalidError(file, (Violation((), str(error), parser.CurrentLineNumber),)) from None
+    except (LookupError, ValueError) as error:  # an encoding that is none, or not expat's
+        raise InvalidError(file, (Violation((), str(error)),)) from None
     except expat.ExpatError as error:
         raise InvalidError(file, (Violation((), expat.ErrorString(error.code), error.lineno),)) from None
     return roots[0]

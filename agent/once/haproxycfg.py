@@ -5,11 +5,13 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
+
+from agent.errors import InvalidError, Violation
 
 KINDS = (
     "global", "defaults", "frontend", "backend", "listen", "peers", "resolvers", "mailers", "userlist", "cache",
-    "program", "http-errors", "ring", "log-forward", "fcgi-app", "crt-store", "traces", "log-profile",
+    "program", "http-errors", "ring", "log-forward", "fcgi-app", "crt-store", "traces", "log-profile", "acme",
 )  # fmt: skip
 
 
@@ -29,12 +31,17 @@ class Line:
 
 @define
 class Section:
-    """`kind` and `name` ("": it has none) of a section, where it begins, and its lines."""
+    """`kind` and `name` ("": it has none) of a section, where it begins, and its lines.
+
+    `parent`: the defaults section that it names; `lost`: its head cannot be read, so nothing in it can be relied on.
+    """
 
     kind: str
     name: str
     place: str
     lines: list[Line] = field(factory=list)
+    parent: str = ""
+    lost: bool = False
 
 
 def _words(text: str) -> list[str]:
@@ -48,22 +55,43 @@ def _words(text: str) -> list[str]:
         return []
 
 
+def lines(text: str) -> Iterator[str]:
+    """As HAProxy cuts them: at line feeds, and nowhere else."""
+    for raw in text.split("\n"):
+        yield raw.removesuffix("\r")
+
+
 def read(text: str, file: str) -> list[Section]:
-    """In their order. Lines before the first section are in one without a kind."""
+    """In their order. Lines before the first section are in one without a kind. Raises InvalidError for `.if`."""
     sections = [Section("", "", f"{file}:1")]
-    for number, raw in enumerate(text.splitlines(), 1):
+    for number, raw in enumerate(lines(text), 1):
         line = Line.of(f"{file}:{number}", raw)
-        if line.words and line.words[0] in KINDS:
-            sections.append(Section(line.words[0], line.words[1] if len(line.words) > 1 else "", line.place))
+        first = (line.text.split() or [""])[0]
+        if first in (".if", ".elif", ".else", ".endif"):
+            message = "conditional blocks are not taken: which of them holds is not known here"
+            raise InvalidError(file, (Violation((), message, number),))
+        if first in KINDS:
+            name = line.words[1] if len(line.words) > 1 else ""
+            parent = line.words[3] if line.words[2:3] == ("from",) and len(line.words) > 3 else ""
+            sections.append(Section(first, name, line.place, parent=parent, lost=not line.words))
         elif line.words or (line.text and not line.text.startswith("#")):
             sections[-1].lines.append(line)
     return sections
 
 
 def inherited(sections: list[Section]) -> Iterator[tuple[Section, Section | None]]:
-    """Each section with the `defaults` that hold for it."""
-    defaults = None
+    """Each section with the `defaults` that hold for it, those that they are `from` included.
+
+    One that names a defaults section which is not there is lost.
+    """
+    last: Section | None = None
+    named: dict[str, Section] = {}
     for one in sections:
+        base = named.get(one.parent) if one.parent else last
+        one.lost = one.lost or bool(one.parent and one.parent not in named)
         if one.kind == "defaults":
-            defaults = one
-        yield one, defaults
+            own = named.get(one.parent)
+            last = evolve(one, lines=[*(own.lines if own else ()), *one.lines])
+            if one.name:
+                named[one.name] = last
+        yield one, base

@@ -19,8 +19,8 @@ def main(file: Path) -> None:
     found = convert(_bytes(file), file.name)
     text = document(found, file.name)
     for one in found.left:
-        click.echo(f"not expressed: {one}", err=True)
-    click.echo(text, nl=False)
+        click.echo(f"not expressed: {_comment(str(one))}", err=True)
+    click.echo(text.encode(), nl=False)  # UTF-8, whatever the terminal's
     try:
         parsed = parse(text.encode(), file="the desired state made of it")
     except InvalidError as error:
@@ -59,7 +59,9 @@ def convert(data: bytes, name: str) -> Translation:
 
 def document(found: Translation, name: str) -> str:
     """As YAML, with what is not in it on top."""
-    lines = [f"# Made of {name} by `agent import`. Look at it before it goes live: `agent check`, `agent plan`."]
+    lines = [
+        f"# Made of {_comment(name)} by `agent import`. Look at it before it goes live: `agent check`, `agent plan`."
+    ]
     if found.left:
         lines += ["# Not expressed:", *(f"#   {_comment(str(one))}" for one in found.left)]
     body = yaml.safe_dump(found.document, sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)

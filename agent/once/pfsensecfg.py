@@ -11,7 +11,7 @@ import binascii
 from collections.abc import Iterator
 
 from agent.once.configxml import Element
-from agent.once.haproxycfg import Line, Section
+from agent.once.haproxycfg import Line, Section, lines
 
 _CHECKS = {
     "HTTP": "httpchk", "SMTP": "smtpchk HELO", "ESMTP": "smtpchk EHLO", "SSL": "ssl-hello-chk",
@@ -48,13 +48,15 @@ _QUIET = ("", "no", "none")  # a field that is left as it was
 
 def read(root: Element, file: str) -> list[Section]:
     """Frontends first, then pools; empty where the package is not there."""
-    package = root.one("installedpackages", "haproxy")
-    if package is None:
+    found = root.all("installedpackages", "haproxy")
+    if not found:
         return []
+    package, *others = found
     reader = _Reader(root, file)
     frontends = [reader.frontend(one) for one in package.all("ha_backends", "item")]
     pools = [reader.pool(one) for one in package.all("ha_pools", "item")]
     general = Section("global", "", f"{file}:{package.line}")
+    general.lines += [Line(f"{file}:{one.line}", "<haproxy> again", ()) for one in others]
     general.lines += reader.rest(package, frozenset(("ha_backends", "ha_pools", "enable")), "")
     return [general, *reader.shared(frontends), *pools]
 
@@ -82,7 +84,7 @@ class _Reader:
         except (binascii.Error, UnicodeDecodeError):
             yield Line(self._place(found), f"<{tag}> that is no base64", ())
             return
-        yield from (self._line(found, row) for row in text.splitlines() if row.strip())
+        yield from (self._line(found, row) for row in lines(text) if row.strip())
 
     def rest(self, item: Element, known: frozenset[str], where: str) -> list[Line]:
         """Every field that is set and that nothing here looks at."""
@@ -106,10 +108,15 @@ class _Reader:
             section.lines += self._binds(item)
         mode = {"http": "http", "": "http"}.get(item.value("type"), "tcp")
         section.lines.append(self._line(item, f"mode {mode}"))
-        if item.value("max_connections"):
-            section.lines.append(self._line(item, f"maxconn {item.value('max_connections')}"))
-        section.lines.append(self._line(item, f"timeout client {item.value('client_timeout') or '30000'}"))
-        section.lines += self._decoded(item, "advanced")
+        if name in self._primary:  # of these the package takes the primary's only
+            for tag in ("max_connections", "client_timeout", "advanced"):
+                if item.value(tag):
+                    section.lines.append(Line(self._place(item), f"<{tag}> of a shared frontend", ()))
+        else:
+            if item.value("max_connections"):
+                section.lines.append(self._line(item, f"maxconn {item.value('max_connections')}"))
+            section.lines.append(self._line(item, f"timeout client {item.value('client_timeout') or '30000'}"))
+            section.lines += self._decoded(item, "advanced")
         negated = set()
         for acl in item.all("ha_acls", "item"):
             case = "" if acl.value("casesensitive") == "yes" else " -i"
@@ -126,7 +133,10 @@ class _Reader:
                 verb = "use_backend" if names else "default_backend"
                 text = f"{verb} {action.value('use_backendbackend')}{when}"
             else:
-                text = f"<action> {what}{when}"
+                verb = (
+                    "tcp-request connection reject" if what == "tcp-request_connection_reject" else f"<action> {what}"
+                )
+                text = f"{verb}{when}"
             section.lines.append(self._line(action, text))
         if item.value("backend_serverpool"):
             section.lines.append(self._line(item, f"default_backend {item.value('backend_serverpool')}"))
@@ -164,7 +174,10 @@ class _Reader:
         named = {one.name: one for one in frontends}
         for one in frontends:
             primary = named.get(self._primary.get(one.name, ""))
-            if one.kind == "frontend" and primary is not None and one.name in self._primary:
+            if one.kind == "frontend" and one.name in self._primary:
+                if primary is None or primary.kind != "frontend":
+                    one.kind = "disabled"  # it has no address without its primary
+                    continue
                 one.kind = "shared"
                 before = [line for line in primary.lines if line.words[:1] != ("default_backend",)]
                 after = [line for line in primary.lines if line.words[:1] == ("default_backend",)]
@@ -200,11 +213,11 @@ class _Reader:
         section.lines += [line for line in typed if not line.words]
         extra = " ".join(line.text for line in typed if line.words)
         for one in item.all("ha_servers", "item"):
-            section.lines += self._server(one, f"{check} {extra}")
+            section.lines += self._server(one, (check, extra))
         section.lines += self.rest(item, _POOL, "")
         return section
 
-    def _server(self, one: Element, more: str) -> Iterator[Line]:
+    def _server(self, one: Element, more: tuple[str, str]) -> Iterator[Line]:
         name, status = one.value("name") or one.value("address"), one.value("status")
         where = f"server {name}: "
         if status == "inactive":
@@ -215,9 +228,12 @@ class _Reader:
         if one.value("ssl") == "yes" or one.value("checkssl") == "yes":
             words += ["check-ssl"] if one.value("checkssl") == "yes" else []
             words += ["verify required"] if one.value("sslserververify") == "yes" else ["verify none"]
-        words += [more, status if status in ("backup", "disabled") else ""]
+        check, extra = more
+        words += [check, status if status in ("backup", "disabled") else ""]
         words += [f"weight {one.value('weight')}"] if one.value("weight").isdecimal() else []
-        yield self._line(one, " ".join([*words, one.value("advanced")]))
+        yield self._line(one, " ".join([*words, extra, one.value("advanced")]))
+        if "#" in extra:
+            yield Line(self._place(one), f"{where}what stands behind # in the pool's text for servers", ())
         yield from self.rest(one, _SERVER, where)
 
 

@@ -1,39 +1,29 @@
 """Sections of a haproxy.cfg into a desired state, and every line that it cannot express, with the reason.
 
-Nothing is guessed: a directive is either known here, and then becomes what it means, or it is told.
+Nothing is guessed: a directive is either known here, and then becomes what it means, or it is told. And nothing is
+opened: a frontend with a rule that turns clients away, and cannot be expressed, is left out whole.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from attrs import define, field, frozen
 
+from agent.host.haproxy import CA_FILES
+from agent.once.conditions import Acl, duration, endpoint, matcher, milliseconds, number, terms
 from agent.once.haproxycfg import Line, Section, inherited
 
-_NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?")
-_DURATION = re.compile(r"(\d+)(us|ms|s|m|h|d)?")
-_FACTORS = {"ms": 1, "": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _BALANCE = ("roundrobin", "leastconn", "source", "first", "random")
-_BY_PORT = {
-    25: "smtp",
-    587: "smtp",
-    143: "imap",
-    110: "pop3",
-    443: "tls",
-    465: "tls",
-    993: "tls",
-    995: "tls",
-    80: "http",
-}
-_SNI = ("req.ssl_sni", "req_ssl_sni", "req.ssl_sni,lower")
-_HELLO = re.compile(r"req[._]ssl_hello_type(?: gt 0| 1)")
-_OWN = "the agent's own"
+_BY_PORT = {25: "smtp", 587: "smtp", 143: "imap", 110: "pop3", 80: "http"} | dict.fromkeys((443, 465, 993, 995), "tls")
+_TIMEOUTS = ("connect", "client", "server")
+_HELLO = re.compile(r"tcp-request\s+content\s+accept\s+if\s+\{\s*req[._]ssl_hello_type\s+(gt 0|1)\s*\}$")
 _LOGS = "logging: haproxy.log in agent.toml"
+_SILENT = {"connect": "5s", "client": "1h", "server": "1h"}  # what holds where a desired state names none
+_CLOSES = ("disabled", "reject", "accept", "silent-drop", "expect-proxy", "expect-netscaler-cip", "deny", "tarpit")
 
 
 @frozen
@@ -46,6 +36,11 @@ class Left:
 
     def __str__(self) -> str:
         return f"{self.place}: {self.text}: {self.why}"
+
+    @property
+    def number(self) -> int:
+        """Of the line."""
+        return int(self.place.rpartition(":")[2])
 
 
 @define
@@ -70,9 +65,10 @@ class _Work:
         self.frontends: dict[str, dict[str, Any]] = {}
         self.backends: dict[str, dict[str, Any]] = {}
         self.timeouts: dict[str, list[tuple[int, Line]]] = {}
-        self.maxconn: int | None = None
+        self.heads: dict[str, Line] = {}
+        self._maxconn = 0  # of the last defaults
+        self._maxconns: list[int] = []  # of each frontend that is not given one of its own, 0: HAProxy's
         self._names: dict[tuple[str, str], str] = {}
-        self._places: dict[str, Line] = {}
 
     def leave(self, line: Line, why: str) -> None:
         self.left.append(Left(line.place, line.text, why))
@@ -80,15 +76,19 @@ class _Work:
     def name(self, kind: str, name: str, line: Line) -> str:
         """As a desired state may have it; renamed where it must be, and said."""
         if (kind, name) not in self._names:
-            fresh = re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("-._")[:63].strip("-._") or "unnamed"
-            taken = {one for (other, _), one in self._names.items() if other == kind}
-            number = 2
-            while fresh in taken:
-                fresh, number = f"{fresh[:58]}-{number}", number + 1
-            self._names[kind, name] = fresh
-            if fresh != name:
-                self.leave(line, f"is called {fresh} now")
+            self._names[kind, name] = self.fresh(kind, name, line)
         return self._names[kind, name]
+
+    def fresh(self, kind: str, name: str, line: Line) -> str:
+        """One that nobody else has."""
+        bare = re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("-._")[:63].strip("-._") or "unnamed"
+        taken, fresh, count = {one for (other, _), one in self._names.items() if other == kind}, bare, 2
+        while fresh in taken:
+            fresh, count = f"{bare[:58]}-{count}", count + 1
+        self._names[kind, f"{name}\n{count}" if (kind, name) in self._names else name] = fresh
+        if fresh != name:
+            self.leave(line, f"{name} is called {fresh} now")
+        return fresh
 
     # --- sections
 
@@ -96,93 +96,112 @@ class _Work:
         head = Line(one.place, f"{one.kind} {one.name}".strip(), ())
         if one.kind in ("frontend", "listen", "backend"):
             mode = _mode(one) or (_mode(defaults) if defaults else None) or "tcp"
-            if mode != "tcp":
-                self.leave(head, f"mode {mode}: the agent forwards TCP; terminate TLS and speak HTTP behind it")
-                for line in one.lines:
-                    self.leave(line, f"in a section of mode {mode}")
+            if one.lost or mode != "tcp":
+                why = f"mode {mode}: the agent forwards TCP; terminate TLS and speak HTTP behind it"
+                self._leave_all(one, head, "its head cannot be read" if one.lost else why)
                 return
             if one.kind in ("frontend", "listen"):
-                _Frontend(self, one, head).translate()
+                _Frontend(self, one, head, defaults).translate()
             if one.kind in ("backend", "listen"):
                 _Backend(self, one, head, defaults).translate()
         elif one.kind == "defaults":
-            self._defaults(one)
+            self._defaults(one, head)
         elif one.kind == "disabled":
-            self.leave(head, "disabled there; left out here")
-        else:
-            why = "agent.toml's, or the agent's own" if one.kind == "global" else "nothing of the kind here"
-            if one.kind not in ("global", ""):
-                self.leave(head, why)
+            self._leave_all(one, head, "disabled there; left out here")
+        elif one.kind in ("global", ""):
             for line in one.lines:
-                self.leave(line, why)
+                self.leave(line, "agent.toml's, or the agent's own")
+        else:
+            self._leave_all(one, head, "nothing of the kind here")
 
-    def _defaults(self, one: Section) -> None:
+    def _leave_all(self, one: Section, head: Line, why: str) -> None:
+        self.leave(head, why)
         for line in one.lines:
-            if self.timeout(line) or line.words[:1] == ("mode",):
-                continue
-            if line.words[:1] == ("maxconn",) and len(line.words) == 2 and line.words[1].isdecimal():
-                self.maxconn = int(line.words[1])
-            elif line.words[:2] == ("default-server",) or line.words[:1] == ("default-server",):
-                continue  # each backend takes them
-            elif line.words[:1] == ("load-server-state-from-file",):
-                self.leave(line, _OWN)
-            else:
+            self.leave(line, "in a section that is left out")
+
+    def _defaults(self, one: Section, head: Line) -> None:
+        if one.lost:
+            self._leave_all(one, head, "its head cannot be read, or what it is from is not here")
+        for line in () if one.lost else one.lines:
+            known = line.words[:1] in (("mode",), ("default-server",)) or self.timeout(line, _TIMEOUTS)
+            if _is_maxconn(line):
+                self._maxconn = number(line.words[1]) or 0
+                continue  # each frontend takes it
+            if line.words[:1] == ("load-server-state-from-file",):
+                self.leave(line, "the agent's own")
+            elif not known:
                 self.leave(line, _why(line))
 
-    def timeout(self, line: Line) -> bool:
-        """Whether it was a timeout that a desired state knows. They are of all frontends there, not of one."""
-        if (
-            line.words[:1] != ("timeout",)
-            or len(line.words) != 3
-            or line.words[1] not in ("connect", "client", "server")
-        ):
+    def timeout(self, line: Line, of: tuple[str, ...]) -> bool:
+        """Whether it was a timeout of this kind of section. There they are of each, here of all."""
+        if line.words[:1] != ("timeout",) or len(line.words) != 3 or line.words[1] not in of:
             return False
-        milliseconds = _milliseconds(line.words[2])
-        if milliseconds is None or milliseconds == 0:
+        found = milliseconds(line.words[2])
+        if not found:
             return False
-        self.timeouts.setdefault(line.words[1], []).append((milliseconds, line))
+        self.timeouts.setdefault(line.words[1], []).append((found, line))
         return True
+
+    def frontend(self, name: str, one: dict[str, Any], head: Line, inherits: int) -> None:
+        self.heads[name] = head
+        self.frontends[name] = one
+        self._maxconns.append(inherits)
+        if "maxconn" not in one:
+            one["maxconn"] = inherits
 
     def done(self) -> Translation:
         document: dict[str, Any] = {"version": 1}
-        defaults: dict[str, Any] = {} if self.maxconn is None else {"maxconn": self.maxconn}
-        chosen = {}
-        for name, found in self.timeouts.items():
-            longest = max(milliseconds for milliseconds, _ in found)
-            chosen[name] = duration(longest)
-            for milliseconds, line in found:
-                if milliseconds != longest:
-                    self.leave(line, f"one for all here: the longest, {duration(longest)}")
-        if chosen:
-            defaults["timeouts"] = {name: chosen[name] for name in ("connect", "client", "server") if name in chosen}
-        if defaults:
+        if defaults := self._shared():
             document["defaults"] = defaults
         for name, one in self.frontends.items():
-            for target in [one.get("backend"), *(route["backend"] for route in one.get("routes", ()))]:
-                if target is not None and target not in self.backends:
-                    self.leave(self._places[name], f"backend {target} is not here")
-        used = {
-            target
-            for one in self.frontends.values()
-            for target in [one.get("backend"), *(route["backend"] for route in one.get("routes", ()))]
-        }
+            for target in _targets(one):
+                if target not in self.backends:
+                    self.leave(self.heads[name], f"backend {target} is not here")
+        used = {target for one in self.frontends.values() for target in _targets(one)}
         self.backends = {name: one for name, one in self.backends.items() if one["servers"] or name in used}
         self._applications()
         document |= {"frontends": self.frontends, "backends": self.backends}
-        return Translation(document, sorted(self.left, key=lambda one: int(one.place.rpartition(":")[2])))
+        return Translation(document, sorted(self.left, key=lambda one: one.number))
 
-    def frontend(self, name: str, one: dict[str, Any], head: Line) -> None:
-        self._places[name] = head
-        self.frontends[name] = one
+    def _shared(self) -> dict[str, Any]:
+        """What is one for all in a desired state: timeouts, and the maxconn that most frontends inherit."""
+        defaults: dict[str, Any] = {}
+        common = _most([one for one in self._maxconns if one]) or (0 if self.frontends else self._maxconn)
+        if common:
+            defaults["maxconn"] = common
+        for name, one in self.frontends.items():
+            if one["maxconn"] in (common, 0):
+                if one["maxconn"] != common:
+                    self.leave(self.heads[name], f"maxconn was HAProxy's own, and is {common} here")
+                del one["maxconn"]
+        chosen = {}
+        for name, found in self.timeouts.items():
+            longest = max(length for length, _ in found)
+            chosen[name] = duration(longest)
+            for length, line in found:
+                if length != longest:
+                    self.leave(line, f"one for all here: the longest, {duration(longest)}")
+        if chosen:
+            defaults["timeouts"] = {name: chosen[name] for name in _SILENT if name in chosen}
+        for name, always in _SILENT.items():
+            if name not in chosen and self.heads:
+                head = next(iter(self.heads.values()))
+                self.leave(head, f"no timeout {name} there, which is for ever; {always} here")
+        return defaults
 
     def _applications(self) -> None:
         """What the probe speaks, by the ports that clients use: the only thing that a haproxy.cfg does not say."""
         for one in self.frontends.values():
             ports = {int(bind.rpartition(":")[2]) for bind in one["bind"]}
             spoken = {"tls"} if one.get("routes") else {_BY_PORT.get(port, "raw") for port in ports}
-            for target in [one.get("backend"), *(route["backend"] for route in one.get("routes", ()))]:
+            for target in _targets(one):
                 if target in self.backends and len(spoken) == 1 and spoken != {"raw"}:
                     self.backends[target] = {"application": next(iter(spoken)), **self.backends[target]}
+
+
+def _targets(one: dict[str, Any]) -> list[str]:
+    found = [one.get("backend"), *(route["backend"] for route in one.get("routes", ()))]
+    return [target for target in found if target is not None]
 
 
 def _mode(one: Section) -> str | None:
@@ -196,94 +215,79 @@ def _why(line: Line) -> str:
     return "cannot be expressed here"
 
 
-def _milliseconds(text: str) -> int | None:
-    found = _DURATION.fullmatch(text)
-    if found is None or found[2] == "us":
-        return None
-    return int(found[1]) * _FACTORS[found[2] or ""]
-
-
-def duration(milliseconds: int) -> str:
-    """`1h`, `90s`, `1500ms`."""
-    for unit in ("h", "m", "s"):
-        if milliseconds % _FACTORS[unit] == 0:
-            return f"{milliseconds // _FACTORS[unit]}{unit}"
-    return f"{milliseconds}ms"
-
-
-def endpoint(text: str) -> str | None:
-    """`ADDRESS:PORT` as a desired state writes it; None for a name, a range, a variable."""
-    text = text.removeprefix("ipv4@").removeprefix("ipv6@")
-    host, _, port = text.rpartition(":")
-    host = {"": "0.0.0.0", "*": "0.0.0.0"}.get(host, host.strip("[]"))  # noqa: S104  # read, not bound
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return None
-    if not port.isdecimal() or not 0 < int(port) < 65_536:
-        return None
-    return f"[{address}]:{int(port)}" if address.version == 6 else f"{address}:{int(port)}"
-
-
 # --- frontends --------------------------------------------------------------------------------------------------
 
 
-@frozen
-class _Acl:
-    """`kind` sni or src; its patterns."""
-
-    kind: str
-    patterns: tuple[str, ...]
-
-
 class _Frontend:
-    def __init__(self, work: _Work, section: Section, head: Line) -> None:
+    def __init__(self, work: _Work, section: Section, head: Line, defaults: Section | None) -> None:
         self.work, self.section, self.head = work, section, head
         self.found: dict[str, Any] = {"bind": []}
+        self.binds: list[tuple[str, bool, Line]] = []
         self.routes: list[dict[str, Any]] = []
-        self.acls: dict[str, _Acl | None] = {}
-        self.default: str | None = None
+        self.acls: dict[str, Acl | None] = {}
+        self.default: tuple[str, Line] | None = None
+        self.final = False  # a use_backend without a condition: nothing behind it is ever reached
         self.inspects: list[Line] = []
         self.period: tuple[str, Line] | None = None
         self.tracked: Line | None = None
+        self.closed: list[Line] = []  # rules that turn clients away, and are lost
+        self.rules: list[Line] = []  # rules that turn clients away, and are expressed
+        found = [number(line.words[1]) for line in (defaults.lines if defaults else ()) if _is_maxconn(line)]
+        self.inherits = (found[-1] if found else 0) or 0
 
     def translate(self) -> None:
         for line in self.section.lines:  # acls may stand anywhere before their use; all of them first costs nothing
             if line.words[:1] == ("acl",):
                 self._acl(line)
+        handlers = self._handlers()
         for line in self.section.lines:
-            handler = self._handlers().get(line.words[0] if line.words else "")
+            handler = handlers.get(line.words[0] if line.words else "")
             if line.words[:1] == ("acl",) or (handler is not None and handler(line)):
                 continue
-            if self.section.kind != "listen" or line.words[:1] not in _OF_BACKENDS:
+            if any(word in _CLOSES for word in line.words) or (not line.words and "reject" in line.text):
+                self.closed.append(line)
+            elif self.section.kind != "listen" or line.words[:1] not in _OF_BACKENDS:
                 self.work.leave(line, _why(line))
-        for line in (*(() if self.routes else self.inspects), *((self.tracked,) if self.tracked else ())):
-            self.work.leave(line, "cannot be expressed here")
-        if self.period is not None:
-            self.work.leave(self.period[1], "cannot be expressed here")
-        name = self.work.name("frontend", self.section.name, self.head)
-        target = self.default or (self.section.name if self.section.kind == "listen" else None)
-        if not self.found["bind"]:
-            self.work.leave(self.head, "no address of it can be expressed, so it is left out")
+        for one in (self.tracked, self.period[1] if self.period else None, *(() if self.routes else self.inspects)):
+            if one is not None:
+                self.work.leave(one, "cannot be expressed here")
+        self._settle_binds()
+        if self.found.get("accept_proxy"):
+            # A connection rule tests who connects, a session rule whom the header names: only that is known here.
+            self.closed += [line for line in self.rules if line.words[1] == "connection"]
+        if self.closed or not self.found["bind"]:
+            for line in self.closed:
+                self.work.leave(line, "turns clients away, and cannot be expressed: the whole frontend is left out")
+            why = "left out: it would be open to more clients than now" if self.closed else "no address of it is left"
+            self.work.leave(self.head, why)
             return
+        self._place()
+
+    def _place(self) -> None:
+        name = self.section.name
+        if self.work.name("frontend", name, self.head) in self.work.frontends:
+            self.work.leave(self.head, "the name is there twice; the second is left out")
+            return
+        target = self.default[0] if self.default else name if self.section.kind == "listen" else None
         if target is None and self.routes:
             target = self.routes[-1]["of"]
             self.work.leave(self.head, f"no default_backend: who sends no name goes to {target} here, and was refused")
         if self.routes:
             self.found["routes"] = [
-                {"sni": list(one["sni"]), "backend": self.work.name("backend", one["of"], self.head)}
+                {"sni": list(one["sni"]), "backend": self.work.name("backend", one["of"], one["line"])}
                 for one in self.routes
             ]
         if target is not None:
-            self.found["backend"] = self.work.name("backend", target, self.head)
-        self.work.frontend(name, self.found, self.head)
+            line = self.default[1] if self.default else self.head
+            self.found["backend"] = self.work.name("backend", target, line)
+        self.work.frontend(self.work.name("frontend", name, self.head), self.found, self.head, self.inherits)
 
     def _handlers(self) -> dict[str, Callable[[Line], bool]]:
         return {
             "bind": self._bind,
             "mode": lambda _: True,
             "maxconn": self._maxconn,
-            "timeout": self.work.timeout,
+            "timeout": lambda line: self.work.timeout(line, ("client",)),
             "default_backend": self._default_backend,
             "use_backend": self._use_backend,
             "tcp-request": self._tcp_request,
@@ -295,209 +299,210 @@ class _Frontend:
         if "name" in words[:-1]:
             at = words.index("name")
             del words[at : at + 2]
-        both = "v4v6" in words
-        words = [one for one in words if one not in ("v4v6", "v6only")]
-        if "accept-proxy" in words:
-            words.remove("accept-proxy")
-            self.found["accept_proxy"] = True
+        both, only = "v4v6" in words, "v6only" in words
+        accept = "accept-proxy" in words
+        words = [one for one in words if one not in ("v4v6", "v6only", "accept-proxy")]
         if words:
             why = "TLS ends behind the agent, not in it" if "ssl" in words else f"{' '.join(words)} is not known here"
-            self.work.leave(line, why)
+            self.work.leave(line, f"{why}; the address is left out")
             return True
         for text in line.words[1].split(",") if len(line.words) > 1 else ():
             found = endpoint(text)
             if found is None:
                 self.work.leave(line, f"{text} is no single address and port")
                 continue
+            if found.startswith("[::]") and not both and not only and not text.startswith("ipv6@"):
+                self.work.leave(line, "takes IPv6 only here; add 0.0.0.0 where it took both")
             more = [f"0.0.0.0:{found.rpartition(':')[2]}"] if both and found.startswith("[::]") else []
-            self.found["bind"] += [one for one in (found, *more) if one not in self.found["bind"]]
+            self.binds += [(one, accept, line) for one in (found, *more)]
         return len(line.words) > 1
 
+    def _settle_binds(self) -> None:
+        mixed = len({accept for _, accept, _ in self.binds}) > 1
+        for address, accept, line in self.binds:
+            if mixed and accept:
+                self.work.leave(
+                    line, "accept-proxy is of the whole frontend here: make one of its own for this address"
+                )
+            elif address not in self.found["bind"]:
+                self.found["bind"].append(address)
+        if self.binds and not mixed and self.binds[0][1]:
+            self.found["accept_proxy"] = True
+
     def _maxconn(self, line: Line) -> bool:
-        if len(line.words) != 2 or not line.words[1].isdecimal():
+        found = number(line.words[1]) if _is_maxconn(line) else None
+        if not found:
             return False
-        self.found["maxconn"] = int(line.words[1])
+        self.found["maxconn"] = found
         return True
 
     def _default_backend(self, line: Line) -> bool:
-        if len(line.words) != 2 or self.default is not None:
+        if len(line.words) != 2 or self.final:
             return False
-        self.default = line.words[1]
+        if self.default is not None:  # the last one counts (M)
+            self.work.leave(self.default[1], "another one follows")
+        self.default = (line.words[1], line)
         return True
 
     def _acl(self, line: Line) -> None:
         name, words = line.words[1] if len(line.words) > 1 else "", line.words[2:]
-        found = _matcher(words)
-        if name == "from_ipv6" and words == ("src", "-m", "sub", ":"):
-            found = _Acl("helper", ())
+        found = matcher(words)
+        if words == ("src", "-m", "sub", ":"):
+            found = Acl("helper", ())
         before = self.acls.get(name)
         if name in self.acls and (found is None or before is None or before.kind != found.kind):
             found = None
         elif before is not None and found is not None:
-            found = _Acl(found.kind, before.patterns + found.patterns)
+            found = Acl(found.kind, before.patterns + found.patterns)
         if found is None:
             self.work.leave(line, "only names by SNI and sources by address are known here")
+        elif (
+            found.kind == "sni" and "-i" not in words and "*" not in found.patterns and not words[0].endswith(",lower")
+        ):
+            self.work.leave(line, "names are the same in capitals here")
         self.acls[name] = found
 
-    def _terms(self, words: Iterable[str]) -> list[tuple[bool, _Acl]] | None:
-        """A condition that is a choice of single tests; None for anything else. The bool: not negated."""
-        found: list[tuple[bool, _Acl]] = []
-        for choice in _split(words, ("||", "or")):
-            tests = list(_tests(choice))
-            known = [(positive, _matcher(inner) if inner else self.acls.get(name)) for positive, name, inner in tests]
-            real = [(positive, one) for positive, one in known if one is None or one.kind != "helper"]
-            if len(real) != 1 or real[0][1] is None:
-                return None
-            found.append((real[0][0], real[0][1]))
-        return found or None
-
     def _use_backend(self, line: Line) -> bool:
+        if self.final:
+            self.work.leave(line, "never reached: a use_backend without a condition stands before it")
+            return True
         if len(line.words) == 2:
-            return self._default_backend(line)
+            if self.default is not None:
+                self.work.leave(self.default[1], "never reached")
+            self.default, self.final = (line.words[1], line), True
+            return True
         if len(line.words) < 4 or line.words[2] != "if":
             return False
-        terms = self._terms(line.words[3:])
-        if terms is None or any(not positive or one.kind != "sni" for positive, one in terms):
+        found = terms(line.words[3:], self.acls)
+        if found is None or any(not one.positive or one.helped or one.acl.kind != "sni" for one in found):
             return False
-        sni = [pattern for _, one in terms for pattern in one.patterns]
-        self.routes.append({"sni": list(dict.fromkeys(sni)), "of": line.words[1]})
+        inline = [one for one in found if one.inline and "*" not in one.acl.patterns]
+        if inline and "-i" not in line.words and "req.ssl_sni,lower" not in line.words:
+            self.work.leave(line, "names are the same in capitals here")
+        sni = [pattern for one in found for pattern in one.acl.patterns]
+        self.routes.append({"sni": list(dict.fromkeys(sni)), "of": line.words[1], "line": line})
         return True
 
     def _tcp_request(self, line: Line) -> bool:
         words = line.words[1:]
-        if words[:1] == ("inspect-delay",) or (
-            words[:2] == ("content", "accept") and _HELLO.search(line.text.replace("  ", " "))
-        ):
+        if words[:1] == ("inspect-delay",) and len(words) == 2:
+            if self.routes or milliseconds(words[1]) != 5_000:
+                self.work.leave(line, "5s here")
+            return True
+        if _HELLO.match(" ".join(line.words)):
             self.inspects.append(line)
             return True
         if words[:1] not in (("connection",), ("session",), ("content",)):
             return False
-        if words[1:3] == ("track-sc0", "src") and len(words) == 3:
+        if words[1:] == ("track-sc0", "src") and self.tracked is None:
             self.tracked = line
             return True
         if words[1:2] != ("reject",) or len(words) < 4 or words[2] not in ("if", "unless"):
             return False
-        rate = re.search(r"reject if \{ sc0_conn_rate gt (\d+) \}$", " ".join(words))
-        if rate and self.period and self.tracked:
+        rate = re.fullmatch(r"reject if \{ sc0_conn_rate gt (\d{1,9}) \}", " ".join(words[1:]))
+        if rate and self.period and self.tracked and self.tracked.words[1] == words[0]:
             self.found["rate_limit"] = {"connections": int(rate[1]), "period": self.period[0]}
             self.period = self.tracked = None
+            self.rules.append(line)
             return True
-        terms = self._terms(words[3:])
-        if terms is None or any(one.kind != "src" for _, one in terms):
+        return self._access(line, words[2] == "if", words[3:])
+
+    def _access(self, line: Line, on_match: bool, condition: tuple[str, ...]) -> bool:  # noqa: FBT001  # if or unless
+        """Deny: who matches one of several. Allow, once: who matches none of several is turned away."""
+        found = terms(condition, self.acls)
+        if found is None:
+            found = terms(condition, self.acls, together=True)  # reject if !a !b: who is in neither
+            if found is None or not on_match or any(one.positive for one in found):
+                return False
+            denies = False
+        else:
+            if any(not one.positive for one in found) and len(found) > 1:
+                return False
+            denies = found[0].positive == on_match
+        if any(one.acl.kind != "src" or (one.helped and not one.positive) for one in found):
             return False
-        refuses = {positive == (words[2] == "if") for positive, _ in terms}
-        if len(refuses) != 1 or (len(terms) > 1 and not next(iter(refuses)) and words[2] == "if"):
-            return False
-        key = "deny" if refuses.pop() else "allow"
-        self.found[key] = [*self.found.get(key, ()), *(pattern for _, one in terms for pattern in one.patterns)]
+        patterns = [pattern for one in found for pattern in one.acl.patterns]
+        if not denies and "allow" in self.found:
+            return False  # two of them let in only who is in both
+        key = "deny" if denies else "allow"
+        self.found[key] = [*self.found.get(key, ()), *patterns]
+        self.rules.append(line)
         return True
 
     def _stick_table(self, line: Line) -> bool:
-        rate = re.search(r"conn_rate\((\d+(?:ms|s|m|h|d)?)\)$", line.text)
-        milliseconds = _milliseconds(rate[1]) if rate else None
-        if milliseconds is None or self.period is not None:
+        words = dict(zip(line.words[1::2], line.words[2::2], strict=False))
+        rate = re.fullmatch(r"conn_rate\((\d{1,9}(?:ms|s|m|h|d)?)\)", words.get("store", ""))
+        known = set(words) == {"type", "size", "expire", "store"} and words["type"] in ("ip", "ipv6")
+        length = milliseconds(rate[1]) if rate else None
+        if not length or not known or self.period is not None or len(line.words) != 9:
             return False
-        self.period = (duration(milliseconds), line)
+        self.period = (duration(length), line)
         return True
 
 
-def _split(words: Iterable[str], at: tuple[str, ...]) -> Iterator[list[str]]:
-    part: list[str] = []
-    for word in words:
-        if word in at:
-            yield part
-            part = []
-        else:
-            part.append(word)
-    yield part
-
-
-def _tests(words: list[str]) -> Iterator[tuple[bool, str, tuple[str, ...]]]:
-    """Each test of a condition: not negated, its name, or what stands in its braces."""
-    rest = list(words)
-    while rest:
-        word = rest.pop(0)
-        positive = not word.startswith("!")
-        word = word.removeprefix("!")
-        if not word and rest:
-            word = rest.pop(0)
-        if word == "{":
-            inner = rest[: rest.index("}")] if "}" in rest else rest
-            rest = rest[len(inner) + 1 :]
-            yield positive, "", tuple(inner)
-        else:
-            yield positive, word, ()
-
-
-def _matcher(words: tuple[str, ...]) -> _Acl | None:
-    """What the words of an acl match: names or sources; None where a desired state has no word for it."""
-    if not words:
-        return None
-    what, flags, patterns = words[0], [], list(words[1:])
-    while patterns and patterns[0].startswith("-"):
-        flags.append(patterns.pop(0))
-        if flags[-1] == "-m" and patterns:
-            flags[-1] = f"-m {patterns.pop(0)}"
-        if flags[-1] == "--":
-            break
-    flags = [one for one in flags if one not in ("--", "-i")]
-    if what == "src" and flags in ([], ["-m ip"]) and patterns:
-        try:
-            return _Acl("src", tuple(_network(one) for one in patterns))
-        except ValueError:
-            return None
-    if what not in _SNI or len(flags) > 1:
-        return None
-    how = flags[0] if flags else "-m str"
-    if how == "-m found" and not patterns:
-        return _Acl("sni", ("*",))
-    if how == "-m str" and patterns:
-        return _Acl("sni", tuple(patterns))
-    if how == "-m end" and patterns and all(one.startswith(".") for one in patterns):
-        return _Acl("sni", tuple(f"*{one}" for one in patterns))
-    return None
-
-
-def _network(text: str) -> str:
-    found = ipaddress.ip_network(text, strict=False)
-    return str(found.network_address) if found.prefixlen == found.max_prefixlen else str(found)
+def _is_maxconn(line: Line) -> bool:
+    return line.words[:1] == ("maxconn",) and len(line.words) == 2 and number(line.words[1]) is not None
 
 
 # --- backends ---------------------------------------------------------------------------------------------------
 
 _OF_BACKENDS = tuple((word,) for word in ("balance", "server", "default-server", "option", "http-check", "hash-type"))
-_VALUED = ("port", "inter", "rise", "fall", "weight", "verify", "check-sni", "verifyhost", "ca-file", "init-addr", "id")
+_OF_BACKENDS += (("timeout",),)
+_VALUED = ("port", "inter", "rise", "fall", "weight", "verify", "check-sni", "verifyhost", "ca-file")
+_FLAGS = ("check", "backup", "disabled", "check-ssl", "check-send-proxy")
 _PROXY = {"send-proxy": "v1", "send-proxy-v2": "v2"}
+# Not known here, and with a value behind them, which must not be taken for a word of its own.
+_OTHERS = frozenset(
+    """
+    agent-addr agent-inter agent-port agent-send addr alpn check-alpn check-proto ciphers ciphersuites cookie crl-file
+    crt curves downinter error-limit fastinter guid id init-addr log-bufsize log-proto max-reuse maxconn maxqueue
+    minconn namespace npn observe on-error on-marked-down on-marked-up pool-conn-name pool-low-conn pool-max-conn
+    pool-purge-delay proto proxy-v2-options redir resolvers resolve-net resolve-opts resolve-prefer shard slowstart sni
+    socks4 source ssl-max-ver ssl-min-ver track usesrc ws
+""".split()  # noqa: SIM905  # as a paragraph it can be read
+)
 
 
 class _Backend:
     def __init__(self, work: _Work, section: Section, head: Line, defaults: Section | None) -> None:
-        self.work, self.section, self.head, self.defaults = work, section, head, defaults
+        self.work, self.section, self.head = work, section, head
         self.found: dict[str, Any] = {}
         self.servers: dict[str, dict[str, Any]] = {}
         self.health: dict[str, Any] = {}
         self.proxies: list[tuple[str, Line]] = []
         self.checks: list[tuple[dict[str, Any], str, Line]] = []
         self.headers: list[tuple[bool, bool, Line]] = []  # whether there is one, at the data port or elsewhere
-        self.http: dict[str, Any] | None = None
-        self.tls = False
+        self.kind: tuple[str, Line] | None = None  # the check option that counts: the last one (M)
+        self.http: dict[str, Any] = {}
+        self.method = ""
+        self.rules: list[Line] = []
+        self.consistent: Line | None = None
+        self.default = [word for line in (defaults.lines if defaults else ()) for word in _defaults_of(line)]
 
     def translate(self) -> None:
         for line in self.section.lines:
             words = line.words
+            if words[:1] == ("default-server",):
+                self.default += _defaults_of(line)  # holds for the servers below it, and for them only (M)
+                continue
             known = (
-                words[:1] in (("mode",), ("default-server",))
-                or self.work.timeout(line)
+                words[:1] == ("mode",)
+                or self.work.timeout(line, ("connect", "server"))
                 or (words[:2] == ("timeout", "check") and self._check_timeout(line))
                 or (words[:1] == ("balance",) and self._balance(line))
-                or words == ("hash-type", "consistent")
+                or (words == ("hash-type", "consistent") and self._consistent(line))
                 or (words[:1] == ("option",) and self._option(line))
                 or (words[:1] == ("http-check",) and self._http_check(line))
                 or (words[:1] == ("server",) and len(words) > 2 and self._server(line))
             )
-            if not known and (self.section.kind != "listen" or words[:1] in _OF_BACKENDS):
+            if not known and (self.section.kind != "listen" or _of_backend(line)):
                 self.work.leave(line, _why(line))
         name = self.work.name("backend", self.section.name, self.head)
+        if name in self.work.backends:
+            self.work.leave(self.head, "the name is there twice; the second is left out")
+            return
+        if self.found.get("balance") == "source" and self.consistent is None:
+            self.work.leave(self.head, "balance source: by a map there, consistent here")
         self._settle()
         self.work.backends[name] = {
             **self.found,
@@ -508,10 +513,14 @@ class _Backend:
             self.work.leave(self.head, "no server of it can be expressed")
 
     def _check_timeout(self, line: Line) -> bool:
-        milliseconds = _milliseconds(line.words[2]) if len(line.words) == 3 else None
-        if milliseconds is not None:
-            self.health["timeout"] = duration(milliseconds)
-        return milliseconds is not None
+        length = milliseconds(line.words[2]) if len(line.words) == 3 else None
+        if length:
+            self.health["timeout"] = duration(length)
+        return bool(length)
+
+    def _consistent(self, line: Line) -> bool:
+        self.consistent = line
+        return True
 
     def _balance(self, line: Line) -> bool:
         if len(line.words) != 2 or line.words[1] not in _BALANCE:
@@ -521,83 +530,108 @@ class _Backend:
 
     def _option(self, line: Line) -> bool:
         words = line.words[1:]
-        if words[0] == "httpchk":
-            version = words[3] if len(words) > 3 else "HTTP/1.0"
-            if (
-                (words[1:2] or ("GET",))[0] not in ("GET", "/", "")
-                or not version.startswith("HTTP/1")
-                or len(words) > 4
-            ):
-                return False
-            self.http = {"path": words[2]} if len(words) > 2 else {}
-            return True
+        if words[:1] not in (("httpchk",), ("tcp-check",), ("ssl-hello-chk",)):
+            return False
+        if self.kind is not None:
+            self.work.leave(self.kind[1], "another check follows")
+        self.kind = (words[0], line)
         if words[0] == "ssl-hello-chk":
-            self.tls = True
-        return words[0] in ("ssl-hello-chk", "tcp-check")
+            self.work.leave(line, "asks with a hello of old there; a whole handshake here")
+        if words[0] != "httpchk":
+            return True
+        self.http, self.method = {}, words[1] if len(words) > 2 else "OPTIONS"
+        if len(words) > 1:
+            self.http["path"] = words[2] if len(words) > 2 else words[1]
+        version = line.text.partition(" HTTP/")[2]
+        host = re.match(r"1\.[01]\\r\\nHost:(?:\\ )?([A-Za-z0-9.-]+)$", version)
+        if host:
+            self.http["host"] = host[1]
+        elif version not in ("", "1.0"):
+            self.work.leave(line, "by HTTP/1.0 here, and without those headers")
+        return True
 
     def _http_check(self, line: Line) -> bool:
         words = list(line.words[1:])
-        if words[:2] == ["expect", "status"] and len(words) == 3 and words[2].isdecimal():
-            self.http = {**(self.http or {}), "status": int(words[2])}
+        self.rules.append(line)
+        if words[:2] == ["expect", "status"] and len(words) == 3 and number(words[2]) is not None:
+            self.http["status"] = number(words[2])
             return True
         if words[:1] != ["send"]:
             return False
-        rest, told = words[1:], {}
+        rest, told, method = words[1:], {}, "OPTIONS"
         while rest:
             key = rest.pop(0)
             if key == "hdr" and len(rest) > 1 and rest[0].lower() == "host":
                 told["host"] = rest[1]
                 rest = rest[2:]
-            elif key == "uri" and rest:
-                told["path"] = rest.pop(0)
-            elif (key == "meth" and rest[:1] == ["GET"]) or (key == "ver" and rest):
-                rest.pop(0)
+            elif key in ("uri", "meth", "ver") and rest:
+                value = rest.pop(0)
+                if key == "uri":
+                    told["path"] = value
+                elif key == "meth":
+                    method = value
             else:
                 return False
-        self.http = {**(self.http or {}), **told}
+        self.http |= told
+        self.method = method
         return True
 
     def _server(self, line: Line) -> bool:
         address = endpoint(line.words[2])
-        if address is None:
+        if address is None or line.words[2].startswith((":", "*")):
             self.work.leave(line, f"{line.words[2]} is no address and port: a desired state names addresses")
             return True
-        every = [words for one in (self.defaults, self.section) if one for words in _default_server(one)]
-        told = _Told.of([*every, *line.words[3:]])
+        told = _Told.of([*self.default, *line.words[3:]])
         if told.unknown:
             self.work.leave(line, f"{', '.join(told.unknown)}: not known here; the server is there without it")
         one: dict[str, Any] = {"address": address}
-        if (weight := told.values.get("weight", "1")) != "1" and weight.isdecimal():
-            one["weight"] = int(weight)
+        weight = number(told.values.get("weight", "1"))
+        if weight is None:
+            self.work.leave(line, "its weight is no number")
+        elif weight != 1:
+            one["weight"] = weight
         one |= {key: True for key in ("backup", "disabled") if key in told.flags}
-        name = self.work.name(f"server of {self.section.name}", line.words[1], line)
+        kind = f"server of {self.section.name}"
+        name = self.work.name(kind, line.words[1], line)
+        if name in self.servers:
+            name = self.work.fresh(kind, line.words[1], line)
         self.servers[name] = one
         self.proxies.append((told.proxy, line))
         if "check" in told.flags and told.proxy != "none":
             # It carries a header where it uses the data port and names none (FACTS, HAProxy 8).
             header = "check-send-proxy" in told.flags or "port" not in told.values
             self.headers.append((header, told.values.get("port", _port(address)) == _port(address), line))
-        self.checks.append((self._check(told), _port(address), line))
+        elif "check-send-proxy" in told.flags:
+            self.work.leave(line, "check-send-proxy without send-proxy: its check carries no header here")
+        self.checks.append((self._check(told, line), _port(address), line))
         return True
 
-    def _check(self, told: _Told) -> dict[str, Any]:
+    def _check(self, told: _Told, line: Line) -> dict[str, Any]:
         if "check" not in told.flags:
             return {"type": "none"}
-        found: dict[str, Any] = {}
-        port = told.values.get("port")
-        if port and port.isdecimal():
-            found["port"] = int(port)
-        for key, name in (("inter", "interval"), ("rise", "rise"), ("fall", "fall")):
-            value = told.values.get(key)
-            milliseconds = _milliseconds(value) if value and key == "inter" else None
-            if value is not None:
-                found[name] = duration(milliseconds) if milliseconds else int(value) if value.isdecimal() else value
+        found: dict[str, Any] = {"interval": "2s"}  # HAProxy's own
+        for key, name in (("port", "port"), ("rise", "rise"), ("fall", "fall")):
+            if key in told.values:
+                value = number(told.values[key])
+                if value is None:
+                    self.work.leave(line, f"{key} is no number")
+                else:
+                    found[name] = value
+        if "inter" in told.values:
+            length = milliseconds(told.values["inter"])
+            if length:
+                found["interval"] = duration(length)
+            else:
+                self.work.leave(line, "inter is no duration")
         if "check-ssl" in told.flags:
-            found["ssl"] = True
-            found["verify"] = told.values.get("verify") == "required"
-            host = told.values.get("check-sni") or told.values.get("verifyhost")
-            if host:
-                found["host"] = host
+            found |= {"ssl": True, "verify": told.values.get("verify", "required") == "required"}
+            hosts = {told.values[key] for key in ("check-sni", "verifyhost") if key in told.values}
+            if len(hosts) == 1:
+                found["host"] = hosts.pop()
+            elif hosts:
+                self.work.leave(line, "check-sni and verifyhost are one here")
+            if "ca-file" in told.values and told.values["ca-file"] not in CA_FILES:
+                self.work.leave(line, "ca-file: haproxy.ca_file in agent.toml")
         return found
 
     def _settle(self) -> None:
@@ -609,7 +643,10 @@ class _Backend:
             if one != proxy:
                 self.work.leave(line, f"PROXY {one}: one for the whole backend here, {proxy}")
         if any("port" in one for one, _, _ in self.checks):  # named for one of them, it is the others' own
-            self.checks = [({"port": int(own)} | one, own, line) for one, own, line in self.checks]
+            self.checks = [
+                ({"port": int(own)} | one if one.get("type") != "none" else one, own, line)
+                for one, own, line in self.checks
+            ]
         chosen = _most([tuple(sorted(one.items())) for one, _, _ in self.checks])
         for check, _, line in self.checks:
             if tuple(sorted(check.items())) != chosen:
@@ -618,6 +655,10 @@ class _Backend:
             self._health(dict(chosen))
 
     def _health(self, check: dict[str, Any]) -> None:
+        kind = self.kind[0] if self.kind else ""
+        if kind != "httpchk":
+            for line in self.rules:
+                self.work.leave(line, "without option httpchk it says nothing")
         if check.get("type") == "none":
             self.health = {"type": "none"}
             return
@@ -625,9 +666,13 @@ class _Backend:
         verify = check.pop("verify", False)
         host = check.pop("host", None)
         found: dict[str, Any] = {}
-        if self.http is not None:
+        if kind == "httpchk" and self.kind is not None:
             found = {"type": "http", **({"tls": True} if ssl else {}), "path": "/", **self.http}
-        elif ssl or self.tls:
+            if self.method != "GET":
+                self.work.leave(self.kind[1], f"asks by {self.method} there, by GET here")
+            if "status" not in self.http:
+                self.work.leave(self.kind[1], "any 2xx or 3xx is well there, 200 here: http-check expect status")
+        elif ssl or kind == "ssl-hello-chk":
             found = {"type": "tls"}
         if ssl and verify:
             found["verify"] = True
@@ -639,7 +684,11 @@ class _Backend:
             for header, _, line in self.headers:
                 if header != sent:
                     self.work.leave(line, "whether its check carries a header is one for the whole backend here")
-        self.health = {**found, **check, **self.health}
+        self.health = {**found, **check, "timeout": check["interval"], **self.health}
+
+
+def _of_backend(line: Line) -> bool:
+    return line.words[:1] in _OF_BACKENDS and line.words[:2] != ("timeout", "client")
 
 
 @frozen
@@ -653,32 +702,38 @@ class _Told:
 
     @classmethod
     def of(cls, words: list[str]) -> _Told:
-        flags, values, unknown, proxy, rest = set(), {}, [], "none", list(words)
+        flags: set[str] = set()
+        proxies: set[str] = set()
+        values: dict[str, str] = {}
+        unknown: list[str] = []
+        rest = list(words)
         while rest:
             word = rest.pop(0)
             if word in _PROXY:
-                proxy = _PROXY[word]
+                proxies.add(_PROXY[word])
             elif word in _VALUED and rest:
                 values[word] = rest.pop(0)
-            elif word in ("check", "backup", "disabled", "check-ssl", "check-send-proxy"):
+            elif word in _FLAGS:
                 flags.add(word)
-            elif word == "no-check":
-                flags.discard("check")
+            elif word.removeprefix("no-") in _FLAGS:
+                flags.discard(word.removeprefix("no-"))
+            elif word.removeprefix("no-") in _PROXY:
+                proxies.discard(_PROXY[word.removeprefix("no-")])
             elif word == "enabled":
                 flags.discard("disabled")
             elif word:
-                unknown.append(word)
-        return cls(frozenset(flags), values, proxy, tuple(unknown))
+                unknown += [word, *([rest.pop(0)] if word in _OTHERS and rest else [])]
+        # Both: v2 is sent (M).
+        return cls(frozenset(flags), values, max(proxies, default="none"), tuple(unknown))
 
 
 def _port(address: str) -> str:
     return address.rpartition(":")[2]
 
 
-def _default_server(one: Section) -> Iterator[str]:
-    for line in one.lines:
-        if line.words[:1] == ("default-server",):
-            yield from line.words[1:]
+def _defaults_of(line: Line) -> Iterator[str]:
+    if line.words[:1] == ("default-server",):
+        yield from line.words[1:]
 
 
 def _most(found: list[Any]) -> Any:

@@ -1,0 +1,164 @@
+"""HAProxy's small words: durations, addresses, and conditions as far as a desired state has words for them. Pure."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable, Iterator, Mapping
+
+from attrs import frozen
+
+_DURATION = re.compile(r"(\d{1,12})(us|ms|s|m|h|d)?")
+_FACTORS = {"ms": 1, "": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+_SNI = ("req.ssl_sni", "req_ssl_sni", "req.ssl_sni,lower")
+# HAProxy compares IPv4 clients with IPv6 patterns as mapped ones (M), and with 6to4; here families are apart.
+_HOLDS_IPV4 = tuple(ipaddress.IPv6Network(text) for text in ("::ffff:0:0/96", "2002::/16"))
+
+
+def number(text: str) -> int | None:
+    """A whole number of at most nine digits."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else None
+
+
+def milliseconds(text: str) -> int | None:
+    """Of a duration as HAProxy writes it; None for anything else, and for microseconds."""
+    found = _DURATION.fullmatch(text)
+    if found is None or found[2] == "us":
+        return None
+    return int(found[1]) * _FACTORS[found[2] or ""]
+
+
+def duration(length: int) -> str:
+    """`1h`, `90s`, `1500ms`."""
+    for unit in ("h", "m", "s"):
+        if length % _FACTORS[unit] == 0:
+            return f"{length // _FACTORS[unit]}{unit}"
+    return f"{length}ms"
+
+
+def endpoint(text: str) -> str | None:
+    """`ADDRESS:PORT` as a desired state writes it; None for a name, a range, a variable."""
+    family = text[:5] if text.startswith(("ipv4@", "ipv6@")) else ""
+    host, _, port = text.removeprefix(family).rpartition(":")
+    wildcard = "::" if family == "ipv6@" else "0.0.0.0"  # noqa: S104  # read, not bound
+    try:
+        address = ipaddress.ip_address(wildcard if host in ("", "*") else host.strip("[]"))
+    except ValueError:
+        return None
+    found = number(port)
+    if not found or found > 65_535 or (family and int(family[3]) != address.version):
+        return None
+    return f"[{address}]:{found}" if address.version == 6 else f"{address}:{found}"
+
+
+@frozen
+class Acl:
+    """`kind` sni or src with its patterns; or helper: whether a client comes by IPv6."""
+
+    kind: str
+    patterns: tuple[str, ...]
+
+
+@frozen
+class Term:
+    """One test. `inline`: it stands in braces; `helped`: a helper stands beside it, and agrees with its patterns."""
+
+    positive: bool
+    acl: Acl
+    inline: bool
+    helped: bool
+
+
+def matcher(words: tuple[str, ...]) -> Acl | None:
+    """What the words of an acl match: names or sources; None where a desired state has no word for it."""
+    if not words:
+        return None
+    what, flags, patterns = words[0], [], list(words[1:])
+    while patterns and patterns[0].startswith("-"):
+        flags.append(patterns.pop(0))
+        if flags[-1] == "-m" and patterns:
+            flags[-1] = f"-m {patterns.pop(0)}"
+        if flags[-1] == "--":
+            break
+    flags = [one for one in flags if one not in ("--", "-i")]
+    if what == "src" and flags in ([], ["-m ip"]) and patterns:
+        try:
+            return Acl("src", tuple(_network(one) for one in patterns))
+        except ValueError:
+            return None
+    if what not in _SNI or len(flags) > 1:
+        return None
+    how = flags[0] if flags else "-m str"
+    if how == "-m found" and not patterns:
+        return Acl("sni", ("*",))
+    if not patterns or any("*" in one for one in patterns):  # a star is a star there
+        return None
+    if how == "-m str":
+        return Acl("sni", tuple(patterns))
+    if how == "-m end" and all(one.startswith(".") for one in patterns):
+        return Acl("sni", tuple(f"*{one}" for one in patterns))
+    return None
+
+
+def _network(text: str) -> str:
+    """Raises ValueError for what matches other clients here than there."""
+    address, slash, mask = text.partition("/")
+    if slash and "." in mask:
+        inverted = int(ipaddress.IPv4Address(mask)) ^ 0xFFFFFFFF
+        if inverted & (inverted + 1):
+            raise ValueError("a mask with holes")
+    elif slash and not mask.isdecimal():
+        raise ValueError("no mask")
+    found = ipaddress.ip_network(f"{address}/{mask}" if slash else address, strict=False)
+    if isinstance(found, ipaddress.IPv6Network) and any(found.overlaps(one) for one in _HOLDS_IPV4):
+        raise ValueError("IPv6 that holds IPv4 clients")
+    return str(found.network_address) if found.prefixlen == found.max_prefixlen else str(found)
+
+
+def terms(words: Iterable[str], acls: Mapping[str, Acl | None], *, together: bool = False) -> list[Term] | None:
+    """A condition that is a choice of single tests (`together`: all of several, no choice); None for anything else."""
+    choices = [list(_tests(choice)) for choice in _split(words)]
+    if together:
+        if len(choices) != 1:
+            return None
+        choices = [[one] for one in choices[0]]
+    found: list[Term] = []
+    for tests in choices:
+        known = [(ok, matcher(inner) if inner else acls.get(name), bool(inner)) for ok, name, inner in tests]
+        helpers = [ok for ok, one, _ in known if one is not None and one.kind == "helper"]
+        real = [one for one in known if one[1] is None or one[1].kind != "helper"]
+        positive, acl, inline = real[0] if len(real) == 1 else (True, None, False)
+        if acl is None or len(helpers) > 1:
+            return None
+        if helpers and (acl.kind != "src" or {":" in one for one in acl.patterns} != {helpers[0]}):
+            return None
+        found.append(Term(positive, acl, inline, bool(helpers)))
+    return found or None
+
+
+def _split(words: Iterable[str]) -> Iterator[list[str]]:
+    part: list[str] = []
+    for word in words:
+        if word in ("||", "or"):
+            yield part
+            part = []
+        else:
+            part.append(word)
+    yield part
+
+
+def _tests(words: list[str]) -> Iterator[tuple[bool, str, tuple[str, ...]]]:
+    """Each test of a condition: not negated, its name, or what stands in its braces."""
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        positive = not word.startswith("!")
+        word = word.removeprefix("!")
+        if not word and rest:
+            word = rest.pop(0)
+        if word == "{":
+            inner = rest[: rest.index("}")] if "}" in rest else rest
+            rest = rest[len(inner) + 1 :]
+            yield positive, "", tuple(inner)
+        else:
+            yield positive, word, ()
