@@ -467,7 +467,8 @@ def install(root: Path | None, *, revert: bool, service: bool, shellcmd: bool) -
     """
     from agent.once import install as work
 
-    work.revert(root) if revert else work.install(root, service=service, shellcmd=shellcmd)
+    with work.explained():
+        work.revert(root) if revert else work.install(root, service=service, shellcmd=shellcmd)
 
 
 @main.command(epilog="Example: agent uninstall --purge")
@@ -477,7 +478,8 @@ def uninstall(root: Path | None, *, purge: bool) -> None:
     """Take away what `install` put there. HAProxy goes on serving, and what is yours stays."""
     from agent.once import install as work
 
-    work.uninstall(root, purge=purge)
+    with work.explained():
+        work.uninstall(root, purge=purge)
 
 
 def _settings(file: Path | None) -> Settings:

@@ -1,4 +1,4 @@
 #!/bin/sh
 # What pfSense boots, and calls again on every change of WAN: it runs each executable *.sh here with `start`, and never
 # rcorder(8). The script is the one beside this; its settings are in ../rc.conf.d/edgeagent.
-exec "${0%/*}/edgeagent" "$@"
+exec "$(dirname "$0")/edgeagent" "$@"

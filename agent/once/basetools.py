@@ -14,8 +14,9 @@ _ADDRESS = re.compile(r"^\s+inet6? ([0-9a-fA-F.:]+)(?:%\S+)?\s.*?(?:\bvhid (\d+)
 _CARP = re.compile(r"^\s+carp: (\w+) vhid (\d+)")
 _INTERFACE = re.compile(r"^([A-Za-z][\w.]*): flags=")
 _REDIRECT = re.compile(
-    r"^rdr (?:pass )?(?:log )?on (?P<interface>\S+)(?: inet6?)? proto (?P<protocol>\S+|\{[^}]*\}) from .*? to "
-    r"(?P<to>\S+)(?: port (?:= )?(?P<port>\S+))? -> (?P<target>\S+)(?: port (?P<target_port>\S+))?"
+    r"^rdr (?:pass )?(?:log (?:\([^)]*\) )?)?on (?P<interface>\{[^}]*\}|(?:! )?\S+)(?: inet6?)? "
+    r"proto (?P<protocol>\S+|\{[^}]*\}) from .*? to (?P<to>(?:! )?\S+)(?: port (?:= )?(?P<port>\S+))?(?: tag \S+)? "
+    r"-> (?P<target>\S+)(?: port (?P<target_port>\S+))?"
 )
 _PACKAGE = re.compile(r"^(\S+)-([^-\s]+)\s")
 _KNOWN_PORTS = {"smtp": 25, "smtps": 465, "submissions": 465, "submission": 587, "imap": 143, "imaps": 993}
@@ -94,6 +95,12 @@ def redirects(pfctl: str) -> tuple[Redirect, ...]:
         for one in found
         if one is not None and "tcp" in one["protocol"]
     )
+
+
+def unread_redirects(pfctl: str) -> int:
+    """How many lines are redirects, and none that `redirects` understands."""
+    lines = [line.strip() for line in pfctl.splitlines()]
+    return sum(line.startswith("rdr ") and _REDIRECT.match(line) is None for line in lines)
 
 
 def port_number(text: str | None) -> int | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from xml.parsers import expat
 from xml.sax.saxutils import escape
@@ -24,7 +25,10 @@ _DEEPEST, _MOST = 64, 64 << 20  # of elements, in bytes
 
 @define
 class Element:
-    """A tag, its text, its children, and its line. `start` and `end`: bytes, its end tag excluded from neither."""
+    """A tag, its text, its children, and its line. `start`, `end`: bytes, tags included; `inner_end`: its end tag.
+
+    `empty`: it is written `<tag/>`, and has no end tag.
+    """
 
     tag: str
     line: int
@@ -34,6 +38,7 @@ class Element:
     children: list[Element] = field(factory=list)
     inner_end: int = 0
     end: int = 0
+    empty: bool = False
 
     def all(self, *path: str) -> list[Element]:
         """Every element that a path of tags leads to."""
@@ -70,7 +75,10 @@ def read(data: bytes, file: str) -> Element:
         one = stack.pop()
         one.text = "".join(one.pieces)
         one.inner_end = parser.CurrentByteIndex
-        one.end = data.find(b">", one.inner_end) + 1
+        # Of <tag/> expat tells the end; nothing but it ends in /> and has neither text nor children.
+        before = data[one.inner_end - 2 : one.inner_end]
+        one.empty = before == b"/>" and not one.children and not one.pieces
+        one.end = one.inner_end if one.empty else data.find(b">", one.inner_end) + 1
         if len(stack) == 1:
             roots.append(one)
 
@@ -80,6 +88,8 @@ def read(data: bytes, file: str) -> Element:
     parser.buffer_text = True
     parser.StartDoctypeDeclHandler = parser.EntityDeclHandler = refuse
     parser.StartElementHandler, parser.EndElementHandler, parser.CharacterDataHandler = start, end, text
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):  # what is put in is ASCII
+        raise InvalidError(file, (Violation((), "UTF-16 is not taken"),))
     if len(data) > _MOST:
         raise InvalidError(file, (Violation((), f"larger than {_MOST >> 20} MiB"),))
     try:
@@ -130,25 +140,34 @@ SERVICE = Entry(
 SHELLCMD = Entry(section="system", tag="shellcmd", what="the shellcmd", known=("", f"{_RC} start"), body=f"{_RC} start")
 
 
-def add(file: Path, entry: Entry, before: Path) -> bool:
-    """Put it in where it is not; `before` gets a copy first. Whether it was put in.
+def add(file: Path, entries: Sequence[Entry], before: Path) -> bool:
+    """Put those in that are not there; `before` gets a copy first. Whether anything was put in.
 
     Raises UsageError, InvalidError; then nothing was touched.
     """
-    data = _bytes(file)
-    root = read(data, str(file))
-    if any(entry.is_it(child) for section in root.all(entry.section) for child in section.children):
-        return False
+    old = data = _bytes(file)
+    for entry in entries:
+        root = read(data, str(file))
+        if not any(entry.is_it(child) for section in root.all(entry.section) for child in section.children):
+            data = _with(data, root, entry)
+    if data != old:
+        _replace(file, data, old, before)
+    return data != old
+
+
+def _with(data: bytes, root: Element, entry: Entry) -> bytes:
     section = root.one(entry.section)
-    if section is not None and section.inner_end > section.start and data[section.inner_end : section.end][:2] == b"</":
-        at, text = section.inner_end, f"\t{entry.xml}\n\t"
-        fresh = data[:at] + text.encode() + data[at:]
-    else:
-        whole = f"\t<{entry.section}>\n\t\t{entry.xml}\n\t</{entry.section}>\n"
-        at, till = (root.inner_end, root.inner_end) if section is None else (section.start, section.end)
-        fresh = data[:at] + whole.encode() + data[till:]
-    _replace(file, fresh, before)
-    return True
+    if section is not None and not section.empty:
+        return data[: section.inner_end] + f"\t{entry.xml}\n\t".encode() + data[section.inner_end :]
+    whole = f"<{entry.section}>\n\t\t{entry.xml}\n\t</{entry.section}>".encode()
+    if section is not None:
+        return data[: section.start] + whole + data[section.end :]
+    return data[: root.inner_end] + b"\t" + whole + b"\n" + data[root.inner_end :]
+
+
+def check(file: Path) -> None:
+    """Raises UsageError, InvalidError where it cannot be read."""
+    read(_bytes(file), str(file))
 
 
 def remove(file: Path, entry: Entry) -> bool:
@@ -161,7 +180,7 @@ def remove(file: Path, entry: Entry) -> bool:
         data = data[: child.start] + data[child.end :].removeprefix(b"\n\t")
         data = data[: child.start].removesuffix(b"\t") + data[child.start :]
     if found:
-        _replace(file, data, None)
+        _replace(file, data, _bytes(file), None)
     return bool(found)
 
 
@@ -172,14 +191,19 @@ def _bytes(file: Path) -> bytes:
         raise UsageError(f"{file}: {error.strerror}") from None
 
 
-def _replace(file: Path, data: bytes, before: Path | None) -> None:
+def _replace(file: Path, data: bytes, old: bytes, before: Path | None) -> None:
     """What would not be read again is not written. A copy of the one before is for root only: it holds secrets."""
     read(data, str(file))
     mode = file.stat().st_mode & 0o777
     if before is not None:
         before.touch(mode=0o600)
-        before.write_bytes(file.read_bytes())
+        before.write_bytes(old)
     fresh = file.with_suffix(".xml.fresh")
+    fresh.unlink(missing_ok=True)
+    fresh.touch(mode=0o600)
+    if _bytes(file) != old:
+        fresh.unlink()
+        raise UsageError(f"{file} was changed by somebody else just now", remedy="run it again")
     with fresh.open("wb") as out:
         out.write(data)
         out.flush()

@@ -42,6 +42,7 @@ _SLACK = 300.0  # seconds that a clock may lag behind what was written
 _LOST = "without it: no memory and files of HAProxy in metrics, no session counts of replaced processes"
 _MODULES = ("click", "jinja2", "watchdog", "prometheus_client", "yaml", "attrs", "cattrs")
 _KEYS = ("root/.ssh/authorized_keys", "home/*/.ssh/authorized_keys", "usr/home/*/.ssh/authorized_keys")
+_REOPENS = {"port-forwarding", "pty", "agent-forwarding", "x11-forwarding", "user-rc"}
 _MARKS = {"ok": "green", "note": "cyan", "look": "yellow", "broken": "red"}
 
 
@@ -119,7 +120,12 @@ def examine(chosen: Path | None) -> Iterator[Found]:
         yield Found(level="broken", what="settings", message=str(error), remedy=error.remedy or "agent.toml")
         return
     scene = Scene(settings=loaded, ask=ask, now=time.time())
-    state, findings = _desired(scene)
+    state: DesiredState | None = None
+    findings: list[Found] = []
+    try:
+        state, findings = _desired(scene)
+    except (AgentError, OSError) as error:
+        findings = [Found(level="broken", what="desired state", message=str(error), remedy="agent check")]
     yield from checked(
         Scene(
             settings=loaded,
@@ -146,7 +152,7 @@ def _guarded(check: Callable[[Scene], Iterator[Found]], scene: Scene) -> Iterato
     what = check.__name__.strip("_").replace("_", " ")
     try:
         yield from check(scene)
-    except (AgentError, OSError) as error:
+    except Exception as error:  # noqa: BLE001  # what one check meets must not take the others away
         yield Found(level="look", what=what, message=f"cannot be looked at: {error}", remedy="as root?")
 
 
@@ -179,7 +185,8 @@ def _python(_: Scene) -> Iterator[Found]:
     version = ".".join(map(str, sys.version_info[:3]))
     yield Found(level="ok", what="python", message=f"{version}, edgeagent {__version__}")
     if importlib.util.find_spec("psutil") is None:
-        yield Found(level="note", what="psutil", message=f"not here; {_LOST}", remedy="pkg install py311-psutil")
+        remedy = "FreeBSD: pkg install py311-psutil"
+        yield Found(level="note", what="psutil", message=f"not here; {_LOST}", remedy=remedy)
 
 
 def _binary(scene: Scene) -> Iterator[Found]:
@@ -375,7 +382,11 @@ def _web_gui(scene: Scene) -> Iterator[Found]:
 
 
 def _nat(scene: Scene) -> Iterator[Found]:
-    found = basetools.redirects(scene.ask(["pfctl", "-sn"]))
+    said = scene.ask(["pfctl", "-sn"])
+    found = basetools.redirects(said)
+    odd = basetools.unread_redirects(said)
+    if odd:
+        yield Found(level="note", what="NAT", message=f"{odd} redirects were not understood", remedy="pfctl -sn")
     served = {(bind.host, bind.port) for _, bind in scene.binds}
     anywhere = {bind.port for _, bind in scene.binds if bind.wildcard}
     ports = {bind.port for _, bind in scene.binds}
@@ -442,7 +453,7 @@ def _gate(scene: Scene) -> Iterator[Found]:
     lines = [(file, line) for file in files for line in _text(file).splitlines() if not line.startswith("#")]
     ours = [(file, line) for file, line in lines if re.search(r'command="[^"]*agent[^"]* gate"', line)]
     for file, line in ours:
-        if not line.startswith("restrict,"):
+        if not _restricted(line):
             yield Found(
                 level="look",
                 what="gate",
@@ -460,6 +471,14 @@ def _gate(scene: Scene) -> Iterator[Found]:
         )
 
 
+def _restricted(line: str) -> bool:
+    """By the options in front of the key: sshd(8), AUTHORIZED_KEYS."""
+    front = re.match(r'(?:[^\s"]|"(?:[^"\\]|\\.)*")+', line)
+    options = re.findall(r'(?:[^,"]|"(?:[^"\\]|\\.)*")+', front[0] if front else "")
+    names = {one.partition("=")[0].lower() for one in options}
+    return "restrict" in names and not names & _REOPENS
+
+
 def _signers(scene: Scene) -> Iterator[Found]:
     chosen = scene.settings.sync.allowed_signers
     if chosen and not _text(Path(chosen)):
@@ -475,8 +494,11 @@ def _service(scene: Scene) -> Iterator[Found]:
     script = scene.root / "usr/local/etc/rc.d/edgeagent"
     if not script.exists():
         return
-    text = _text(scene.root / "usr/local/etc/rc.conf.d/edgeagent") + _text(scene.root / "etc/rc.conf")
-    if not re.search(r'^\s*edgeagent_enable="?(?i:yes|true|on|1)"?\s*$', text, re.MULTILINE):
+    pfsense = (scene.root / "usr/local/etc/rc.d/edgeagent.sh").exists()  # there /etc/rc.conf does nothing (FACTS 1)
+    files = ("etc/rc.conf", "etc/rc.conf.local", "etc/rc.conf.d/edgeagent", "usr/local/etc/rc.conf.d/edgeagent")
+    text = "\n".join(_text(scene.root / name) for name in files[2 * pfsense :])
+    values = re.findall(r"""^[ \t]*edgeagent_enable=["']?(\w*)""", text, re.MULTILINE)
+    if not values or values[-1].lower() not in ("yes", "true", "on", "1"):  # the last one counts
         yield Found(
             level="look",
             what="boot",

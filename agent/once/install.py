@@ -10,11 +10,13 @@ import contextlib
 import hashlib
 import os
 import re
+import shlex
 import shutil
 import signal
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 
@@ -22,18 +24,26 @@ import click
 from attrs import frozen
 
 from agent import __version__
-from agent.errors import AgentError, ExitCode, UsageError
+from agent.errors import AgentError, ExitCode, InvalidError, UsageError
 from agent.host import processes
+from agent.host.store import Store
 from agent.once import configxml
+from agent.settings import FolderText, Paths, Settings, parse
 
 PFSENSE_MARK = Path("etc/platform")  # holds "pfSense" there, and nothing on FreeBSD
 _OURS = "# Written by edgeagent.pyz install"
+_BOOTS = "# What pfSense boots"
+_DEFAULT_RUN = "/var/run/edgeagent"
 _SECONDS = 120.0  # for the rc script, which is bounded itself
 
 _WRAPPER = """\
 #!/bin/sh
 {ours}; it is replaced by each. The version is named here, so that what runs keeps its own.
-exec {python} -I {program} "$@"
+for python in {python} /usr/local/bin/python3.1[1-9] /usr/local/bin/python3; do
+	[ -x "$python" ] && exec "$python" -I {program} "$@"
+done
+echo "agent: no Python 3.11 or newer is here any more" >&2
+exit 127
 """
 _SETTINGS = """\
 {ours}, once; yours from here on. docs/settings.md has every key.
@@ -69,9 +79,9 @@ class Place:
                 "install is for FreeBSD and pfSense",
                 remedy="elsewhere: pip install edgeagent; or --root DIR puts the files into a folder",
             )
-        base = (root or Path("/")).absolute()
+        base = (root or Path("/")).resolve()
         mark = base / PFSENSE_MARK
-        return cls(root=base, pfsense=mark.is_file() and "pfsense" in mark.read_text(errors="replace").lower())
+        return cls(root=base, pfsense=mark.is_file() and mark.read_text(errors="replace").strip() == "pfSense")
 
     def at(self, path: str) -> Path:
         """`/usr/local/...` under the root."""
@@ -86,6 +96,11 @@ class Place:
     def state_path(self) -> str:
         """As the settings name it: durable. With RAM disks pfSense's /var is lost at boot (FACTS, pfSense 2)."""
         return "/usr/local/var/edgeagent" if self.pfsense else "/var/db/edgeagent"
+
+    @property
+    def real(self) -> bool:
+        """Whether this is the host itself, with processes to end and to start."""
+        return self.root == Path("/")
 
     @property
     def wrapper(self) -> Path:
@@ -114,6 +129,15 @@ class Place:
         return self.at("/cf/conf/config.xml")
 
 
+@contextlib.contextmanager
+def explained() -> Iterator[None]:
+    """A folder where a file should be, a disk that is full: said, with its place."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"{error.filename or 'install'}: {error.strerror}") from error
+
+
 def install(root: Path | None, *, service: bool, shellcmd: bool) -> None:
     """Put everything in place, and restart an agent that runs. `service`, `shellcmd`: entries in pfSense's config.xml.
 
@@ -122,7 +146,15 @@ def install(root: Path | None, *, service: bool, shellcmd: bool) -> None:
     place, source = Place.of(root), _one_file()
     if (service or shellcmd) and not place.pfsense:
         raise UsageError("--service and --shellcmd are pfSense's; FreeBSD boots rc.d by itself")
-    _nobody_elses(place.wrapper)
+    os.umask(0o022)
+    for file in (place.wrapper, *place.rc_scripts):
+        _nobody_elses(file)
+    for file in (place.settings, place.rc_conf):
+        if file.is_symlink() and not file.exists():
+            raise UsageError(f"{file} is a link that leads nowhere", remedy="mend it, or take it away")
+    wanted = [entry for entry, so in ((configxml.SERVICE, service), (configxml.SHELLCMD, shellcmd)) if so]
+    if wanted:
+        configxml.check(place.config)  # before anything is written
     written: list[Path] = []
     data = source.read_bytes()
     program = place.library / f"edgeagent-{__version__}-{hashlib.sha256(data).hexdigest()[:8]}.pyz"
@@ -130,7 +162,7 @@ def install(root: Path | None, *, service: bool, shellcmd: bool) -> None:
     for folder, mode in ((place.library, 0o755), (empty, 0o555), (place.at(place.state_path), 0o700)):
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(mode)
-    before = _current(place)
+    _remember(place, program, written)
     _put(program, data, 0o755, written)
     for script in place.rc_scripts:
         _put(script, resources.files("agent.rc").joinpath(script.name).read_bytes(), 0o755, written)
@@ -139,11 +171,10 @@ def install(root: Path | None, *, service: bool, shellcmd: bool) -> None:
         if not file.exists():
             _put(file, text.format(**words).encode(), 0o644, written)
     named = f"/usr/local/libexec/edgeagent/{program.name}"
-    _put(place.wrapper, _WRAPPER.format(ours=_OURS, python=_python(), program=named).encode(), 0o755, written)
-    _keep(place, program, before, written)
-    for entry, wanted in ((configxml.SERVICE, service), (configxml.SHELLCMD, shellcmd)):
-        if wanted and configxml.add(place.config, entry, place.library / "config.xml.before"):
-            written.append(place.config)
+    python = shlex.quote(_python() if place.real else "/usr/local/bin/python3.11")
+    _put(place.wrapper, _WRAPPER.format(ours=_OURS, python=python, program=named).encode(), 0o755, written)
+    if wanted and configxml.add(place.config, wanted, place.library / "config.xml.before"):
+        written.append(place.config)
     for path in written:
         click.echo(f"wrote {path}")
     click.echo(f"edgeagent {__version__} is installed{'' if written else ' already'} ({_kind(place)}).")
@@ -151,7 +182,9 @@ def install(root: Path | None, *, service: bool, shellcmd: bool) -> None:
         _link(place)
     except UsageError as error:  # HAProxy comes by its own package, now or later
         click.echo(f"{error}: {error.remedy}", err=True)
-    if not _restart(place):
+    restarted = _restart(place)
+    _prune(place, program)
+    if not restarted:
         click.echo(_NEXT.format(settings=place.settings, rc=place.rc_scripts[-1]), nl=False)
 
 
@@ -181,26 +214,34 @@ def uninstall(root: Path | None, *, purge: bool) -> None:
     """
     place = Place.of(root)
     _nobody_elses(place.wrapper)
-    script = place.rc_scripts[0]
-    if place.root == Path("/") and script.exists():
-        _run_rc(script, "stop")
-    if place.root == Path("/") and purge:
-        _end_haproxy(place.at(place.state_path))
+    chosen = _chosen(place)
+    state, run = place.at(chosen.paths.state), place.at(chosen.paths.run)
+    if place.real:
+        _end_agent(place, chosen)
+        if purge:
+            _end_haproxy(state)
     gone: list[Path] = []
-    for entry in (configxml.SERVICE, configxml.SHELLCMD):
-        if configxml.remove(place.config, entry):
-            click.echo(f"took {entry.what} out of {place.config}")
-    for path in (place.wrapper, *place.rc_scripts, place.rc_conf):
+    try:
+        for entry in (configxml.SERVICE, configxml.SHELLCMD):
+            if configxml.remove(place.config, entry):
+                click.echo(f"took {entry.what} out of {place.config}")
+    except (UsageError, InvalidError) as error:
+        click.echo(f"agent: {place.config} was not looked at: {error}", err=True)
+    conf = [place.rc_conf] if purge or _is_ours(place.rc_conf, _RC_CONF.format(ours=_OURS)) else []
+    for path in (place.wrapper, *place.rc_scripts, *conf):
         _remove(path, gone)
         _remove(_fresh(path), [])
     _remove(place.library, gone)
-    yours = [place.settings.parent, place.at(place.state_path)]
-    for path in yours if purge else ():
+    yours = [place.settings.parent, place.rc_conf, state]
+    # A folder that agent.toml names may be anything: only our own places are emptied.
+    known = [place.settings.parent, place.at(place.state_path), place.at(_DEFAULT_RUN)]
+    for path in known if purge else ():
         _remove(path, gone)
     for path in gone:
         click.echo(f"removed {path}")
-    left = [str(path) for path in yours if path.exists()]
-    click.echo("edgeagent is gone." + (f" Yours is still there: {', '.join(left)} (--purge)" if left else ""))
+    left = [str(path) for path in (*yours, *([run] if purge else [])) if path.exists()]
+    how = "named in agent.toml; take them away yourself" if purge else "--purge"
+    click.echo("edgeagent is gone." + (f" Yours is still there: {', '.join(left)} ({how})" if left else ""))
 
 
 # --- pieces -----------------------------------------------------------------------------------------------------
@@ -220,7 +261,7 @@ def _one_file() -> Path:
 
 def _python() -> str:
     """By its own name, not through a link that an upgrade moves to another version."""
-    return sys.executable
+    return str(Path(sys.executable).resolve())
 
 
 def _kind(place: Place) -> str:
@@ -228,8 +269,25 @@ def _kind(place: Place) -> str:
 
 
 def _nobody_elses(file: Path) -> None:
-    if file.exists() and _OURS not in file.read_text(errors="replace"):
+    text = file.read_text(errors="replace") if file.is_file() and not file.is_symlink() else ""
+    if (
+        (file.exists() or file.is_symlink())
+        and _OURS not in text
+        and "edgeagent_start()" not in text
+        and _BOOTS not in text
+    ):
         raise UsageError(f"{file} is somebody else's", remedy="move it away, and run this again")
+
+
+def _is_ours(file: Path, text: str) -> bool:
+    return file.is_file() and not file.is_symlink() and file.read_text(errors="replace") == text
+
+
+def _chosen(place: Place) -> Settings:
+    """What agent.toml names; where it cannot be read, what the installer wrote."""
+    with contextlib.suppress(OSError, UsageError):
+        return parse(place.settings.read_bytes(), str(place.settings))
+    return Settings(paths=Paths(state=FolderText(place.state_path), run=FolderText(_DEFAULT_RUN)))
 
 
 def _put(file: Path, data: bytes, mode: int, written: list[Path]) -> None:
@@ -260,15 +318,21 @@ def _current(place: Place) -> Path | None:
     return file if file is not None and file.is_file() else None
 
 
-def _keep(place: Place, program: Path, before: Path | None, written: list[Path]) -> None:
-    """The version before this one stays, for `--revert`; older ones go."""
+def _remember(place: Place, program: Path, written: list[Path]) -> None:
+    """The version that runs until now is what `--revert` goes back to: known before another one is named."""
+    before, link = _current(place), place.library / "previous"
+    if before is None or before == program or (link.is_symlink() and link.readlink() == Path(before.name)):
+        return
+    fresh = link.with_name(".previous.fresh")
+    fresh.unlink(missing_ok=True)
+    fresh.symlink_to(before.name)
+    fresh.replace(link)
+    written.append(link)
+
+
+def _prune(place: Place, program: Path) -> None:
+    """Versions before the one before go, once the new one runs."""
     link = place.library / "previous"
-    if before is not None and before != program and (not link.is_symlink() or link.readlink() != Path(before.name)):
-        fresh = link.with_name(".previous.fresh")
-        fresh.unlink(missing_ok=True)
-        fresh.symlink_to(before.name)
-        fresh.replace(link)
-        written.append(link)
     kept = {program.name, link.readlink().name if link.is_symlink() else ""}
     for path in place.library.glob("edgeagent-*.pyz"):
         if path.name not in kept:
@@ -278,19 +342,18 @@ def _keep(place: Place, program: Path, before: Path | None, written: list[Path])
 def _link(place: Place) -> None:
     """HAProxy under its own name, now rather than at the first change (FACTS, pfSense 3)."""
     from agent.host.haproxy import HAProxy
-    from agent.settings import Settings
 
-    chosen = Settings().haproxy
-    binary, state = place.at("/usr/local/sbin/haproxy"), place.at(place.state_path)
-    ours = HAProxy(binary=binary, process_name=chosen.process_name, state=state, run=state)
+    chosen = _chosen(place)
+    binary, state = place.at("/usr/local/sbin/haproxy"), place.at(chosen.paths.state)
+    ours = HAProxy(binary=binary, process_name=chosen.haproxy.process_name, state=state, run=state)
     click.echo(f"HAProxy runs as {ours.named_binary()}")
 
 
 def _restart(place: Place) -> bool:
     """An agent that runs becomes the new version; what HAProxy serves is not touched. Whether there was one."""
-    if place.root != Path("/") or _run_rc(place.rc_scripts[0], "status", quiet=True) != 0:
+    if not place.real or not _store(_chosen(place)).service_running():
         return False
-    if _run_rc(place.rc_scripts[0], "restart") != 0:
+    if _run_rc(place.rc_scripts[0], "onerestart") != 0:
         raise AgentError("the new version does not start", remedy="edgeagent.pyz install --revert")
     return True
 
@@ -304,6 +367,19 @@ def _run_rc(script: Path, verb: str, *, quiet: bool = False) -> int:
     except (OSError, subprocess.TimeoutExpired) as error:
         click.echo(f"agent: {script} {verb}: {error}", err=True)
         return int(ExitCode.BUG)
+
+
+def _store(chosen: Settings) -> Store:
+    return Store(Path(chosen.paths.state), Path(chosen.paths.run), keep=1)
+
+
+def _end_agent(place: Place, chosen: Settings) -> None:
+    """Raises AgentError where it does not end: then nothing is taken away."""
+    script = place.rc_scripts[0]
+    if script.exists():
+        _run_rc(script, "onestop")
+    if _store(chosen).service_running():
+        raise AgentError("an agent still runs; nothing was removed", remedy="end it, and run this again")
 
 
 def _end_haproxy(state: Path) -> None:

@@ -93,8 +93,8 @@ def ours(folder: Path) -> None:
     for path in sorted((ROOT / "templates").glob("*.j2")):
         _copy(path, folder / "agent/templates" / path.name)
     (folder / "agent/templates/__init__.py").write_bytes(b"")  # zipimport knows no folder without one before 3.13
-    for path in sorted((ROOT / "rc.d").iterdir()):
-        _copy(path, folder / "agent/rc" / path.name)
+    for name in ("edgeagent", "edgeagent.sh"):
+        _copy(ROOT / "rc.d" / name, folder / "agent/rc" / name)
     (folder / "agent/rc/__init__.py").write_bytes(b"")
     _copy(ROOT / "LICENSE", folder / "LICENSE")
     (folder / "__main__.py").write_bytes(MAIN)

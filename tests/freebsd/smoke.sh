@@ -11,17 +11,20 @@ root=${SMOKE_ROOT:-}
 etc=/usr/local/etc/edgeagent
 rc=/usr/local/etc/rc.d/edgeagent
 failed=0
-[ ! -e "$etc/desired.yaml" ] || { echo "smoke.sh: $etc/desired.yaml is there: this is no spare box" >&2; exit 2; }
+for _place in "$etc" /usr/local/libexec/edgeagent /usr/local/var/edgeagent /var/db/edgeagent /usr/local/bin/agent; do
+	[ ! -e "$_place" ] || { echo "smoke.sh: $_place is there: this is no spare box" >&2; exit 2; }
+done
+said=$(mktemp) || exit 2
 
 line()
 {
 	_what=$1
 	shift
-	if "$@" >/tmp/smoke.said 2>&1; then
+	if "$@" >"$said" 2>&1; then
 		echo "pass  $_what"
 	else
 		echo "FAIL  $_what"
-		sed 's/^/      /' /tmp/smoke.said
+		sed 's/^/      /' "$said"
 		failed=$((failed + 1))
 	fi
 }
@@ -116,7 +119,7 @@ line "install" "$python" "$file" "$@"
 line "install again changes nothing" sh -c "$python $file $* | grep -q 'is installed already'"
 line "agent --version" agent --version
 servers
-trap 'kill $greeters 2>/dev/null' EXIT
+trap 'kill $greeters 2>/dev/null; rm -f "$said"' EXIT
 desired 2601 50 ""
 line "start waits until the agent answers" $rc start
 line "status is 0" $rc status
@@ -134,7 +137,6 @@ line "stop leaves HAProxy serving" stops_and_serves
 line "start adopts it" adopts
 line "doctor reads this host" doctor_reads
 line "stopall and uninstall --purge leave nothing" cleaned
-rm -f /tmp/smoke.said
 [ "$failed" -eq 0 ] && echo "all passed" && exit 0
 echo "$failed failed"
 exit 1

@@ -225,9 +225,65 @@ def test_keys_and_the_service(host: Host):
     assert found(host.scene(), "boot")[0].level == "ok"
 
 
+@pytest.mark.parametrize(
+    ("options", "level"),
+    [
+        ('restrict,command="agent gate"', "ok"),
+        ('command="agent gate",restrict', "ok"),
+        ('from="10.0.0.0/8,192.0.2.1",restrict,command="/usr/local/bin/agent gate"', "ok"),
+        ('restrict,port-forwarding,command="agent gate"', "look"),
+        ('command="agent gate restrict,"', "look"),
+    ],
+)
+def test_whether_a_key_may_forward(host: Host, options: str, level: str):
+    keys = host.root / "root/.ssh/authorized_keys"
+    keys.parent.mkdir(parents=True)
+    keys.write_text(f"{options.replace('gate restrict,', 'gate')} ssh-ed25519 A restrict,x\n")
+    assert found(host.scene(), "gate")[0].level == level
+
+
+@pytest.mark.parametrize(
+    ("general", "own", "level"),
+    [
+        ('edgeagent_enable="YES"', 'edgeagent_enable="NO"', "look"),
+        ("", 'edgeagent_enable="YES"\nedgeagent_enable="NO"', "look"),
+        ("", "edgeagent_enable='YES'", "ok"),
+        ("", 'edgeagent_enable="YES" # mail edge', "ok"),
+        ('edgeagent_enable="YES"', "other=1", "ok"),
+        ("", "#edgeagent_enable=YES", "look"),
+    ],
+)
+def test_whether_it_starts_at_boot(host: Host, general: str, own: str, level: str):
+    for name, text in {
+        "usr/local/etc/rc.d/edgeagent": "", "etc/rc.conf": general, "usr/local/etc/rc.conf.d/edgeagent": own,
+    }.items():  # fmt: skip
+        file = host.root / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    assert found(host.scene(), "boot")[0].level == level
+    if general:  # on pfSense that file does nothing
+        (host.root / "usr/local/etc/rc.d/edgeagent.sh").touch()
+        assert found(host.scene(), "boot")[0].level == "look"
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "rdr pass log (all) on igc0 inet proto tcp from any to 203.0.113.5 port = smtp -> 10.0.20.9",
+        "rdr on ! igc0 inet proto tcp from any to ! 203.0.113.5 port = smtp -> 10.0.20.9 port 25",
+        "rdr on { igc0 igc1 } proto tcp from any to any port = smtp tag FOO -> 10.0.20.9",
+    ],
+)
+def test_every_shape_of_a_redirect(host: Host, rule: str):
+    host.answers["pfctl -sn"] = f"{rule}\n"
+    assert [one.level for one in found(host.scene("10.0.20.1:25"), "NAT")] == ["look"]
+    host.answers["pfctl -sn"] = "rdr something new\n"
+    assert "1 redirects were not understood" in found(host.scene("10.0.20.1:25"), "NAT")[0].message
+
+
 def test_a_check_that_fails_is_a_finding(host: Host, monkeypatch: pytest.MonkeyPatch):
     def broken(_: object) -> None:
-        raise OSError("odd")
+        raise ValueError("odd")
 
     monkeypatch.setattr(listeners, "unbound", broken)
     assert any("cannot be looked at: odd" in one.message for one in doctor.checked(host.scene("10.0.20.77:25")))

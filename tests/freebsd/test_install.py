@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import stat
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from kit.box import Box
 from kit.edge import first_line, until
 from kit.onefile import PYTHON
 from kit.servers import echo, free_port
+
+from agent.once import configxml
 
 CONFIG = b"""<?xml version="1.0"?>
 <pfsense>
@@ -157,6 +160,32 @@ def test_what_is_somebody_elses_is_left_alone(pyz: Path, root: Path):
         done = run(pyz, word, "--root", root)
         assert (done.returncode, "somebody else's" in done.stderr) == (2, True)
     assert files(root) == before
+    (root / "usr/local/bin/agent").unlink()
+    for name, make in {
+        "bin/agent": lambda path: path.symlink_to("/nowhere"),
+        "etc/rc.d/edgeagent": lambda path: path.write_text("#!/bin/sh\n"),
+        "bin/agent/x": lambda path: path.touch(),
+        "etc/edgeagent/agent.toml": lambda path: path.symlink_to("/nowhere"),
+    }.items():
+        odd = root / "usr/local" / name
+        odd.parent.mkdir(parents=True, exist_ok=True)
+        make(odd)
+        before = files(root)
+        done = run(pyz, "install", "--root", root)
+        assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
+        assert {path: files(root)[path] for path in before} == before
+        odd.unlink()
+        if name == "bin/agent/x":
+            odd.parent.rmdir()
+
+
+def test_rc_variables_that_are_somebodys_stay_and_are_told(pyz: Path, root: Path):
+    conf = root / "usr/local/etc/rc.conf.d/edgeagent"
+    conf.parent.mkdir(parents=True)
+    conf.write_text('edgeagent_enable="YES"\nedgeagent_args=""\n')
+    good(pyz, "install", "--root", root)
+    assert str(conf) in good(pyz, "uninstall", "--root", root).splitlines()[-1]
+    assert conf.exists()
 
 
 def test_entries_in_config_xml_come_and_go_and_touch_nothing_else(pyz: Path, root: Path):
@@ -175,16 +204,66 @@ def test_entries_in_config_xml_come_and_go_and_touch_nothing_else(pyz: Path, roo
     assert config.read_bytes() == CONFIG
 
 
+EMPTY = (
+    b"<pfsense>\n\t<system/>\n\t<installedpackages/>\n\t<ipsec/>\n\t<rrd><enable/></rrd>\n</pfsense>\n",
+    b"<pfsense><system/><installedpackages/></pfsense>",
+    b"<pfsense><system /><installedpackages /><!-- keep me --><syslog></syslog></pfsense>",
+    b"<pfsense></pfsense>",
+    b"<pfsense><!-- </system> --><system><a>]]&gt;</a></system><x><system><b/></system></x></pfsense>",
+    b"\xef\xbb\xbf<pfsense>\r\n<system>\r\n</system>\r\n<installedpackages></installedpackages>\r\n</pfsense>\r\n",
+)
+
+
+@pytest.mark.parametrize("config", EMPTY)
+def test_every_shape_of_a_section_takes_an_entry_and_nothing_is_lost(config: bytes, tmp_path: Path):
+    file = tmp_path / "a/b/config.xml"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(config)
+    both, before = (configxml.SERVICE, configxml.SHELLCMD), tmp_path / "before"
+
+    def told() -> list[str]:
+        """Every element and text but the two sections and what is ours."""
+        found: list[str] = []
+
+        def walk(one: configxml.Element, path: str) -> None:
+            for child in one.children:
+                if any(entry.is_it(child) for entry in both):
+                    continue
+                if f"{path}/{child.tag}" not in ("/pfsense/system", "/pfsense/installedpackages"):
+                    found.append(f"{path}/{child.tag} {child.text.strip()}")
+                walk(child, f"{path}/{child.tag}")
+
+        walk(configxml.read(file.read_bytes(), "x"), "/pfsense")
+        return found
+
+    was, comments = told(), re.findall(rb"<!--.*?-->", config)
+    assert configxml.add(file, both, before)
+    assert not configxml.add(file, both, before)
+    assert before.read_bytes() == config
+    root = configxml.read(file.read_bytes(), "x")
+    for entry in both:
+        assert len([one for one in root.all(entry.section) for child in one.children if entry.is_it(child)]) == 1
+    assert told() == was
+    assert re.findall(rb"<!--.*?-->", file.read_bytes()) == comments
+    for entry in both:
+        assert configxml.remove(file, entry)
+    assert told() == was
+
+
 @pytest.mark.parametrize(
     "config",
     [b"", b"<pfsense><system>", b"<!DOCTYPE x [<!ENTITY a 'b'>]><pfsense><system>&a;</system></pfsense>", b"\xff\xfe"],
 )
 def test_a_config_xml_that_cannot_be_read_is_not_touched(pyz: Path, root: Path, config: bytes):
     (root / "cf/conf/config.xml").write_bytes(config)
+    before = files(root)
     done = run(pyz, "install", "--root", root, "--service")
     assert done.returncode == 3, done.stderr
     assert "Traceback" not in done.stderr
-    assert (root / "cf/conf/config.xml").read_bytes() == config
+    assert files(root) == before  # nothing else either
+    good(pyz, "install", "--root", root)
+    assert "was not looked at" in run(pyz, "uninstall", "--root", root, "--purge").stderr
+    assert files(root) == before
 
 
 def test_killed_at_any_moment_what_is_there_works(pyz: Path, newer: Path, root: Path):
@@ -203,11 +282,13 @@ def test_killed_at_any_moment_what_is_there_works(pyz: Path, newer: Path, root: 
         except psutil.TimeoutExpired:
             child.kill()
             child.wait()
-        named = root / wrapper.read_text().split()[-2].lstrip("/")
+        (name,) = re.findall(r"edgeagent-[^/ ]+\.pyz", wrapper.read_text())
+        named = root / "usr/local/libexec/edgeagent" / name
         assert named.exists()
         done = subprocess.run([PYTHON, "-I", "-S", named, "--version"], capture_output=True, text=True, check=False)
         assert done.stdout.startswith("edgeagent ")
-        good(pyz, "install", "--root", root)
+        good(newer, "install", "--root", root)
+        assert "9." not in good(newer, "install", "--root", root, "--revert").splitlines()[-1]
     (wrapper.parent / ".agent.fresh").touch()  # as a kill in that very moment leaves it
     good(pyz, "uninstall", "--root", root, "--purge")
     assert set(files(root)) == {"etc/platform", "cf/conf/config.xml", "tmp/config.cache"}
@@ -237,6 +318,31 @@ def test_an_upgrade_in_place_costs_no_connection(installed: Box, newer: Path):
         assert done.returncode == 0, done.stderr
         assert first_line(port)
         assert installed.sh("pgrep -x edge-haproxy") == haproxy
+
+
+def test_a_state_that_is_elsewhere_is_told_and_its_haproxy_ended(installed: Box):
+    port = free_port()
+    settings = installed.path("/usr/local/etc/edgeagent/agent.toml")
+    settings.write_text(
+        settings.read_text()
+        .replace("/usr/local/var/edgeagent", "/usr/local/lib/mystate")
+        .replace("[haproxy]", '[haproxy]\nprocess_name = "mail-haproxy"')
+    )
+    with echo("a") as backend:
+        document = {
+            "version": 1,
+            "frontends": {"f": {"bind": [f"127.0.0.1:{port}"], "backend": "b"}},
+            "backends": {"b": {"servers": {"a": {"address": backend.address}}}},
+        }
+        installed.put("/usr/local/etc/edgeagent/desired.yaml", json.dumps(document).encode())
+        assert installed.run("/usr/local/etc/rc.d/edgeagent.sh", "start").returncode == 0
+        assert first_line(port)
+        installed.put("/usr/local/etc/rc.conf.d/edgeagent", b'edgeagent_enable="NO"\n')
+        done = installed.run("/usr/local/bin/agent", "uninstall", "--root", "/", "--purge")
+    assert done.returncode == 0, done.stderr
+    assert "/usr/local/lib/mystate (named in agent.toml" in done.stdout
+    assert installed.run("pgrep", "-f", "[e]dgeagent-|[m]ail-haproxy").returncode == 1
+    assert not installed.path("/run/edgeagent").exists()
 
 
 def test_the_one_file_is_reproducible_and_starts_fast(pyz: Path):

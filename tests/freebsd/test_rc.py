@@ -83,11 +83,51 @@ def test_two_starts_at_once_are_one_agent(installed: Box):
 
 
 def test_it_is_not_started_where_it_is_not_enabled(installed: Box):
-    installed.put("/usr/local/etc/rc.conf.d/edgeagent", b'edgeagent_enable="NO"\n')
+    installed.put("/usr/local/etc/rc.conf.d/edgeagent", b'edgeagent_enable="NO"\nedgeagent_stop_timeout=5s\n')
     assert "Set edgeagent_enable to YES" in verb(installed, "start")
     assert agents(installed) == []
-    verb(installed, "onestart")
+    assert "is no number of seconds; 20 it is" in verb(installed, "onestart")
     assert len(agents(installed)) == 1
+    assert "Stopping" in verb(installed, "stop")  # what is off can be stopped
+    assert agents(installed) == []
+
+
+def test_an_agent_without_its_supervisor_is_replaced(serving: tuple[Box, int]):
+    box, port = serving
+    orphan = str(pid(box, CHILD))
+    signalled(box, "KILL", pid(box, SUPERVISOR))
+    assert "Ending an agent without a supervisor" in verb(box, "start")
+    assert len(agents(box)) == 1
+    assert agents(box) != [orphan]
+    assert "running as pid" in verb(box, "status")
+    verb(box, "stop")
+    assert agents(box) == []
+    assert greets(port)
+
+
+def test_a_start_while_it_stops_leaves_one_or_none_that_can_be_stopped(serving: tuple[Box, int]):
+    box, _ = serving
+    for _ in range(3):
+        stopping, starting = box.start("dash", RC, "stop"), box.start("dash", RC, "start")
+        assert (stopping.wait(60), starting.wait(60)) == (0, 0)
+        assert len(agents(box)) <= 1
+        verb(box, "start")
+        assert agents(box) == [str(pid(box, CHILD))]
+    verb(box, "stop")
+    assert agents(box) == []
+
+
+def test_who_reads_our_files_is_not_us(installed: Box):
+    reader = installed.start("tail", "-f", "/usr/local/etc/edgeagent/agent.toml")
+    until(lambda: installed.run("pgrep", "-x", "tail").returncode == 0, "it reads")
+    theirs = installed.sh("pgrep -x tail").split()[-1]
+    for file in (SUPERVISOR, CHILD):
+        installed.put(file, theirs.encode())
+    assert "does not run" in verb(installed, "stop")
+    verb(installed, "start")
+    assert reader.poll() is None
+    reader.kill()
+    reader.wait()
 
 
 def test_stop_leaves_haproxy_and_an_open_session(serving: tuple[Box, int]):
@@ -172,7 +212,7 @@ def test_a_wedged_agent_is_stopped_in_bounded_time(serving: tuple[Box, int]):
     said = verb(box, "stop")
     assert "did not end within 5 s: killed" in said
     assert agents(box) == []
-    assert not box.path(SUPERVISOR).exists()
+    assert "not running" in verb(box, "status", 1)
     assert first_line(port)
 
 
