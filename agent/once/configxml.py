@@ -7,7 +7,6 @@ viconfig does it: the file is replaced, and the cache of it is dropped.
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from xml.parsers import expat
@@ -16,6 +15,7 @@ from xml.sax.saxutils import escape
 from attrs import define, field, frozen
 
 from agent.errors import InvalidError, UsageError, Violation
+from agent.host.store import write
 
 CACHE = "tmp/config.cache"
 _RC = "/usr/local/etc/rc.d/edgeagent.sh"
@@ -198,17 +198,8 @@ def _replace(file: Path, data: bytes, old: bytes, before: Path | None) -> None:
     if before is not None:
         before.touch(mode=0o600)
         before.write_bytes(old)
-    fresh = file.with_suffix(".xml.fresh")
-    fresh.unlink(missing_ok=True)
-    fresh.touch(mode=0o600)
     if _bytes(file) != old:
-        fresh.unlink()
         raise UsageError(f"{file} was changed by somebody else just now", remedy="run it again")
-    with fresh.open("wb") as out:
-        out.write(data)
-        out.flush()
-        os.fsync(out.fileno())
-    fresh.chmod(mode)
-    fresh.replace(file)
+    write(file, data, mode=mode)
     with contextlib.suppress(OSError):
         file.parents[2].joinpath(CACHE).unlink(missing_ok=True)

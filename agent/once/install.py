@@ -26,7 +26,7 @@ from attrs import frozen
 from agent import __version__
 from agent.errors import AgentError, ExitCode, InvalidError, UsageError
 from agent.host import processes
-from agent.host.store import Store
+from agent.host.store import Store, write
 from agent.once import configxml
 from agent.settings import FolderText, Paths, Settings, parse
 
@@ -230,7 +230,8 @@ def uninstall(root: Path | None, *, purge: bool) -> None:
     conf = [place.rc_conf] if purge or _is_ours(place.rc_conf, _RC_CONF.format(ours=_OURS)) else []
     for path in (place.wrapper, *place.rc_scripts, *conf):
         _remove(path, gone)
-        _remove(_fresh(path), [])
+        for fresh in path.parent.glob(f".{path.name}.*.tmp"):  # of an install that was killed
+            fresh.unlink()
     _remove(place.library, gone)
     yours = [place.settings.parent, place.rc_conf, state]
     # A folder that agent.toml names may be anything: only our own places are emptied.
@@ -295,18 +296,8 @@ def _put(file: Path, data: bytes, mode: int, written: list[Path]) -> None:
     if file.is_file() and file.read_bytes() == data and stat.S_IMODE(file.stat().st_mode) == mode:
         return
     file.parent.mkdir(parents=True, exist_ok=True)
-    fresh = _fresh(file)
-    with fresh.open("wb") as out:
-        out.write(data)
-        out.flush()
-        os.fsync(out.fileno())
-    fresh.chmod(mode)
-    fresh.replace(file)
+    write(file, data, mode=mode)
     written.append(file)
-
-
-def _fresh(file: Path) -> Path:
-    return file.with_name(f".{file.name}.fresh")
 
 
 def _current(place: Place) -> Path | None:

@@ -289,7 +289,7 @@ def test_killed_at_any_moment_what_is_there_works(pyz: Path, newer: Path, root: 
         assert done.stdout.startswith("edgeagent ")
         good(newer, "install", "--root", root)
         assert "9." not in good(newer, "install", "--root", root, "--revert").splitlines()[-1]
-    (wrapper.parent / ".agent.fresh").touch()  # as a kill in that very moment leaves it
+    (wrapper.parent / ".agent.4711.tmp").touch()  # as a kill in that very moment leaves it
     good(pyz, "uninstall", "--root", root, "--purge")
     assert set(files(root)) == {"etc/platform", "cf/conf/config.xml", "tmp/config.cache"}
 
