@@ -10,7 +10,7 @@ if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null 2>&1; then
 fi
 
 packages="bmake chromium chromium-driver dovecot-core dovecot-imapd haproxy nginx-light openssh-client openssh-server"
-packages="$packages devscripts openssl postfix procps prometheus psmisc shellcheck"
+packages="$packages devscripts openssl postfix procps prometheus psmisc python3 shellcheck"
 trixie=.cache/trixie
 [ -x "$trixie/haproxy-3.0" ] || packages="$packages debootstrap patchelf"
 
