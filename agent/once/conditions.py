@@ -93,6 +93,8 @@ def matcher(words: tuple[str, ...]) -> Acl | None:
         return Acl("sni", ("*",))
     if not patterns or any("*" in one for one in patterns):  # a star is a star there
         return None
+    if what.endswith(",lower") and any(one != one.lower() for one in patterns):  # never matches
+        return None
     if how == "-m str":
         return Acl("sni", tuple(patterns))
     if how == "-m end" and all(one.startswith(".") for one in patterns):

@@ -49,6 +49,7 @@ def _words(text: str) -> list[str]:
         return []
     split = shlex.shlex(text, posix=True, punctuation_chars=False)
     split.whitespace_split, split.commenters = True, "#"
+    split.whitespace += "\v\f"
     try:
         return list(split)
     except ValueError:
@@ -71,8 +72,11 @@ def read(text: str, file: str) -> list[Section]:
             message = "conditional blocks are not taken: which of them holds is not known here"
             raise InvalidError(file, (Violation((), message, number),))
         if first in KINDS:
-            name = line.words[1] if len(line.words) > 1 else ""
-            parent = line.words[3] if line.words[2:3] == ("from",) and len(line.words) > 3 else ""
+            words = line.words
+            if first == "defaults" and words[1:2] == ("from",) and words[3:4] != ("from",):
+                words = ("defaults", "", *words[1:])
+            name = words[1] if len(words) > 1 else ""
+            parent = words[3] if words[2:3] == ("from",) and len(words) > 3 else ""
             sections.append(Section(first, name, line.place, parent=parent, lost=not line.words))
         elif line.words or (line.text and not line.text.startswith("#")):
             sections[-1].lines.append(line)
@@ -88,10 +92,10 @@ def inherited(sections: list[Section]) -> Iterator[tuple[Section, Section | None
     named: dict[str, Section] = {}
     for one in sections:
         base = named.get(one.parent) if one.parent else last
-        one.lost = one.lost or bool(one.parent and one.parent not in named)
+        one.lost = one.lost or bool(one.parent and one.parent not in named) or bool(base and base.lost)
         if one.kind == "defaults":
             own = named.get(one.parent)
-            last = evolve(one, lines=[*(own.lines if own else ()), *one.lines])
+            last = evolve(one, lines=[*(own.lines if own else ()), *one.lines], lost=one.lost or bool(own and own.lost))
             if one.name:
                 named[one.name] = last
         yield one, base

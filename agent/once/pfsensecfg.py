@@ -7,7 +7,6 @@ here becomes a line all the same, so that it is told and not dropped.
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Iterator
 
 from agent.once.configxml import Element
@@ -22,6 +21,7 @@ _ACLS = {
     "ssl_sni_ends_with": "req.ssl_sni -m end{case} {value}",
     "source_ip": "src {value}",
 }
+_RULES = tuple(f"tcp-request_{at}_{what}" for at in ("connection", "content") for what in ("accept", "reject"))
 _WILDCARDS = {
     "any_ipv4": "0.0.0.0",  # noqa: S104  # read, not bound
     "any_ipv6": "[::]",
@@ -66,7 +66,7 @@ class _Reader:
 
     def __init__(self, root: Element, file: str) -> None:
         self._root, self._file = root, file
-        self._primary: dict[str, str] = {}
+        self._primary: dict[int, str] = {}  # by the section that has no address of its own
 
     def _place(self, one: Element) -> str:
         return f"{self._file}:{one.line}"
@@ -80,10 +80,14 @@ class _Reader:
         if found is None or not found.text.strip():
             return
         try:
-            text = base64.b64decode(found.text.strip(), validate=True).decode()
-        except (binascii.Error, UnicodeDecodeError):
-            yield Line(self._place(found), f"<{tag}> that is no base64", ())
+            data = base64.b64decode("".join(found.text.split()), validate=True)
+        except ValueError:  # what it would have said may be a rule
+            yield Line(self._place(found), f"tcp-request? <{tag}> that is no base64", ())
             return
+        try:
+            text = data.decode()
+        except UnicodeDecodeError:
+            text = data.decode("latin-1")
         yield from (self._line(found, row) for row in lines(text) if row.strip())
 
     def rest(self, item: Element, known: frozenset[str], where: str) -> list[Line]:
@@ -100,15 +104,15 @@ class _Reader:
         """One item of ha_backends, which is what the package calls its frontends."""
         name = item.value("name")
         section = Section("frontend", name, self._place(item))
-        if item.value("status") not in ("active", ""):
+        if item.value("status") != "active":  # the package's own test
             section.kind = "disabled"
         if item.value("secondary") == "yes":
-            self._primary[name] = item.value("primary_frontend")
+            self._primary[id(section)] = item.value("primary_frontend")
         else:
             section.lines += self._binds(item)
         mode = {"http": "http", "": "http"}.get(item.value("type"), "tcp")
         section.lines.append(self._line(item, f"mode {mode}"))
-        if name in self._primary:  # of these the package takes the primary's only
+        if id(section) in self._primary:  # of these the package takes the primary's only
             for tag in ("max_connections", "client_timeout", "advanced"):
                 if item.value(tag):
                     section.lines.append(Line(self._place(item), f"<{tag}> of a shared frontend", ()))
@@ -117,11 +121,14 @@ class _Reader:
                 section.lines.append(self._line(item, f"maxconn {item.value('max_connections')}"))
             section.lines.append(self._line(item, f"timeout client {item.value('client_timeout') or '30000'}"))
             section.lines += self._decoded(item, "advanced")
+        if any(acl.value("expression").startswith("ssl_sni") for acl in item.all("ha_acls", "item")):
+            section.lines.append(self._line(item, "tcp-request inspect-delay 5s"))
         negated = set()
         for acl in item.all("ha_acls", "item"):
             case = "" if acl.value("casesensitive") == "yes" else " -i"
             kind = acl.value("expression")
-            text = _ACLS.get(kind, f"<{kind}> {{value}}").format(case=case, value=acl.value("value"))
+            value = acl.value("value")
+            text = _ACLS[kind].format(case=case, value=value) if kind in _ACLS else f"<{kind}> {value}"
             section.lines.append(self._line(acl, f"acl {acl.value('name')} {text}"))
             if acl.value("not") == "yes":
                 negated.add(acl.value("name"))
@@ -133,10 +140,9 @@ class _Reader:
                 verb = "use_backend" if names else "default_backend"
                 text = f"{verb} {action.value('use_backendbackend')}{when}"
             else:
-                verb = (
-                    "tcp-request connection reject" if what == "tcp-request_connection_reject" else f"<action> {what}"
-                )
-                text = f"{verb}{when}"
+                rule = what.replace("_", " ") if what in _RULES else f"<action> {what}"
+                closes = what not in _RULES and (what.startswith("tcp-request") or what == "custom")
+                text = f"{'tcp-request ' * closes}{rule}{when}"
             section.lines.append(self._line(action, text))
         if item.value("backend_serverpool"):
             section.lines.append(self._line(item, f"default_backend {item.value('backend_serverpool')}"))
@@ -170,19 +176,21 @@ class _Reader:
         return _bracketed(found) if found and found[-1] in "0123456789abcdefABCDEF:" and found != "dhcp" else ""
 
     def shared(self, frontends: list[Section]) -> list[Section]:
-        """A `shared frontend` has no address of its own: its rules stand in its primary."""
-        named = {one.name: one for one in frontends}
+        """A `shared frontend` has no address of its own: its rules stand with its primary's, in their order."""
+        own = {one.name: one for one in frontends if id(one) not in self._primary and one.kind == "frontend"}
+        groups: dict[str, list[Line]] = {name: [] for name in own}
         for one in frontends:
-            primary = named.get(self._primary.get(one.name, ""))
-            if one.kind == "frontend" and one.name in self._primary:
-                if primary is None or primary.kind != "frontend":
-                    one.kind = "disabled"  # it has no address without its primary
-                    continue
-                one.kind = "shared"
-                before = [line for line in primary.lines if line.words[:1] != ("default_backend",)]
-                after = [line for line in primary.lines if line.words[:1] == ("default_backend",)]
-                own = [line for line in one.lines if line.words[:1] not in (("mode",), ("timeout",))]
-                primary.lines = [*before, *own, *after]
+            primary = self._primary.get(id(one), one.name)
+            if one.kind != "frontend":
+                continue
+            if primary not in own:
+                one.kind = "disabled"  # it has no address without its primary
+            else:
+                shared = id(one) in self._primary
+                groups[primary] += [line for line in one.lines if not (shared and line.words[:1] == ("mode",))]
+                one.kind = "shared" if shared else one.kind
+        for name, one in own.items():
+            one.lines = groups[name]
         return [one for one in frontends if one.kind != "shared"]
 
     # --- pools

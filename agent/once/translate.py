@@ -23,7 +23,12 @@ _TIMEOUTS = ("connect", "client", "server")
 _HELLO = re.compile(r"tcp-request\s+content\s+accept\s+if\s+\{\s*req[._]ssl_hello_type\s+(gt 0|1)\s*\}$")
 _LOGS = "logging: haproxy.log in agent.toml"
 _SILENT = {"connect": "5s", "client": "1h", "server": "1h"}  # what holds where a desired state names none
-_CLOSES = ("disabled", "reject", "accept", "silent-drop", "expect-proxy", "expect-netscaler-cip", "deny", "tarpit")
+# Rules that leave every client what it is; each other one may turn some away, or be about what it made of them.
+_HARMLESS = re.compile(
+    r"tcp-(?:request|response)\s+(?:inspect-delay|(?:connection|session|content)\s+"
+    r"(?:track-sc\d|capture|set-log-level|set-nice|set-tos|set-mark|set-priority|set-var|unset-var|sc-))"
+)
+_REFUSING = ("deny", "tarpit", "reject", "silent-drop", "return", "auth")
 
 
 @frozen
@@ -66,8 +71,10 @@ class _Work:
         self.backends: dict[str, dict[str, Any]] = {}
         self.timeouts: dict[str, list[tuple[int, Line]]] = {}
         self.heads: dict[str, Line] = {}
+        self.refusing: set[str] = set()  # backends that turn clients away, by rules or because they are disabled
+        self.lost: list[tuple[str, str]] = []  # frontends, and where a use_backend that is lost leads
         self._maxconn = 0  # of the last defaults
-        self._maxconns: list[int] = []  # of each frontend that is not given one of its own, 0: HAProxy's
+        self._maxconns: dict[str, int] = {}  # what each frontend inherits, 0: HAProxy's own
         self._names: dict[tuple[str, str], str] = {}
 
     def leave(self, line: Line, why: str) -> None:
@@ -145,14 +152,13 @@ class _Work:
     def frontend(self, name: str, one: dict[str, Any], head: Line, inherits: int) -> None:
         self.heads[name] = head
         self.frontends[name] = one
-        self._maxconns.append(inherits)
-        if "maxconn" not in one:
-            one["maxconn"] = inherits
+        self._maxconns[name] = inherits
 
     def done(self) -> Translation:
         document: dict[str, Any] = {"version": 1}
         if defaults := self._shared():
             document["defaults"] = defaults
+        self._close()
         for name, one in self.frontends.items():
             for target in _targets(one):
                 if target not in self.backends:
@@ -163,17 +169,30 @@ class _Work:
         document |= {"frontends": self.frontends, "backends": self.backends}
         return Translation(document, sorted(self.left, key=lambda one: one.number))
 
+    def _close(self) -> None:
+        """A backend that turns clients away does so for every frontend that leads there."""
+        empty = {name for name, one in self.backends.items() if not one["servers"]} | self.refusing
+        lost = {name for name, target in self.lost if target in empty or target not in self.backends}
+        for name in list(self.frontends):
+            if name in lost or self.refusing & {*_targets(self.frontends[name])}:
+                why = "left out: a backend of it turns clients away, by rules that cannot be expressed"
+                self.leave(self.heads[name], why)
+                del self.frontends[name]
+
     def _shared(self) -> dict[str, Any]:
         """What is one for all in a desired state: timeouts, and the maxconn that most frontends inherit."""
         defaults: dict[str, Any] = {}
-        common = _most([one for one in self._maxconns if one]) or (0 if self.frontends else self._maxconn)
+        inherited = {name: self._maxconns[name] for name in self.frontends}
+        common = _most([one for one in inherited.values() if one]) or (0 if inherited else self._maxconn)
         if common:
             defaults["maxconn"] = common
         for name, one in self.frontends.items():
-            if one["maxconn"] in (common, 0):
-                if one["maxconn"] != common:
-                    self.leave(self.heads[name], f"maxconn was HAProxy's own, and is {common} here")
-                del one["maxconn"]
+            if "maxconn" in one or inherited[name] == common:
+                continue
+            if inherited[name]:
+                one["maxconn"] = inherited[name]
+            else:
+                self.leave(self.heads[name], f"maxconn was HAProxy's own, and is {common} here")
         chosen = {}
         for name, found in self.timeouts.items():
             longest = max(length for length, _ in found)
@@ -199,6 +218,23 @@ class _Work:
                     self.backends[target] = {"application": next(iter(spoken)), **self.backends[target]}
 
 
+def _closes(line: Line) -> bool:
+    """Whether a line that is not expressed may turn clients away."""
+    first = (line.text.split() or [""])[0]
+    if first.startswith("tcp-request"):
+        return _HARMLESS.match(line.text) is None
+    if first in ("http-request", "<a_actionitems>", "<a_acl>"):
+        return first != "http-request" or not line.words or bool({*line.words} & {*_REFUSING})
+    return first == "disabled"
+
+
+def _inherited_rules(section: Section, defaults: Section | None) -> list[Line]:
+    """Rules of a defaults section, which hold for each frontend and backend; `enabled` takes `disabled` back."""
+    enabled = any(line.words == ("enabled",) for line in section.lines)
+    found = [line for line in (defaults.lines if defaults else ()) if _closes(line)]
+    return [line for line in found if not (enabled and line.words == ("disabled",))]
+
+
 def _targets(one: dict[str, Any]) -> list[str]:
     found = [one.get("backend"), *(route["backend"] for route in one.get("routes", ()))]
     return [target for target in found if target is not None]
@@ -220,12 +256,15 @@ def _why(line: Line) -> str:
 
 class _Frontend:
     def __init__(self, work: _Work, section: Section, head: Line, defaults: Section | None) -> None:
-        self.work, self.section, self.head = work, section, head
+        self.work, self.section, self.head, self.defaults = work, section, head, defaults
+        self.lost: list[tuple[str, Line]] = []
         self.found: dict[str, Any] = {"bind": []}
         self.binds: list[tuple[str, bool, Line]] = []
         self.routes: list[dict[str, Any]] = []
         self.acls: dict[str, Acl | None] = {}
         self.default: tuple[str, Line] | None = None
+        self.waits = False
+        self.plain = False  # an IPv4 address is denied, by a rule that looks at IPv6 clients too
         self.final = False  # a use_backend without a condition: nothing behind it is ever reached
         self.inspects: list[Line] = []
         self.period: tuple[str, Line] | None = None
@@ -236,18 +275,21 @@ class _Frontend:
         self.inherits = (found[-1] if found else 0) or 0
 
     def translate(self) -> None:
-        for line in self.section.lines:  # acls may stand anywhere before their use; all of them first costs nothing
-            if line.words[:1] == ("acl",):
-                self._acl(line)
+        acls = [line for line in self.section.lines if line.text.split()[:1] == ["acl"]]
+        for line in acls:  # they may stand anywhere before their use; all of them first costs nothing
+            self._acl(line)
         handlers = self._handlers()
         for line in self.section.lines:
             handler = handlers.get(line.words[0] if line.words else "")
-            if line.words[:1] == ("acl",) or (handler is not None and handler(line)):
+            if line in acls or (handler is not None and handler(line)):
                 continue
-            if any(word in _CLOSES for word in line.words) or (not line.words and "reject" in line.text):
+            if _closes(line):
                 self.closed.append(line)
-            elif self.section.kind != "listen" or line.words[:1] not in _OF_BACKENDS:
+            elif self.section.kind != "listen" or not _of_backend(line):
                 self.work.leave(line, _why(line))
+                if line.words[:1] == ("use_backend",) and len(line.words) > 1:
+                    self.lost.append((line.words[1], line))
+        self.closed += _inherited_rules(self.section, self.defaults)
         for one in (self.tracked, self.period[1] if self.period else None, *(() if self.routes else self.inspects)):
             if one is not None:
                 self.work.leave(one, "cannot be expressed here")
@@ -270,8 +312,12 @@ class _Frontend:
             return
         target = self.default[0] if self.default else name if self.section.kind == "listen" else None
         if target is None and self.routes:
-            target = self.routes[-1]["of"]
-            self.work.leave(self.head, f"no default_backend: who sends no name goes to {target} here, and was refused")
+            self.work.leave(self.head, "left out: no default_backend, so who sends no name is refused there")
+            return
+        if self.routes and not self.waits:
+            self.work.leave(self.head, "no inspect-delay there: names are waited for, 5s, here")
+        if self.plain and any(bind.startswith("[") for bind in self.found["bind"]):
+            self.work.leave(self.head, "deny of IPv4 addresses says nothing of their 6to4 ones here")
         if self.routes:
             self.found["routes"] = [
                 {"sni": list(one["sni"]), "backend": self.work.name("backend", one["of"], one["line"])}
@@ -280,7 +326,9 @@ class _Frontend:
         if target is not None:
             line = self.default[1] if self.default else self.head
             self.found["backend"] = self.work.name("backend", target, line)
-        self.work.frontend(self.work.name("frontend", name, self.head), self.found, self.head, self.inherits)
+        called = self.work.name("frontend", name, self.head)
+        self.work.frontend(called, self.found, self.head, self.inherits)
+        self.work.lost += [(called, self.work.name("backend", target, line)) for target, line in self.lost]
 
     def _handlers(self) -> dict[str, Callable[[Line], bool]]:
         return {
@@ -345,8 +393,8 @@ class _Frontend:
         return True
 
     def _acl(self, line: Line) -> None:
-        name, words = line.words[1] if len(line.words) > 1 else "", line.words[2:]
-        found = matcher(words)
+        name, words = [*line.text.split(), ""][1], line.words[2:]
+        found = matcher(words) if line.words[1:2] == (name,) else None
         if words == ("src", "-m", "sub", ":"):
             found = Acl("helper", ())
         before = self.acls.get(name)
@@ -386,6 +434,7 @@ class _Frontend:
     def _tcp_request(self, line: Line) -> bool:
         words = line.words[1:]
         if words[:1] == ("inspect-delay",) and len(words) == 2:
+            self.waits = True
             if self.routes or milliseconds(words[1]) != 5_000:
                 self.work.leave(line, "5s here")
             return True
@@ -419,12 +468,15 @@ class _Frontend:
             if any(not one.positive for one in found) and len(found) > 1:
                 return False
             denies = found[0].positive == on_match
+        if self.inspects and line.words[1] == "content":
+            return False  # who has said hello is through already
         if any(one.acl.kind != "src" or (one.helped and not one.positive) for one in found):
             return False
         patterns = [pattern for one in found for pattern in one.acl.patterns]
         if not denies and "allow" in self.found:
             return False  # two of them let in only who is in both
         key = "deny" if denies else "allow"
+        self.plain |= denies and any(":" not in one for one in patterns) and not all(one.helped for one in found)
         self.found[key] = [*self.found.get(key, ()), *patterns]
         self.rules.append(line)
         return True
@@ -437,6 +489,8 @@ class _Frontend:
         if not length or not known or self.period is not None or len(line.words) != 9:
             return False
         self.period = (duration(length), line)
+        if words["type"] == "ip":
+            self.work.leave(line, "of IPv6 clients too, here")
         return True
 
 
@@ -477,6 +531,7 @@ class _Backend:
         self.method = ""
         self.rules: list[Line] = []
         self.consistent: Line | None = None
+        self.closed = [] if section.kind == "listen" else _inherited_rules(section, defaults)
         self.default = [word for line in (defaults.lines if defaults else ()) for word in _defaults_of(line)]
 
     def translate(self) -> None:
@@ -497,10 +552,14 @@ class _Backend:
             )
             if not known and (self.section.kind != "listen" or _of_backend(line)):
                 self.work.leave(line, _why(line))
+                if _closes(line):
+                    self.closed.append(line)
         name = self.work.name("backend", self.section.name, self.head)
         if name in self.work.backends:
             self.work.leave(self.head, "the name is there twice; the second is left out")
             return
+        if self.closed:
+            self.work.refusing.add(name)
         if self.found.get("balance") == "source" and self.consistent is None:
             self.work.leave(self.head, "balance source: by a map there, consistent here")
         self._settle()

@@ -104,7 +104,8 @@ CASES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     ),
     "names by acl": (
         (
-            f"{HEAD}frontend f\n bind 192.0.2.1:443\n acl x req_ssl_sni -i a.org\n acl x req.ssl_sni -i -m end .b.org\n"
+            f"{HEAD}frontend f\n bind 192.0.2.1:443\n tcp-request inspect-delay 5s\n acl x req_ssl_sni -i a.org\n"
+            " acl x req.ssl_sni -i -m end .b.org\n"
             " acl y req.ssl_sni -m reg ^c\n use_backend b if x\n use_backend b if y\n use_backend b if x !y\n"
             " use_backend b if !x\n use_backend b if x or { req.ssl_sni -i d.org }\n default_backend b\n"
         ),
@@ -202,7 +203,7 @@ CASES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "what HAProxy itself would not take": (
         (
             f"{HEAD}stray words\nfrontend f\n bind 192.0.2.1:25\n server\n bind\n use_backend\n"
-            f" acl\n tcp-request\n timeout\n"
+            f" acl\n timeout\n"
             ' log "unfinished\n default_backend nowhere\n'
         ),
         {"frontends": {"f": {"bind": ["192.0.2.1:25"], "backend": "nowhere"}}},
@@ -213,7 +214,6 @@ CASES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
             "bind",
             "use_backend",
             "acl",
-            "tcp-request",
             "timeout",
             "log",
         ],
@@ -288,7 +288,7 @@ def test_fields_of_the_package_that_nothing_here_knows_are_told():
             "<cookie>x</cookie><ssl>yes</ssl><advanced>send-proxy-v2-ssl</advanced>",
         )
     )
-    assert found.document["frontends"]["f"]["bind"] == ["192.0.2.1:25", "192.0.2.1:26"]
+    assert found.document["frontends"] == {}  # nobody knows what stood in <advanced>
     told = " ".join(left(found))
     for word in ("<forwardfor>yes", "<persist_cookie_enabled>yes", "no base64", "<cookie>x", "ssl, send-proxy-v2-ssl"):
         assert word in told, word
@@ -588,3 +588,108 @@ def test_no_name_of_a_file_is_a_line_of_the_state(tmp_path: Path):
     file.write_text(f"{FRONT}{FOREVER}")
     done = run(file)
     assert "serial" not in yaml.safe_load(done.stdout)
+
+
+SNI = " tcp-request inspect-delay 5s\n use_backend b if { req.ssl_sni -i a.org }\n"
+
+REFUSING = {
+    "rules of a backend": f"{FRONT}backend b\n tcp-request content reject unless {{ src 10.0.0.0/8 }}\n",
+    "a disabled backend": FRONT.replace("backend b\n", "backend b\n disabled\n"),
+    "rules of defaults": "defaults D\n timeout connect 5s\n timeout client 1h\n timeout server 1h\n"
+    f" tcp-request connection reject if {{ src 10.0.0.1 }}\n{FRONT.partition('server 1h')[2][1:]}",
+    "disabled defaults": f"defaults\n disabled\n{FRONT.partition('server 1h')[2][1:]}",
+    "an acl of which a line is lost": f'{FRONT} acl bad src 10.0.0.1\n acl bad src "${{BAD}}"\n'
+    " tcp-request connection reject if bad\n",
+    "an unreadable rule": f'{FRONT} tcp-request connection silent-drop if {{ src "${{BAD}}" }}\n',
+    "a rule with escapes": f"{FRONT} tcp-request connection re\\x6aect if {{ src 10.0.0.1 }}\n",
+    "another source": f"{FRONT} tcp-request connection set-src src,ipmask(24)\n",
+    "a script": f"{FRONT} tcp-request content lua.guard\n",
+    "a backend without a server": f"{FRONT} use_backend nowhere if {{ src 10.0.0.1 }}\nbackend nowhere\n",
+    "no default": f"{FRONT.replace(' default_backend b', SNI.rstrip())}",
+    "hello, and then a reject": f"{FRONT}{SNI} tcp-request content accept if {{ req.ssl_hello_type 1 }}\n"
+    " tcp-request content reject if { src 10.0.0.1 }\n",
+}
+
+
+@pytest.mark.parametrize("name", REFUSING)
+def test_whatever_refuses_clients_elsewhere_opens_nothing_either(name: str):
+    text = REFUSING[name]
+    if name == "rules of a backend":
+        text = FRONT.replace("backend b\n", "backend b\n tcp-request content reject unless { src 10.0.0.0/8 }\n", 1)
+    found = imported(text)
+    assert found.document["frontends"] == {}
+    assert any("left out" in one for one in left(found))
+
+
+def test_defaults_from_others():
+    head = "defaults base\n mode http\n"
+    for more in ("defaults from base\n", 'defaults B from "${X}"\n'):
+        found = imported(
+            f"{head}{more}frontend f\n bind 192.0.2.1:25\n default_backend b\nbackend b\n server a 192.0.2.9:25\n"
+        )
+        assert found.document["frontends"] == {}
+
+
+LATIN = base64.b64encode("# F\u00fc\u00dfe\nmaxconn 3".encode("latin-1")).decode()
+ACTION = (
+    "<ha_acls><item><name>x</name><expression>source_ip</expression><value>10.0.0.1</value></item></ha_acls>"
+    "<a_actionitems><item><action>{}</action><acl>x</acl></item></a_actionitems>"
+)
+
+
+@pytest.mark.parametrize(
+    ("frontend", "wanted"),
+    [
+        (ACTION.format("tcp-request_content_reject"), {"deny": ["10.0.0.1"]}),
+        (ACTION.format("tcp-request_content_lua"), None),
+        (ACTION.format("custom"), None),
+        ("<advanced>!!</advanced>", None),
+        ("<advanced>\u00e9</advanced>", None),
+        (
+            f"<advanced>{LATIN}</advanced>",
+            {"maxconn": 3},
+        ),
+        ("<ha_acls><item><name>x</name><expression>{</expression><value>{0}</value></item></ha_acls>", {}),
+    ],
+)
+def test_rules_of_a_pfsense_frontend(frontend: str, wanted: dict[str, Any] | None):
+    found = imported(fields(f"{bound('192.0.2.1')}{frontend}"))
+    got = found.document["frontends"].get("f")
+    assert got == (None if wanted is None else {"bind": ["192.0.2.1:25"], "backend": "b"} | wanted)
+
+
+def test_only_what_the_package_serves_is_served():
+    for status in ("", "disabled"):
+        text = fields(bound("192.0.2.1")).replace("<name>f</name><status>active", f"<name>f</name><status>{status}")
+        assert imported(text).document["frontends"] == {}
+
+
+def test_shared_frontends_in_the_order_of_the_file():
+    def item(name: str, acl: str, pool: str, rest: str) -> str:
+        return (
+            f"<item><name>{name}</name><status>active</status><type>https</type>{rest}<ha_acls><item><name>{name}</name>"
+            f"<expression>{acl}</expression></item></ha_acls><a_actionitems><item><action>use_backend</action>"
+            f"<use_backendbackend>{pool}</use_backendbackend><acl>{name}</acl></item></a_actionitems>"
+            "<backend_serverpool>b</backend_serverpool></item>"
+        )
+
+    one = "ssl_sni_matches</expression><value>a.org</value><expression>"
+    many = "ssl_sni_ends_with</expression><value>.org</value><expression>"
+    second = item("g", one, "c", "<secondary>yes</secondary><primary_frontend>f</primary_frontend>")
+    first = item("f", many, "d", bound("192.0.2.1", "443"))
+    pools = "".join(
+        f"<item><name>{name}</name><ha_servers><item><name>a</name><address>192.0.2.9</address><port>25</port>"
+        "<status>active</status></item></ha_servers></item>"
+        for name in "bcd"
+    )
+    text = (
+        f"<pfsense><installedpackages><haproxy><ha_backends>{second}{first}</ha_backends><ha_pools>{pools}</ha_pools>"
+    )
+    found = imported(f"{text}</haproxy></installedpackages></pfsense>")
+    assert [one["sni"] for one in found.document["frontends"]["f"]["routes"]] == [["a.org"], ["*.org"]]
+
+
+def test_a_disabled_server_of_a_listen_closes_nothing():
+    found = imported("listen l\n bind 192.0.2.1:25\n timeout client 500us\n server a 192.0.2.9:25 disabled\n")
+    assert found.document["frontends"]["l"]["bind"] == ["192.0.2.1:25"]
+    assert any("timeout client 500us" in one for one in left(found))
