@@ -264,7 +264,6 @@ class _Frontend:
         self.acls: dict[str, Acl | None] = {}
         self.default: tuple[str, Line] | None = None
         self.waits = False
-        self.plain = False  # an IPv4 address is denied, by a rule that looks at IPv6 clients too
         self.final = False  # a use_backend without a condition: nothing behind it is ever reached
         self.inspects: list[Line] = []
         self.period: tuple[str, Line] | None = None
@@ -316,8 +315,6 @@ class _Frontend:
             return
         if self.routes and not self.waits:
             self.work.leave(self.head, "no inspect-delay there: names are waited for, 5s, here")
-        if self.plain and any(bind.startswith("[") for bind in self.found["bind"]):
-            self.work.leave(self.head, "deny of IPv4 addresses says nothing of their 6to4 ones here")
         if self.routes:
             self.found["routes"] = [
                 {"sni": list(one["sni"]), "backend": self.work.name("backend", one["of"], one["line"])}
@@ -476,7 +473,6 @@ class _Frontend:
         if not denies and "allow" in self.found:
             return False  # two of them let in only who is in both
         key = "deny" if denies else "allow"
-        self.plain |= denies and any(":" not in one for one in patterns) and not all(one.helped for one in found)
         self.found[key] = [*self.found.get(key, ()), *patterns]
         self.rules.append(line)
         return True
