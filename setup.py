@@ -42,7 +42,16 @@ setup(
     license="BSD-2-Clause",
     license_files=["LICENSE"],
     python_requires=">=3.11",
-    packages=["agent", "agent.host", "agent.model", "agent.once", "agent.remote", "agent.view", "agent.templates"],
+    packages=[
+        "agent",
+        "agent.host",
+        "agent.model",
+        "agent.once",
+        "agent.once.imports",
+        "agent.remote",
+        "agent.view",
+        "agent.templates",
+    ],
     package_dir={"agent.templates": "templates"},
     package_data={"agent": ["py.typed"], "agent.templates": ["*.j2"]},
     # What runs on the firewall; all of it runs as pure Python. psutil is used where it is there.

@@ -20,6 +20,7 @@ import click
 
 from agent import __version__
 from agent.errors import AgentError, ExitCode, InvalidError
+from agent.once import commands as once
 from agent.printing import end, print_json
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def _complain(error: AgentError) -> None:
 )
 @click.pass_context
 def main(ctx: click.Context, settings_file: Path | None) -> None:
-    r"""Keeps one HAProxy true to one desired-state file, and never breaks what works.
+    """Keeps one HAProxy true to one desired-state file, and never breaks what works.
 
     \b
     Exit codes: 0 live, 1 a bug, 2 usage, 3 invalid desired state, 4 refused before anything was
@@ -70,7 +71,7 @@ def main(ctx: click.Context, settings_file: Path | None) -> None:
     \b
     Completion, for bash (zsh and fish alike):
       eval "$(_AGENT_COMPLETE=bash_source agent)"
-    """
+    """  # noqa: D301  # click looks for the character itself
     ctx.obj = settings_file
 
 
@@ -255,7 +256,7 @@ def sync(settings_file: Path | None, /, file: Path | None, **options: Any) -> No
 )
 @click.pass_context
 def gate(ctx: click.Context, key: Path | None) -> None:
-    r"""The forced command of an ssh key: lets sync, plan, status and history through, and nothing else.
+    """The forced command of an ssh key: lets sync, plan, status and history through, and nothing else.
 
     \b
     In authorized_keys of the firewall (all in one line):
@@ -263,7 +264,7 @@ def gate(ctx: click.Context, key: Path | None) -> None:
 
     Documents come by standard input, the answer goes to standard output, each call to syslog. Exit 9 for every other
     call.
-    """
+    """  # noqa: D301  # click looks for the character itself
     from agent import syncing
 
     # Whatever ssh brought along: settings are those of the forced command, or the platform's own.
@@ -413,73 +414,8 @@ def echo(listen: str) -> None:
     click.echo("ended", err=True)
 
 
-@main.command(epilog="Example: agent demo --stay")
-@click.option("--stay", is_flag=True, help="Keep it up to play with, until Ctrl-C.")
-def demo(*, stay: bool) -> None:
-    """The whole thing on loopback, no root: mail servers that demand PROXY v2, and what each client is seen as.
-
-    Ends everything it started. Exit 1 when anything it claims was not so.
-    """
-    from agent.once import demo as play
-
-    sys.exit(play.main(stay=stay))
-
-
-@main.command("import", epilog="Example: agent import /cf/conf/config.xml > desired.yaml")
-@click.argument("file", type=click.Path(path_type=Path, dir_okay=False, exists=True))
-def import_(file: Path) -> None:
-    """A desired state out of what is there: a pfSense config.xml or a haproxy.cfg.
-
-    Printed as YAML. What it cannot express is listed line by line, there and on stderr: exit 6.
-    """
-    from agent.once import importing
-
-    importing.main(file)
-
-
-@main.command(epilog="Example: agent doctor")
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
-@click.pass_obj
-def doctor(settings_file: Path | None, *, as_json: bool) -> None:
-    """Is this host ready; each finding with its remedy. Touches nothing.
-
-    Exit 0 when all is well, 6 where something should be looked at, 4 where the agent cannot do its work.
-    """
-    from agent.once import doctor as asked
-
-    asked.main(settings_file, as_json=as_json)
-
-
-_ROOT = click.option(
-    "--root", type=click.Path(path_type=Path, file_okay=False), metavar="DIR", help="A folder that is taken for /."
-)
-
-
-@main.command(epilog="Example: python3.11 edgeagent.pyz install")
-@_ROOT
-@click.option("--revert", is_flag=True, help="Put the version before this one in place again.")
-@click.option("--service", is_flag=True, help="List it among pfSense's services (config.xml).")
-@click.option("--shellcmd", is_flag=True, help="Start it by a <shellcmd> as well (config.xml).")
-def install(root: Path | None, *, revert: bool, service: bool, shellcmd: bool) -> None:
-    """Put the one file in place on FreeBSD or pfSense, or upgrade what is there. Traffic is not touched.
-
-    Settings that are there stay as they are. Nothing of pfSense's own is changed unless asked for.
-    """
-    from agent.once import install as work
-
-    with work.explained():
-        work.revert(root) if revert else work.install(root, service=service, shellcmd=shellcmd)
-
-
-@main.command(epilog="Example: agent uninstall --purge")
-@_ROOT
-@click.option("--purge", is_flag=True, help="Also settings, desired state and state; ends HAProxy.")
-def uninstall(root: Path | None, *, purge: bool) -> None:
-    """Take away what `install` put there. HAProxy goes on serving, and what is yours stays."""
-    from agent.once import install as work
-
-    with work.explained():
-        work.uninstall(root, purge=purge)
+for _once in once.COMMANDS:
+    main.add_command(_once)
 
 
 def _settings(file: Path | None) -> Settings:

@@ -115,8 +115,9 @@ def _run(command: str, given: bytes) -> tuple[int, bytes]:
                 raise subprocess.TimeoutExpired(command, COMMAND_SECONDS)
             if more and select.select([errors], [], [], _LOOK_SECONDS)[0]:
                 said = (said + (more := errors.read(65_536)))[:_SAID]
-            elif not more:
-                time.sleep(_LOOK_SECONDS)
+            elif not more:  # it has closed stderr, and goes on
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(_LOOK_SECONDS)
         if more and select.select([errors], [], [], 0)[0]:
             said = (said + errors.read(65_536))[:_SAID]
     return process.returncode, said

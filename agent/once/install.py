@@ -32,7 +32,7 @@ from agent.settings import FolderText, Paths, Settings, parse
 
 PFSENSE_MARK = Path("etc/platform")  # holds "pfSense" there, and nothing on FreeBSD
 _OURS = "# Written by edgeagent.pyz install"
-_BOOTS = "# What pfSense boots"
+_MARKS = (_OURS, "edgeagent_start()", "# What pfSense boots")  # of the command and the two rc scripts
 _DEFAULT_RUN = "/var/run/edgeagent"
 _SECONDS = 120.0  # for the rc script, which is bounded itself
 
@@ -270,13 +270,9 @@ def _kind(place: Place) -> str:
 
 
 def _nobody_elses(file: Path) -> None:
+    """Raises UsageError where something is there that no installer of ours has written."""
     text = file.read_text(errors="replace") if file.is_file() and not file.is_symlink() else ""
-    if (
-        (file.exists() or file.is_symlink())
-        and _OURS not in text
-        and "edgeagent_start()" not in text
-        and _BOOTS not in text
-    ):
+    if not any(mark in text for mark in _MARKS) and (file.exists() or file.is_symlink()):
         raise UsageError(f"{file} is somebody else's", remedy="move it away, and run this again")
 
 
@@ -349,11 +345,10 @@ def _restart(place: Place) -> bool:
     return True
 
 
-def _run_rc(script: Path, verb: str, *, quiet: bool = False) -> int:
-    talk = subprocess.DEVNULL if quiet else None
+def _run_rc(script: Path, verb: str) -> int:
     try:
         return subprocess.run(  # noqa: S603  # our own script
-            [str(script), verb], stdin=subprocess.DEVNULL, stdout=talk, stderr=talk, timeout=_SECONDS, check=False
+            [str(script), verb], stdin=subprocess.DEVNULL, timeout=_SECONDS, check=False
         ).returncode
     except (OSError, subprocess.TimeoutExpired) as error:
         click.echo(f"agent: {script} {verb}: {error}", err=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import sys
 import tarfile
 import tempfile
@@ -122,11 +121,7 @@ def _add(archive: tarfile.TarFile, name: str, data: bytes, mode: int) -> None:
 
 def main() -> int:
     """Returns the exit code."""
-    if sys.version_info[:2] != (3, 11):
-        print("the package is byte-compiled for FreeBSD's py311: build it with 3.11", file=sys.stderr)
-        return 2
-    if os.environ.get("PYTHONHASHSEED") != "0":
-        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | {"PYTHONHASHSEED": "0"})  # noqa: S606
+    pyz.same_bytes_everywhere()
     target = ROOT / "dist" / f"edgeagent-{pyz.version()}.pkg"
     build(target)
     print(f"{target.relative_to(ROOT)}: {target.stat().st_size / 1e6:.1f} MB")

@@ -118,13 +118,17 @@ def compiled(folder: Path) -> None:
             )
 
 
+def same_bytes_everywhere() -> None:
+    """Byte code is for pfSense's Python, and set constants in it stand in the order of the hash seed."""
+    if sys.version_info[:2] != (3, 11):
+        sys.exit("this is byte-compiled for pfSense's Python: build it with 3.11")
+    if os.environ.get("PYTHONHASHSEED") != "0":
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | {"PYTHONHASHSEED": "0"})  # noqa: S606  # itself
+
+
 def main() -> int:
     """Returns the exit code."""
-    if sys.version_info[:2] != (3, 11):
-        print("the one file is byte-compiled for pfSense's Python: build it with 3.11", file=sys.stderr)
-        return 2
-    if os.environ.get("PYTHONHASHSEED") != "0":
-        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | {"PYTHONHASHSEED": "0"})  # noqa: S606
+    same_bytes_everywhere()
     target = ROOT / "dist" / f"edgeagent-{version()}.pyz"
     build(target)
     digest = hashlib.sha256(target.read_bytes()).hexdigest()

@@ -17,9 +17,9 @@ from agent import settings
 from agent.host import listeners
 from agent.host.haproxy import HAProxy
 from agent.model.desired import DesiredState, parse
-from agent.once import basetools, doctor
+from agent.once import basetools, checks, doctor
 from agent.once.basetools import Address, Redirect
-from agent.once.doctor import Found, Scene
+from agent.once.checks import Found, Scene
 
 SAID = Path(__file__).parent / "said"
 
@@ -76,7 +76,7 @@ def host(tmp_path: Path) -> Host:
 
 
 def found(scene: Scene, what: str) -> list[Found]:
-    every = list(doctor.checked(scene))
+    every = list(checks.checked(scene))
     for one in every:
         assert one.level in ("ok", "note", "look", "broken")
         assert one.remedy or one.level not in ("look", "broken"), one
@@ -286,7 +286,7 @@ def test_a_check_that_fails_is_a_finding(host: Host, monkeypatch: pytest.MonkeyP
         raise ValueError("odd")
 
     monkeypatch.setattr(listeners, "unbound", broken)
-    assert any("cannot be looked at: odd" in one.message for one in doctor.checked(host.scene("10.0.20.77:25")))
+    assert any("cannot be looked at: odd" in one.message for one in checks.checked(host.scene("10.0.20.77:25")))
 
 
 @pytest.mark.parametrize(

@@ -294,16 +294,20 @@ def test_killed_at_any_moment_what_is_there_works(pyz: Path, newer: Path, root: 
     assert set(files(root)) == {"etc/platform", "cf/conf/config.xml", "tmp/config.cache"}
 
 
+def serve(box: Box, port: int, server: str) -> None:
+    document = {
+        "version": 1,
+        "frontends": {"f": {"bind": [f"127.0.0.1:{port}"], "backend": "b"}},
+        "backends": {"b": {"servers": {"a": {"address": server}}}},
+    }
+    box.put("/usr/local/etc/edgeagent/desired.yaml", json.dumps(document).encode())
+    assert box.run("/usr/local/etc/rc.d/edgeagent.sh", "start").returncode == 0
+
+
 def test_an_upgrade_in_place_costs_no_connection(installed: Box, newer: Path):
     port = free_port()
     with echo("a") as backend:
-        document = {
-            "version": 1,
-            "frontends": {"f": {"bind": [f"127.0.0.1:{port}"], "backend": "b"}},
-            "backends": {"b": {"servers": {"a": {"address": backend.address}}}},
-        }
-        installed.put("/usr/local/etc/edgeagent/desired.yaml", json.dumps(document).encode())
-        assert installed.run("/usr/local/etc/rc.d/edgeagent.sh", "start").returncode == 0
+        serve(installed, port, backend.address)
         status = installed.path("/run/edgeagent/status.json")
         assert json.loads(status.read_text())["outcome"] == "committed"
         haproxy = installed.sh("pgrep -x edge-haproxy")
@@ -329,13 +333,7 @@ def test_a_state_that_is_elsewhere_is_told_and_its_haproxy_ended(installed: Box)
         .replace("[haproxy]", '[haproxy]\nprocess_name = "mail-haproxy"')
     )
     with echo("a") as backend:
-        document = {
-            "version": 1,
-            "frontends": {"f": {"bind": [f"127.0.0.1:{port}"], "backend": "b"}},
-            "backends": {"b": {"servers": {"a": {"address": backend.address}}}},
-        }
-        installed.put("/usr/local/etc/edgeagent/desired.yaml", json.dumps(document).encode())
-        assert installed.run("/usr/local/etc/rc.d/edgeagent.sh", "start").returncode == 0
+        serve(installed, port, backend.address)
         assert first_line(port)
         installed.put("/usr/local/etc/rc.conf.d/edgeagent", b'edgeagent_enable="NO"\n')
         done = installed.run("/usr/local/bin/agent", "uninstall", "--root", "/", "--purge")

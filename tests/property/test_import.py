@@ -15,7 +15,7 @@ from agent.errors import InvalidError
 from agent.host import templates
 from agent.model.desired import DesiredState, parse
 from agent.model.render import CONFIG_TEMPLATE, Process, render
-from agent.once import importing
+from agent.once.imports import command as importing
 
 PROCESS = Process(
     socket=PurePosixPath("/r/haproxy.sock"),

@@ -166,3 +166,11 @@ def test_checking_needs_no_process_no_watch_and_no_network():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
     assert not loaded & {"watchdog", "agent.host", "agent.converge", "psutil", "prometheus_client"}
+
+
+@pytest.mark.parametrize("name", ["", *main.commands])
+def test_help_is_for_people(name: str):
+    done = CliRunner().invoke(main, [*([name] if name else []), "--help"])
+    assert done.exit_code == 0
+    assert "\\b" not in done.output
+    assert done.output.startswith("Usage: ")

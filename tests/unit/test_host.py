@@ -27,8 +27,9 @@ ROWS = b"f,FRONTEND,1,2,OPEN,,,,,,0,1,,2,10,20,,\nb,a,0,0,UP,1,0,L4OK,192.0.2.1:
 def answering() -> Iterator[tuple[list[bytes], StatsSocket]]:
     """A socket that says what it is given, and hangs up."""
     answers: list[bytes] = []
-    folder = Path(tempfile.mkdtemp(prefix="edge-"))
-    with socket.socket(socket.AF_UNIX) as server:
+    # Shorter than tmp_path: a socket's name has 104 letters at most.
+    with tempfile.TemporaryDirectory(prefix="edge-") as name, socket.socket(socket.AF_UNIX) as server:
+        folder = Path(name)
         server.bind(str(folder / "s"))
         server.listen()
 

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from agent.cli import main
 from agent.errors import InvalidError
 from agent.model.desired import parse
-from agent.once import importing
+from agent.once.imports import command as importing
 
 WORKED = Path(__file__).parents[1] / "golden/pfsense.xml"
 

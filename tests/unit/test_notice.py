@@ -24,15 +24,19 @@ from agent.host.notice import Notices, line
 
 @pytest.fixture
 def syslog(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
-    folder = Path(tempfile.mkdtemp(prefix="edge-"))
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
+    # Shorter than tmp_path: a socket's name has 104 letters at most.
+    with (
+        tempfile.TemporaryDirectory(prefix="edge-") as name,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server,
+    ):
+        folder = Path(name)
         server.bind(str(folder / "log"))
         server.settimeout(5)
         monkeypatch.setattr(notice, "SYSLOG", (str(folder / "nobody"), str(folder / "log")))
         yield server
-    for name in ("agent.notice", "agent.gate"):
-        for handler in list(logging.getLogger(name).handlers):
-            logging.getLogger(name).removeHandler(handler)
+    for logger in map(logging.getLogger, ("agent.notice", "agent.gate")):
+        for handler in list(logger.handlers):
+            logger.removeHandler(handler)
 
 
 def test_a_notice_is_one_line_in_syslog(syslog: socket.socket):

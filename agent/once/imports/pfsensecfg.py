@@ -10,7 +10,7 @@ import base64
 from collections.abc import Iterator
 
 from agent.once.configxml import Element
-from agent.once.haproxycfg import Line, Section, lines
+from agent.once.imports.haproxycfg import Line, Section, lines
 
 _CHECKS = {
     "HTTP": "httpchk", "SMTP": "smtpchk HELO", "ESMTP": "smtpchk EHLO", "SSL": "ssl-hello-chk",

@@ -10,8 +10,9 @@ import yaml
 
 from agent.errors import ExitCode, InvalidError, UsageError, Violation
 from agent.model.desired import parse
-from agent.once import configxml, haproxycfg, pfsensecfg
-from agent.once.translate import Translation, translate
+from agent.once import configxml
+from agent.once.imports import haproxycfg, pfsensecfg
+from agent.once.imports.translate import Translation, translate
 
 
 def main(file: Path) -> None:

@@ -1,0 +1,1 @@
+"""`agent import`: what people have, as a desired state."""

@@ -1,0 +1,252 @@
+"""A frontend, or that half of a listen section: addresses, names, sources, rates. Nothing is opened by it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from agent.once.imports import ledger
+from agent.once.imports.conditions import Acl, duration, endpoint, matcher, milliseconds, number, terms
+from agent.once.imports.haproxycfg import Line, Section
+
+_HELLO = re.compile(r"tcp-request\s+content\s+accept\s+if\s+\{\s*req[._]ssl_hello_type\s+(gt 0|1)\s*\}$")
+
+
+class FrontendReader:
+    """Of one section; `translate` leaves its frontend with `work`, or says why not."""
+
+    def __init__(self, work: ledger.Work, section: Section, head: Line, defaults: Section | None) -> None:
+        self.work, self.section, self.head, self.defaults = work, section, head, defaults
+        self.lost: list[tuple[str, Line]] = []
+        self.found: dict[str, Any] = {"bind": []}
+        self.binds: list[tuple[str, bool, Line]] = []
+        self.routes: list[dict[str, Any]] = []
+        self.acls: dict[str, Acl | None] = {}
+        self.default: tuple[str, Line] | None = None
+        self.waits = False
+        self.final = False  # a use_backend without a condition: nothing behind it is ever reached
+        self.inspects: list[Line] = []
+        self.period: tuple[str, Line] | None = None
+        self.tracked: Line | None = None
+        self.closed: list[Line] = []  # rules that turn clients away, and are lost
+        self.rules: list[Line] = []  # rules that turn clients away, and are expressed
+        found = [number(line.words[1]) for line in (defaults.lines if defaults else ()) if ledger.is_maxconn(line)]
+        self.inherits = (found[-1] if found else 0) or 0
+
+    def translate(self) -> None:
+        """Line by line, then as a whole."""
+        acls = [line for line in self.section.lines if line.text.split()[:1] == ["acl"]]
+        for line in acls:  # they may stand anywhere before their use; all of them first costs nothing
+            self._acl(line)
+        handlers = self._handlers()
+        for line in self.section.lines:
+            handler = handlers.get(line.words[0] if line.words else "")
+            if line in acls or (handler is not None and handler(line)):
+                continue
+            if ledger.closes(line):
+                self.closed.append(line)
+            elif self.section.kind != "listen" or not ledger.of_backend(line):
+                self.work.leave(line, ledger.why(line))
+                if line.words[:1] == ("use_backend",) and len(line.words) > 1:
+                    self.lost.append((line.words[1], line))
+        self.closed += ledger.inherited_rules(self.section, self.defaults)
+        for one in (self.tracked, self.period[1] if self.period else None, *(() if self.routes else self.inspects)):
+            if one is not None:
+                self.work.leave(one, "cannot be expressed here")
+        self._settle_binds()
+        if self.found.get("accept_proxy"):
+            # A connection rule tests who connects, a session rule whom the header names: only that is known here.
+            self.closed += [line for line in self.rules if line.words[1] == "connection"]
+        if self.closed or not self.found["bind"]:
+            for line in self.closed:
+                self.work.leave(line, "turns clients away, and cannot be expressed: the whole frontend is left out")
+            why = "left out: it would be open to more clients than now" if self.closed else "no address of it is left"
+            self.work.leave(self.head, why)
+            return
+        self._place()
+
+    def _place(self) -> None:
+        name = self.section.name
+        if self.work.name("frontend", name, self.head) in self.work.frontends:
+            self.work.leave(self.head, "the name is there twice; the second is left out")
+            return
+        target = self.default[0] if self.default else name if self.section.kind == "listen" else None
+        if target is None and self.routes:
+            self.work.leave(self.head, "left out: no default_backend, so who sends no name is refused there")
+            return
+        if self.routes and not self.waits:
+            self.work.leave(self.head, "no inspect-delay there: names are waited for, 5s, here")
+        if self.routes:
+            self.found["routes"] = [
+                {"sni": list(one["sni"]), "backend": self.work.name("backend", one["of"], one["line"])}
+                for one in self.routes
+            ]
+        if target is not None:
+            line = self.default[1] if self.default else self.head
+            self.found["backend"] = self.work.name("backend", target, line)
+        called = self.work.name("frontend", name, self.head)
+        self.work.frontend(called, self.found, self.head, self.inherits)
+        self.work.lost += [(called, self.work.name("backend", target, line)) for target, line in self.lost]
+
+    def _handlers(self) -> dict[str, Callable[[Line], bool]]:
+        return {
+            "bind": self._bind,
+            "mode": lambda _: True,
+            "maxconn": self._maxconn,
+            "timeout": lambda line: self.work.timeout(line, ("client",)),
+            "default_backend": self._default_backend,
+            "use_backend": self._use_backend,
+            "tcp-request": self._tcp_request,
+            "stick-table": self._stick_table,
+        }
+
+    def _bind(self, line: Line) -> bool:
+        words = list(line.words[2:])
+        if "name" in words[:-1]:
+            at = words.index("name")
+            del words[at : at + 2]
+        both, only = "v4v6" in words, "v6only" in words
+        accept = "accept-proxy" in words
+        words = [one for one in words if one not in ("v4v6", "v6only", "accept-proxy")]
+        if words:
+            why = "TLS ends behind the agent, not in it" if "ssl" in words else f"{' '.join(words)} is not known here"
+            self.work.leave(line, f"{why}; the address is left out")
+            return True
+        for text in line.words[1].split(",") if len(line.words) > 1 else ():
+            found = endpoint(text)
+            if found is None:
+                self.work.leave(line, f"{text} is no single address and port")
+                continue
+            if found.startswith("[::]") and not both and not only and not text.startswith("ipv6@"):
+                self.work.leave(line, "takes IPv6 only here; add 0.0.0.0 where it took both")
+            more = [f"0.0.0.0:{found.rpartition(':')[2]}"] if both and found.startswith("[::]") else []
+            self.binds += [(one, accept, line) for one in (found, *more)]
+        return len(line.words) > 1
+
+    def _settle_binds(self) -> None:
+        mixed = len({accept for _, accept, _ in self.binds}) > 1
+        for address, accept, line in self.binds:
+            if mixed and accept:
+                self.work.leave(
+                    line, "accept-proxy is of the whole frontend here: make one of its own for this address"
+                )
+            elif address not in self.found["bind"]:
+                self.found["bind"].append(address)
+        if self.binds and not mixed and self.binds[0][1]:
+            self.found["accept_proxy"] = True
+
+    def _maxconn(self, line: Line) -> bool:
+        found = number(line.words[1]) if ledger.is_maxconn(line) else None
+        if not found:
+            return False
+        self.found["maxconn"] = found
+        return True
+
+    def _default_backend(self, line: Line) -> bool:
+        if len(line.words) != 2 or self.final:
+            return False
+        if self.default is not None:  # the last one counts (M)
+            self.work.leave(self.default[1], "another one follows")
+        self.default = (line.words[1], line)
+        return True
+
+    def _acl(self, line: Line) -> None:
+        name, words = [*line.text.split(), ""][1], line.words[2:]
+        found = matcher(words) if line.words[1:2] == (name,) else None
+        if words == ("src", "-m", "sub", ":"):
+            found = Acl("helper", ())
+        before = self.acls.get(name)
+        if name in self.acls and (found is None or before is None or before.kind != found.kind):
+            found = None
+        elif before is not None and found is not None:
+            found = Acl(found.kind, before.patterns + found.patterns)
+        if found is None:
+            self.work.leave(line, "only names by SNI and sources by address are known here")
+        elif (
+            found.kind == "sni" and "-i" not in words and "*" not in found.patterns and not words[0].endswith(",lower")
+        ):
+            self.work.leave(line, "names are the same in capitals here")
+        self.acls[name] = found
+
+    def _use_backend(self, line: Line) -> bool:
+        if self.final:
+            self.work.leave(line, "never reached: a use_backend without a condition stands before it")
+            return True
+        if len(line.words) == 2:
+            if self.default is not None:
+                self.work.leave(self.default[1], "never reached")
+            self.default, self.final = (line.words[1], line), True
+            return True
+        if len(line.words) < 4 or line.words[2] != "if":
+            return False
+        found = terms(line.words[3:], self.acls)
+        if found is None or any(not one.positive or one.helped or one.acl.kind != "sni" for one in found):
+            return False
+        inline = [one for one in found if one.inline and "*" not in one.acl.patterns]
+        if inline and "-i" not in line.words and "req.ssl_sni,lower" not in line.words:
+            self.work.leave(line, "names are the same in capitals here")
+        sni = [pattern for one in found for pattern in one.acl.patterns]
+        self.routes.append({"sni": list(dict.fromkeys(sni)), "of": line.words[1], "line": line})
+        return True
+
+    def _tcp_request(self, line: Line) -> bool:
+        words = line.words[1:]
+        if words[:1] == ("inspect-delay",) and len(words) == 2:
+            self.waits = True
+            if milliseconds(words[1]) != 5_000:
+                self.work.leave(line, "5s here")
+            return True
+        if _HELLO.match(" ".join(line.words)):
+            self.inspects.append(line)
+            return True
+        if words[:1] not in (("connection",), ("session",), ("content",)):
+            return False
+        if words[1:] == ("track-sc0", "src") and self.tracked is None:
+            self.tracked = line
+            return True
+        if words[1:2] != ("reject",) or len(words) < 4 or words[2] not in ("if", "unless"):
+            return False
+        rate = re.fullmatch(r"reject if \{ sc0_conn_rate gt (\d{1,9}) \}", " ".join(words[1:]))
+        if rate and self.period and self.tracked and self.tracked.words[1] == words[0]:
+            self.found["rate_limit"] = {"connections": int(rate[1]), "period": self.period[0]}
+            self.period = self.tracked = None
+            self.rules.append(line)
+            return True
+        return self._access(line, words[2] == "if", words[3:])
+
+    def _access(self, line: Line, on_match: bool, condition: tuple[str, ...]) -> bool:  # noqa: FBT001  # if or unless
+        """Deny: who matches one of several. Allow, once: who matches none of several is turned away."""
+        found = terms(condition, self.acls)
+        if found is None:
+            found = terms(condition, self.acls, together=True)  # reject if !a !b: who is in neither
+            if found is None or not on_match or any(one.positive for one in found):
+                return False
+            denies = False
+        else:
+            if any(not one.positive for one in found) and len(found) > 1:
+                return False
+            denies = found[0].positive == on_match
+        if self.inspects and line.words[1] == "content":
+            return False  # who has said hello is through already
+        if any(one.acl.kind != "src" or (one.helped and not one.positive) for one in found):
+            return False
+        patterns = [pattern for one in found for pattern in one.acl.patterns]
+        if not denies and "allow" in self.found:
+            return False  # two of them let in only who is in both
+        key = "deny" if denies else "allow"
+        self.found[key] = [*self.found.get(key, ()), *patterns]
+        self.rules.append(line)
+        return True
+
+    def _stick_table(self, line: Line) -> bool:
+        words = dict(zip(line.words[1::2], line.words[2::2], strict=False))
+        rate = re.fullmatch(r"conn_rate\((\d{1,9}(?:ms|s|m|h|d)?)\)", words.get("store", ""))
+        known = set(words) == {"type", "size", "expire", "store"} and words["type"] in ("ip", "ipv6")
+        length = milliseconds(rate[1]) if rate else None
+        if not length or not known or self.period is not None or len(line.words) != 9:
+            return False
+        self.period = (duration(length), line)
+        if words["type"] == "ip":
+            self.work.leave(line, "of IPv6 clients too, here")
+        return True

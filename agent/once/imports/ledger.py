@@ -1,0 +1,102 @@
+"""What the readers of sections share: where lines go that are not expressed, and which may turn clients away."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import Any, Protocol
+
+from attrs import frozen
+
+from agent.once.imports.conditions import number
+from agent.once.imports.haproxycfg import Line, Section
+
+_LOGS = "logging: haproxy.log in agent.toml"
+# Rules that leave every client what it is; each other one may turn some away, or be about what it made of them.
+_HARMLESS = re.compile(
+    r"tcp-(?:request|response)\s+(?:inspect-delay|(?:connection|session|content)\s+"
+    r"(?:track-sc\d|capture|set-log-level|set-nice|set-tos|set-mark|set-priority|set-var|unset-var|sc-))"
+)
+_REFUSING = ("deny", "tarpit", "reject", "silent-drop", "return", "auth")
+OF_BACKENDS = tuple((word,) for word in ("balance", "server", "default-server", "option", "http-check", "hash-type"))
+OF_BACKENDS += (("timeout",),)
+
+
+@frozen
+class Left:
+    """A line that is not in the desired state, and why."""
+
+    place: str
+    text: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.text}: {self.why}"
+
+    @property
+    def number(self) -> int:
+        """Of the line."""
+        return int(self.place.rpartition(":")[2])
+
+
+class Work(Protocol):
+    """What a section is translated into, as far as one section needs it."""
+
+    frontends: dict[str, dict[str, Any]]
+    backends: dict[str, dict[str, Any]]
+    refusing: set[str]
+    lost: list[tuple[str, str]]
+
+    def leave(self, line: Line, why: str) -> None:
+        """It is not expressed, or not whole."""
+
+    def name(self, kind: str, name: str, line: Line) -> str:
+        """As a desired state may have it."""
+
+    def fresh(self, kind: str, name: str, line: Line) -> str:
+        """One that nobody else has."""
+
+    def timeout(self, line: Line, of: tuple[str, ...]) -> bool:
+        """Whether it was a timeout of this kind of section."""
+
+    def frontend(self, name: str, one: dict[str, Any], head: Line, inherits: int) -> None:
+        """One more."""
+
+
+def closes(line: Line) -> bool:
+    """Whether a line that is not expressed may turn clients away."""
+    first = (line.text.split() or [""])[0]
+    if first.startswith("tcp-request"):
+        return _HARMLESS.match(line.text) is None
+    if first in ("http-request", "<a_actionitems>", "<a_acl>"):
+        return first != "http-request" or not line.words or bool({*line.words} & {*_REFUSING})
+    return first == "disabled"
+
+
+def inherited_rules(section: Section, defaults: Section | None) -> list[Line]:
+    """Rules of a defaults section, which hold for each frontend and backend; `enabled` takes `disabled` back."""
+    enabled = any(line.words == ("enabled",) for line in section.lines)
+    found = [line for line in (defaults.lines if defaults else ()) if closes(line)]
+    return [line for line in found if not (enabled and line.words == ("disabled",))]
+
+
+def why(line: Line) -> str:
+    """What people are told of a line that nothing here knows."""
+    if line.words[:1] == ("log",) or "log" in line.text.partition(" ")[2] or line.text.startswith(("<dontlog", "<log")):
+        return _LOGS
+    return "cannot be expressed here"
+
+
+def is_maxconn(line: Line) -> bool:
+    """A maxconn that is a number."""
+    return line.words[:1] == ("maxconn",) and len(line.words) == 2 and number(line.words[1]) is not None
+
+
+def of_backend(line: Line) -> bool:
+    """In a listen section: the other half's to read."""
+    return line.words[:1] in OF_BACKENDS and line.words[:2] != ("timeout", "client")
+
+
+def most(found: list[Any]) -> Any:
+    """The most frequent of them, None of none."""
+    return Counter(found).most_common(1)[0][0] if found else None

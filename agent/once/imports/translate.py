@@ -1,0 +1,202 @@
+"""Sections of a haproxy.cfg into a desired state, and every line that it cannot express, with the reason.
+
+Nothing is guessed: a directive is either known here, and then becomes what it means, or it is told. And nothing is
+opened: a frontend with a rule that turns clients away, and cannot be expressed, is left out whole.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from attrs import define, field
+
+from agent.once.imports import ledger
+from agent.once.imports.backend import BackendReader
+from agent.once.imports.conditions import duration, milliseconds, number
+from agent.once.imports.frontend import FrontendReader
+from agent.once.imports.haproxycfg import Line, Section, inherited
+
+_BY_PORT = {25: "smtp", 587: "smtp", 143: "imap", 110: "pop3", 80: "http"} | dict.fromkeys((443, 465, 993, 995), "tls")
+_TIMEOUTS = ("connect", "client", "server")
+_SILENT = {"connect": "5s", "client": "1h", "server": "1h"}  # what holds where a desired state names none
+
+
+@define
+class Translation:
+    """`document`: the desired state, as YAML has it. `left`: what is not in it."""
+
+    document: dict[str, Any]
+    left: list[ledger.Left] = field(factory=list)
+
+
+def translate(sections: list[Section]) -> Translation:
+    """All of it."""
+    work = _Work()
+    for section, defaults in inherited(sections):
+        work.section(section, defaults)
+    return work.done()
+
+
+class _Work:
+    def __init__(self) -> None:
+        self.left: list[ledger.Left] = []
+        self.frontends: dict[str, dict[str, Any]] = {}
+        self.backends: dict[str, dict[str, Any]] = {}
+        self.timeouts: dict[str, list[tuple[int, Line]]] = {}
+        self.heads: dict[str, Line] = {}
+        self.refusing: set[str] = set()  # backends that turn clients away, by rules or because they are disabled
+        self.lost: list[tuple[str, str]] = []  # frontends, and where a use_backend that is lost leads
+        self._maxconn = 0  # of the last defaults
+        self._maxconns: dict[str, int] = {}  # what each frontend inherits, 0: HAProxy's own
+        self._names: dict[tuple[str, str], str] = {}
+
+    def leave(self, line: Line, why: str) -> None:
+        self.left.append(ledger.Left(line.place, line.text, why))
+
+    def name(self, kind: str, name: str, line: Line) -> str:
+        """As a desired state may have it; renamed where it must be, and said."""
+        if (kind, name) not in self._names:
+            self._names[kind, name] = self.fresh(kind, name, line)
+        return self._names[kind, name]
+
+    def fresh(self, kind: str, name: str, line: Line) -> str:
+        """One that nobody else has."""
+        bare = re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("-._")[:63].strip("-._") or "unnamed"
+        taken, fresh, count = {one for (other, _), one in self._names.items() if other == kind}, bare, 2
+        while fresh in taken:
+            fresh, count = f"{bare[:58]}-{count}", count + 1
+        self._names[kind, f"{name}\n{count}" if (kind, name) in self._names else name] = fresh
+        if fresh != name:
+            self.leave(line, f"{name} is called {fresh} now")
+        return fresh
+
+    # --- sections
+
+    def section(self, one: Section, defaults: Section | None) -> None:
+        head = Line(one.place, f"{one.kind} {one.name}".strip(), ())
+        if one.kind in ("frontend", "listen", "backend"):
+            mode = _mode(one) or (_mode(defaults) if defaults else None) or "tcp"
+            if one.lost or mode != "tcp":
+                why = f"mode {mode}: the agent forwards TCP; terminate TLS and speak HTTP behind it"
+                self._leave_all(one, head, "its head cannot be read" if one.lost else why)
+                return
+            if one.kind in ("frontend", "listen"):
+                FrontendReader(self, one, head, defaults).translate()
+            if one.kind in ("backend", "listen"):
+                BackendReader(self, one, head, defaults).translate()
+        elif one.kind == "defaults":
+            self._defaults(one, head)
+        elif one.kind == "disabled":
+            self._leave_all(one, head, "disabled there; left out here")
+        elif one.kind in ("global", ""):
+            for line in one.lines:
+                self.leave(line, "agent.toml's, or the agent's own")
+        else:
+            self._leave_all(one, head, "nothing of the kind here")
+
+    def _leave_all(self, one: Section, head: Line, why: str) -> None:
+        self.leave(head, why)
+        for line in one.lines:
+            self.leave(line, "in a section that is left out")
+
+    def _defaults(self, one: Section, head: Line) -> None:
+        if one.lost:
+            self._leave_all(one, head, "its head cannot be read, or what it is from is not here")
+        for line in () if one.lost else one.lines:
+            known = line.words[:1] in (("mode",), ("default-server",)) or self.timeout(line, _TIMEOUTS)
+            if ledger.is_maxconn(line):
+                self._maxconn = number(line.words[1]) or 0
+                continue  # each frontend takes it
+            if line.words[:1] == ("load-server-state-from-file",):
+                self.leave(line, "the agent's own")
+            elif not known:
+                self.leave(line, ledger.why(line))
+
+    def timeout(self, line: Line, of: tuple[str, ...]) -> bool:
+        """Whether it was a timeout of this kind of section. There they are of each, here of all."""
+        if line.words[:1] != ("timeout",) or len(line.words) != 3 or line.words[1] not in of:
+            return False
+        found = milliseconds(line.words[2])
+        if not found:
+            return False
+        self.timeouts.setdefault(line.words[1], []).append((found, line))
+        return True
+
+    def frontend(self, name: str, one: dict[str, Any], head: Line, inherits: int) -> None:
+        self.heads[name] = head
+        self.frontends[name] = one
+        self._maxconns[name] = inherits
+
+    def done(self) -> Translation:
+        document: dict[str, Any] = {"version": 1}
+        self._close()
+        if defaults := self._shared():
+            document["defaults"] = defaults
+        for name, one in self.frontends.items():
+            for target in _targets(one):
+                if target not in self.backends:
+                    self.leave(self.heads[name], f"backend {target} is not here")
+        used = {target for one in self.frontends.values() for target in _targets(one)}
+        self.backends = {name: one for name, one in self.backends.items() if one["servers"] or name in used}
+        self._applications()
+        document |= {"frontends": self.frontends, "backends": self.backends}
+        return Translation(document, sorted(self.left, key=lambda one: one.number))
+
+    def _close(self) -> None:
+        """A backend that turns clients away does so for every frontend that leads there."""
+        empty = {name for name, one in self.backends.items() if not one["servers"]} | self.refusing
+        lost = {name for name, target in self.lost if target in empty or target not in self.backends}
+        for name in list(self.frontends):
+            if name in lost or self.refusing & {*_targets(self.frontends[name])}:
+                why = "left out: a backend of it turns clients away, by rules that cannot be expressed"
+                self.leave(self.heads[name], why)
+                del self.frontends[name]
+
+    def _shared(self) -> dict[str, Any]:
+        """What is one for all in a desired state: timeouts, and the maxconn that most frontends inherit."""
+        defaults: dict[str, Any] = {}
+        inherited = {name: self._maxconns[name] for name in self.frontends}
+        common = ledger.most([one for one in inherited.values() if one]) or (0 if inherited else self._maxconn)
+        if common:
+            defaults["maxconn"] = common
+        for name, one in self.frontends.items():
+            if "maxconn" in one or inherited[name] == common:
+                continue
+            if inherited[name]:
+                one["maxconn"] = inherited[name]
+            else:
+                self.leave(self.heads[name], f"maxconn was HAProxy's own, and is {common} here")
+        chosen = {}
+        for name, found in self.timeouts.items():
+            longest = max(length for length, _ in found)
+            chosen[name] = duration(longest)
+            for length, line in found:
+                if length != longest:
+                    self.leave(line, f"one for all here: the longest, {duration(longest)}")
+        if chosen:
+            defaults["timeouts"] = {name: chosen[name] for name in _SILENT if name in chosen}
+        for name, always in _SILENT.items():
+            if name not in chosen and self.heads:
+                head = next(iter(self.heads.values()))
+                self.leave(head, f"no timeout {name} there, which is for ever; {always} here")
+        return defaults
+
+    def _applications(self) -> None:
+        """What the probe speaks, by the ports that clients use: the only thing that a haproxy.cfg does not say."""
+        for one in self.frontends.values():
+            ports = {int(bind.rpartition(":")[2]) for bind in one["bind"]}
+            spoken = {"tls"} if one.get("routes") else {_BY_PORT.get(port, "raw") for port in ports}
+            for target in _targets(one):
+                if target in self.backends and len(spoken) == 1 and spoken != {"raw"}:
+                    self.backends[target] = {"application": next(iter(spoken)), **self.backends[target]}
+
+
+def _targets(one: dict[str, Any]) -> list[str]:
+    found = [one.get("backend"), *(route["backend"] for route in one.get("routes", ()))]
+    return [target for target in found if target is not None]
+
+
+def _mode(one: Section) -> str | None:
+    found = [line.words[1] for line in one.lines if line.words[:1] == ("mode",) and len(line.words) > 1]
+    return found[-1] if found else None
