@@ -9,8 +9,9 @@ from typing import Any
 from attrs import frozen
 
 from agent.host.haproxy import CA_FILES
+from agent.model.structure import duration
 from agent.once.imports import ledger
-from agent.once.imports.conditions import duration, endpoint, milliseconds, number
+from agent.once.imports.conditions import endpoint, milliseconds, number
 from agent.once.imports.haproxycfg import Line, Section
 
 _BALANCE = ("roundrobin", "leastconn", "source", "first", "random")

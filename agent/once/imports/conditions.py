@@ -28,14 +28,6 @@ def milliseconds(text: str) -> int | None:
     return int(found[1]) * _FACTORS[found[2] or ""]
 
 
-def duration(length: int) -> str:
-    """`1h`, `90s`, `1500ms`."""
-    for unit in ("h", "m", "s"):
-        if length % _FACTORS[unit] == 0:
-            return f"{length // _FACTORS[unit]}{unit}"
-    return f"{length}ms"
-
-
 def endpoint(text: str) -> str | None:
     """`ADDRESS:PORT` as a desired state writes it; None for a name, a range, a variable."""
     family = text[:5] if text.startswith(("ipv4@", "ipv6@")) else ""

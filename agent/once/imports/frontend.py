@@ -6,8 +6,9 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from agent.model.structure import duration
 from agent.once.imports import ledger
-from agent.once.imports.conditions import Acl, duration, endpoint, matcher, milliseconds, number, terms
+from agent.once.imports.conditions import Acl, endpoint, matcher, milliseconds, number, terms
 from agent.once.imports.haproxycfg import Line, Section
 
 _HELLO = re.compile(r"tcp-request\s+content\s+accept\s+if\s+\{\s*req[._]ssl_hello_type\s+(gt 0|1)\s*\}$")
@@ -36,13 +37,14 @@ class FrontendReader:
 
     def translate(self) -> None:
         """Line by line, then as a whole."""
-        acls = [line for line in self.section.lines if line.text.split()[:1] == ["acl"]]
-        for line in acls:  # they may stand anywhere before their use; all of them first costs nothing
+        for line in filter(
+            _is_acl, self.section.lines
+        ):  # they may stand anywhere before their use; all of them first costs nothing
             self._acl(line)
         handlers = self._handlers()
         for line in self.section.lines:
             handler = handlers.get(line.words[0] if line.words else "")
-            if line in acls or (handler is not None and handler(line)):
+            if _is_acl(line) or (handler is not None and handler(line)):
                 continue
             if ledger.closes(line):
                 self.closed.append(line)
@@ -250,3 +252,8 @@ class FrontendReader:
         if words["type"] == "ip":
             self.work.leave(line, "of IPv6 clients too, here")
         return True
+
+
+def _is_acl(line: Line) -> bool:
+    """Also one that could not be split: it is part of what its name means."""
+    return line.text.split()[:1] == ["acl"]

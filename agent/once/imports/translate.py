@@ -9,17 +9,18 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from attrs import define, field
+from attrs import asdict, define, field
 
+from agent.model.schema import Timeouts
+from agent.model.structure import duration
 from agent.once.imports import ledger
 from agent.once.imports.backend import BackendReader
-from agent.once.imports.conditions import duration, milliseconds, number
+from agent.once.imports.conditions import milliseconds, number
 from agent.once.imports.frontend import FrontendReader
 from agent.once.imports.haproxycfg import Line, Section, inherited
 
 _BY_PORT = {25: "smtp", 587: "smtp", 143: "imap", 110: "pop3", 80: "http"} | dict.fromkeys((443, 465, 993, 995), "tls")
-_TIMEOUTS = ("connect", "client", "server")
-_SILENT = {"connect": "5s", "client": "1h", "server": "1h"}  # what holds where a desired state names none
+_TIMEOUTS = asdict(Timeouts())  # what holds where a desired state names none
 
 
 @define
@@ -104,7 +105,7 @@ class _Work:
         if one.lost:
             self._leave_all(one, head, "its head cannot be read, or what it is from is not here")
         for line in () if one.lost else one.lines:
-            known = line.words[:1] in (("mode",), ("default-server",)) or self.timeout(line, _TIMEOUTS)
+            known = line.words[:1] in (("mode",), ("default-server",)) or self.timeout(line, tuple(_TIMEOUTS))
             if ledger.is_maxconn(line):
                 self._maxconn = number(line.words[1]) or 0
                 continue  # each frontend takes it
@@ -175,11 +176,11 @@ class _Work:
                 if length != longest:
                     self.leave(line, f"one for all here: the longest, {duration(longest)}")
         if chosen:
-            defaults["timeouts"] = {name: chosen[name] for name in _SILENT if name in chosen}
-        for name, always in _SILENT.items():
+            defaults["timeouts"] = {name: chosen[name] for name in _TIMEOUTS if name in chosen}
+        for name, always in _TIMEOUTS.items():
             if name not in chosen and self.heads:
                 head = next(iter(self.heads.values()))
-                self.leave(head, f"no timeout {name} there, which is for ever; {always} here")
+                self.leave(head, f"no timeout {name} there, which is for ever; {duration(always)} here")
         return defaults
 
     def _applications(self) -> None:
