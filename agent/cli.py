@@ -246,6 +246,53 @@ def sync(settings_file: Path | None, /, file: Path | None, **options: Any) -> No
     syncing.sync(_settings(settings_file), file, syncing.Options(**options))
 
 
+@main.command(epilog="Example: agent discover --base base.yaml > desired.yaml")
+@click.option(
+    "--base",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="A desired state that is put underneath: binds, SNI routes, what the cluster does not know.",
+)
+@click.option("--bind", multiple=True, metavar="ADDRESS", help="Where Services that name no address are bound; repeat.")
+@click.option(
+    "-n", "--namespace", "namespaces", multiple=True, metavar="NAME", help="Only Services of this namespace; repeat."
+)
+@click.option("--kubeconfig", default="", metavar="FILE", help="Else as kubectl finds it, or the pod's own account.")
+@click.option("--context", default="", metavar="NAME", help="One of the kubeconfig.")
+@click.option("--json", "as_json", is_flag=True, help="JSON instead of YAML.")
+@click.option("--watch", is_flag=True, help="Keep the firewalls of --to in step with the cluster, for ever.")
+@click.option(
+    "--to", "targets", multiple=True, metavar="USER@HOST[:PORT]", help="With --watch: an agent to push to; repeat."
+)
+@click.option("--timeout", callback=_seconds, default="30s", show_default=True, help="How long a push may take.")
+@click.option(
+    "--sign", "key", type=click.Path(path_type=Path, dir_okay=False), metavar="KEY", help="Sign what is pushed."
+)
+@click.option("--listen", default="", metavar="ADDR:PORT", help="With --watch: /metrics, /healthz, /readyz.")
+@click.option(
+    "--lease-namespace", default="", metavar="NAME", help="Where replicas agree on a leader; else the one it runs in."
+)
+def discover(**options: Any) -> None:
+    """A desired state out of a Kubernetes cluster: Services with edgeagent.io/ annotations, Nodes, EndpointSlices.
+
+    Printed as YAML; what is wrong with a Service is told on stderr, and leaves the others alone (exit 6). Where the
+    base and a Service are at odds, both places are named and nothing is printed (exit 3). Needs edgeagent[cluster].
+
+    \b
+      kubectl annotate service mail edgeagent.io/expose="smtp=25" edgeagent.io/bind=192.0.2.1
+      agent discover | agent sync - --to admin@192.0.2.1
+    """  # noqa: D301  # click looks for the character itself
+    from agent.remote import discover as cluster
+
+    if options["watch"] and not options["targets"]:
+        raise click.UsageError("--watch needs --to: whom to keep in step")
+    if not options["watch"] and (options["targets"] or options["listen"] or options["key"]):
+        raise click.UsageError(
+            "--to, --sign and --listen belong to --watch; once: agent discover | agent sync - --to ..."
+        )
+    cluster.discover(cluster.Options(**options))
+
+
 @main.command(epilog="Example: agent gate --print-authorized-key ~/.ssh/id_ed25519.pub")
 @click.option(
     "--print-authorized-key",

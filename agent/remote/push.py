@@ -131,16 +131,28 @@ def worst(codes: Sequence[ExitCode]) -> ExitCode:
     return max(codes, key=lambda code: _SEVERITY.index(int(code)))
 
 
+def status(targets: Sequence[Target], *, seconds: float) -> tuple[dict[str, Any] | None, ...]:
+    """The status.json of each, in their order; None of one that does not tell."""
+
+    async def one(where: Target) -> dict[str, Any] | None:
+        try:
+            _, out, _ = await _session(where, "agent status --json", b"", seconds, lambda _: None)
+            found = json.loads(out)
+        except (OSError, ValueError, RecursionError):
+            return None
+        return found if isinstance(found, dict) and found.get("schema") == 1 else None
+
+    async def everyone() -> tuple[dict[str, Any] | None, ...]:
+        return tuple(await asyncio.gather(*map(one, targets)))
+
+    return asyncio.run(everyone())
+
+
 async def _send(where: Target, parcel: Parcel, on_stage: Callable[[Target, str], None]) -> Result:
     begin = time.monotonic()
-    port = ("-p", str(where.port)) if where.port is not None else ()
-    words = (
-        "ssh", "-T", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_SECONDS}", "-o", "ServerAliveInterval=5",
-        "-o", "ServerAliveCountMax=2", *port, "--", where.host, parcel.command,
-    )  # fmt: skip
     try:
-        process = await asyncio.create_subprocess_exec(
-            *words, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        code, out, said = await _session(
+            where, parcel.command, parcel.data, parcel.seconds, lambda word: on_stage(where, word)
         )
     except OSError as error:
         return Result(
@@ -149,22 +161,34 @@ async def _send(where: Target, parcel: Parcel, on_stage: Callable[[Target, str],
             message=f"ssh does not run: {error.strerror}",
             remedy="install OpenSSH's client",
         )
+    return evolve(_judge(where, code, out, said), seconds=time.monotonic() - begin)
+
+
+async def _session(
+    where: Target, command: str, data: bytes, seconds: float, on_stage: Callable[[str], None]
+) -> tuple[int | None, bytes, list[str]]:
+    """Run it over there: its exit code (None: it hangs), what it answered, what it or ssh said. Raises OSError."""
+    port = ("-p", str(where.port)) if where.port is not None else ()
+    words = (
+        "ssh", "-T", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_SECONDS}", "-o", "ServerAliveInterval=5",
+        "-o", "ServerAliveCountMax=2", *port, "--", where.host, command,
+    )  # fmt: skip
+    process = await asyncio.create_subprocess_exec(
+        *words, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
     said: list[str] = []
     out = b""
     try:
-        async with asyncio.timeout(parcel.seconds + GRACE_SECONDS):
-            _, out, _ = await asyncio.gather(
-                _feed(process, parcel.data), _read(process), _listen(process, said, lambda word: on_stage(where, word))
-            )
-            code = await process.wait()
+        async with asyncio.timeout(seconds + GRACE_SECONDS):
+            _, out, _ = await asyncio.gather(_feed(process, data), _read(process), _listen(process, said, on_stage))
+            code: int | None = await process.wait()
     except TimeoutError:
         code = None
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
         await process.wait()
-    result = _judge(where, code, out, said)
-    return evolve(result, seconds=time.monotonic() - begin)
+    return code, out, said
 
 
 async def _feed(process: asyncio.subprocess.Process, data: bytes) -> None:

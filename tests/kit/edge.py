@@ -215,8 +215,8 @@ def tmpfs(folder: Path, options: str) -> Iterator[None]:
 class Load:
     """Clients that connect, read the greeting and leave, until told to stop; counts what failed."""
 
-    def __init__(self, port: int, threads: int = 3) -> None:
-        self.port = port
+    def __init__(self, port: int, threads: int = 3, *, host: str = "127.0.0.1") -> None:
+        self.port, self.host = port, host
         self.greetings: list[str] = []
         self.failures: list[str] = []
         self._stop = threading.Event()
@@ -242,7 +242,7 @@ class Load:
     def _run(self) -> None:
         while not self._stop.is_set() and len(self.greetings) < 50_000:
             try:
-                greeting = first_line(self.port)
+                greeting = first_line(self.port, host=self.host)
             except OSError as error:
                 self.failures.append(repr(error))
             else:

@@ -11,8 +11,8 @@ from kit.edge import Load, first_line
 class Witness(Load):
     """Clients that connect, read the greeting and leave; tells what failed, for how long, and the longest wait."""
 
-    def __init__(self, port: int, threads: int = 2) -> None:
-        super().__init__(port, threads)
+    def __init__(self, port: int, threads: int = 2, *, host: str = "127.0.0.1") -> None:
+        super().__init__(port, threads, host=host)
         self.outage = 0.0
         self.slowest = 0.0
 
@@ -21,7 +21,7 @@ class Witness(Load):
         while not self._stop.is_set() and len(self.greetings) < 100_000:
             start = time.monotonic()
             try:
-                greeting = first_line(self.port)
+                greeting = first_line(self.port, host=self.host)
             except OSError as error:
                 greeting, why = "", repr(error)
             else:

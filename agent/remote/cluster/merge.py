@@ -1,0 +1,207 @@
+"""The base and what Services add to it, as one desired state; every conflict with both places. Pure.
+
+The base is an operator's file: binds, SNI routes, settings, whatever the cluster does not know. It is put underneath:
+each key is said by one of the two, or by both alike.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import yaml
+from attrs import field, frozen
+
+from agent.errors import InvalidError, Path, Violation, dotted
+from agent.model import document
+from agent.model.desired import DEFAULT_MAX_BYTES, Limits, Parsed, parse
+from agent.model.document import Document
+from agent.model.schema import endpoint
+from agent.model.structure import shown
+from agent.remote.cluster.annotations import Mistake
+from agent.remote.cluster.fragments import Fragment, Ground
+from agent.remote.cluster.objects import PREFIX, Key
+
+_NO_LIMITS = Limits(process_maxconn=2**62, file_limit=None)  # the firewall knows its own
+
+
+@frozen(kw_only=True)
+class Base:
+    """An operator's part, as it was written. `file` "" where there is none."""
+
+    file: str = ""
+    tree: Mapping[str, Any] = field(factory=dict)
+    read: Document | None = None
+
+    def place(self, path: Path) -> str:
+        """`base.yaml:14`"""
+        line = self.read.line(path) if self.read else None
+        return self.file if line is None else f"{self.file}:{line}"
+
+    def ground(self, bind: Sequence[str]) -> Ground:
+        """What it has of frontends already."""
+        frontends = self.tree.get("frontends")
+        found = frontends if isinstance(frontends, Mapping) else {}
+        bound = {str(name): one["bind"] for name, one in found.items() if isinstance(one, Mapping) and "bind" in one}
+        taken = []
+        for name, texts in bound.items():
+            for index, text in enumerate(texts if isinstance(texts, list) else ()):
+                try:
+                    where = endpoint(text)
+                except ValueError:  # the whole is judged later, with the line
+                    continue
+                taken.append((where.host, where.port, self.place(("frontends", name, "bind", index))))
+        return Ground(bind=tuple(bind), bound=frozenset(bound), taken=tuple(taken))
+
+
+def base(data: bytes, file: str, *, watched: bool) -> Base:
+    """An operator's file. Raises InvalidError; `watched`: the controller counts serials itself."""
+    read = document.read(data, file=file, max_bytes=DEFAULT_MAX_BYTES)
+    violations = list(read.violations)
+    if not isinstance(read.value, dict):
+        violations.append(Violation((), "a mapping is expected", read.line(())))
+    elif watched and "serial" in read.value:
+        message = "not in a base that is watched: the controller counts serials itself"
+        violations.append(Violation(("serial",), message, read.line(("serial",))))
+    if violations:
+        raise InvalidError(file, tuple(violations))
+    assert isinstance(read.value, dict)
+    return Base(file=file, tree=read.value, read=read)
+
+
+def conflicts(under: Base, one: Fragment) -> tuple[Mistake, ...]:
+    """Where the base says otherwise than a Service, with both places."""
+    parts = {"nodes": one.groups, "frontends": one.frontends, "backends": one.backends}
+    return tuple(found for key, part in parts.items() for found in _conflicts(under, (key,), part))
+
+
+def merge(under: Base, fragments: Iterable[Fragment]) -> dict[str, Any]:
+    """All of it, as one tree. Nothing of it conflicts."""
+    tree: dict[str, Any] = {"version": 1, **under.tree}
+    for one in fragments:
+        for key, part in (("nodes", one.groups), ("frontends", one.frontends), ("backends", one.backends)):
+            if part:
+                tree[key] = _together(tree.get(key), part)
+    return tree
+
+
+def _conflicts(under: Base, path: Path, ours: object) -> Iterator[Mistake]:
+    """Where the base says something else at the same place."""
+    theirs = _at(under.tree, path)
+    if theirs is None or theirs == ours:
+        return
+    if isinstance(theirs, Mapping) and isinstance(ours, Mapping):
+        for key, value in ours.items():
+            yield from _conflicts(under, (*path, key), value)
+        return
+    yield Mistake(
+        dotted(path), f"the Service makes it {_short(ours)}, {under.place(path)} says {_short(theirs)}", conflict=True
+    )
+
+
+def _at(tree: object, path: Path) -> object:
+    for step in path:
+        if isinstance(tree, Mapping):
+            tree = tree.get(step)
+        else:
+            tree = tree[step] if isinstance(tree, list) and isinstance(step, int) and step < len(tree) else None
+    return tree
+
+
+def _together(theirs: object, ours: object) -> object:
+    """Neither is changed; there is no conflict."""
+    if isinstance(theirs, Mapping) and isinstance(ours, Mapping):
+        return {**theirs, **{key: _together(theirs.get(key), value) for key, value in ours.items()}}
+    return ours
+
+
+def _short(value: object) -> str:
+    return json.dumps(value) if isinstance(value, list) else shown(value)
+
+
+# --- written ------------------------------------------------------------------------------------------------------
+
+
+def as_yaml(tree: Mapping[str, Any], source: str) -> bytes:
+    """For people: one server a line, and where it comes from."""
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+    text = yaml.dump(_sorted(tree), Dumper=dumper, sort_keys=False, default_flow_style=None, width=120)
+    head = f"# Made by `agent discover` of {source}: what is changed here by hand is gone with the next one."
+    return f"{head}\n{text}".encode()
+
+
+def as_json(tree: Mapping[str, Any], serial: int | None = None) -> bytes:
+    """For agents: read many times faster than YAML; a frontend, a backend, a group a line."""
+    ordered = _sorted(tree if serial is None else {**tree, "serial": serial})
+    parts = []
+    for key, value in ordered.items():
+        if key in ("nodes", "frontends", "backends") and isinstance(value, dict) and value:
+            lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(one)}" for name, one in value.items())
+            parts.append(f"{json.dumps(key)}: {{\n{lines}\n }}")
+        else:
+            parts.append(f"{json.dumps(key)}: {json.dumps(value)}")
+    return ("{" + ",\n ".join(parts) + "}\n").encode()
+
+
+_ORDER = ("version", "name", "serial", "defaults", "nodes", "frontends", "backends")
+
+
+def _sorted(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The same state is the same bytes."""
+    known = [key for key in _ORDER if key in tree]
+    found = {key: tree[key] for key in (*known, *(key for key in tree if key not in _ORDER))}
+    for key in ("nodes", "frontends", "backends"):
+        if isinstance(found.get(key), Mapping):
+            found[key] = {name: found[key][name] for name in sorted(found[key])}
+            if key == "nodes":
+                found[key] = {
+                    name: dict(sorted(group.items())) if isinstance(group, Mapping) else group
+                    for name, group in found[key].items()
+                }
+    return found
+
+
+# --- judged -------------------------------------------------------------------------------------------------------
+
+
+@frozen(kw_only=True)
+class Judged:
+    """`parsed` None: it cannot be a desired state, for these reasons; `guilty`: the Services behind some of them."""
+
+    parsed: Parsed | None
+    guilty: Mapping[Key, tuple[Mistake, ...]]
+    violations: tuple[str, ...] = ()
+
+
+def judge(data: bytes, under: Base, fragments: Sequence[Fragment], *, max_bytes: int) -> Judged:
+    """What the agent on the firewall would say of it, and of whose making it is."""
+    try:
+        parsed = parse(data, file="desired state", max_bytes=max_bytes, limits=_NO_LIMITS)
+    except InvalidError as error:
+        owners: dict[tuple[str, str], list[Key]] = {}
+        for one in fragments:
+            for kind, names in (("frontends", one.frontends), ("backends", one.backends), ("nodes", one.groups)):
+                for name in names:
+                    owners.setdefault((kind, name), []).append(one.service)
+        guilty: dict[Key, list[Mistake]] = {}
+        rest = []
+        for wrong in error.violations:
+            path = wrong.path
+            written = path != () and _at(under.tree, path) is not None
+            who = owners.get((str(path[0]), str(path[1])), []) if len(path) > 1 and not written else []
+            for key in who:
+                guilty.setdefault(key, []).append(Mistake(dotted(path), wrong.message))
+            if not who:
+                place = under.place(path) if written else "desired state"
+                rest.append(": ".join(part for part in (place, dotted(path), wrong.message) if part))
+        if any("servers in all" in one for one in rest):
+            rest.append(f"fewer nodes for each: {PREFIX}nodes, or externalTrafficPolicy: Local")
+        return Judged(parsed=None, guilty={key: tuple(found) for key, found in guilty.items()}, violations=tuple(rest))
+    return Judged(parsed=parsed, guilty={})
+
+
+def bind_addresses(texts: Sequence[str]) -> tuple[str, ...]:
+    """What `--bind` names. Raises ValueError."""
+    return tuple(dict.fromkeys(str(ipaddress.ip_address(one.strip())) for text in texts for one in text.split(",")))

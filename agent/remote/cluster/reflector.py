@@ -1,0 +1,203 @@
+"""List and watch: one kind of object, kept as it is in the cluster, in a thread of its own.
+
+As client-go's reflector does it: a list in pages, then watches from the version that was reached, each of a random
+length so that a thousand do not end at once; bookmarks; 410 is a list anew; whatever fails is tried again, later and
+later, with jitter. The official client's informer has neither bookmarks nor a pause before it tries again.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Generic, TypeVar
+
+from attrs import frozen
+
+from agent.remote.cluster.api import Api, ApiError
+from agent.remote.cluster.objects import Key
+
+PAGE = "500"  # objects of a list
+WATCH_SECONDS = (240, 480)
+SILENT_SECONDS = 60.0  # beyond a watch's own end; the server sends a bookmark each minute or so
+BRIEF_SECONDS = 1.0  # a watch that ends so soon has not been one
+FIRST_SECONDS, MOST_SECONDS = 0.5, 10.0
+_GONE = 410
+_NOT_FOUND = 404
+
+_log = logging.getLogger("agent.discover")
+T = TypeVar("T")
+
+
+class Backoff:
+    """How long to wait after each failure in a row: twice as long, with jitter, up to a limit; in seconds."""
+
+    def __init__(self, first: float = FIRST_SECONDS, most: float = MOST_SECONDS) -> None:
+        self._first, self._most, self._next = first, most, first
+
+    def next(self) -> float:
+        """From half of it to all of it: many that failed at once do not come back at once."""
+        wait, self._next = self._next, min(self._next * 2, self._most)
+        return wait * random.uniform(0.5, 1)  # noqa: S311  # spreads load, guards nothing
+
+    def reset(self) -> None:
+        """It went well."""
+        self._next = self._first
+
+
+@frozen
+class Kind(Generic[T]):
+    """`paths`: where it is served, the newest version first. `read`: the API's JSON to a value; `name`: in metrics."""
+
+    name: str
+    paths: tuple[str, ...]
+    read: Callable[[Mapping[str, Any]], T]
+
+
+class Reflector(Generic[T]):
+    """All objects of a kind. `changed` is called, from its thread, after each difference that matters.
+
+    An object that cannot be read is left as it was, and said: the others go on.
+    """
+
+    def __init__(self, api: Api, kind: Kind[T], *, changed: Callable[[], None], end: threading.Event) -> None:
+        self._api, self._kind, self._changed, self._end = api, kind, changed, end
+        self._lock = threading.Lock()
+        self._objects: dict[Key, T] = {}
+        self._path = 0
+        self._version = ""
+        self.synced = threading.Event()
+        self.lists = self.failures = 0
+        self.error = ""
+        self._listed = 0.0
+        self.heard = time.monotonic()
+        self.thread = threading.Thread(target=self._run, name=f"watch {kind.name}", daemon=True)
+
+    @property
+    def kind(self) -> str:
+        """In metrics and logs."""
+        return self._kind.name
+
+    def objects(self) -> Sequence[T]:
+        """As of now."""
+        with self._lock:
+            return list(self._objects.values())
+
+    def read(self) -> None:
+        """Once, here and now. Raises ApiError."""
+        self._list()
+
+    def _run(self) -> None:
+        backoff = Backoff()
+        while not self._end.is_set():
+            try:
+                if not self._version:
+                    self._list()
+                begin = time.monotonic()
+                self._watch()
+                if time.monotonic() - begin < BRIEF_SECONDS:  # who ends each watch at once is not asked at once
+                    self._end.wait(backoff.next())
+                else:
+                    backoff.reset()
+            except ApiError as error:
+                if error.status == _GONE:
+                    _log.info("%s: history is gone, listing anew", self.kind)
+                    self._version = ""
+                    if time.monotonic() - self._listed > BRIEF_SECONDS:  # else it says so of what it has just told
+                        continue
+                self._failed(error)
+                self._end.wait(backoff.next())
+
+    def _failed(self, error: ApiError) -> None:
+        self.failures += 1
+        if str(error) != self.error:
+            _log.warning("%s: %s%s", self.kind, error, f" ({error.remedy})" if error.remedy else "")
+        self.error = str(error)
+
+    def _fine(self) -> None:
+        if self.error:
+            _log.info("%s: heard of again", self.kind)
+        self.error = ""
+
+    def _list(self) -> None:
+        found: dict[Key, T] = {}
+        query = {"limit": PAGE}
+        while True:
+            page = self._get(query)
+            for one in page.get("items") or ():
+                self._take(found, one)
+            meta = page.get("metadata") or {}
+            if not meta.get("continue"):
+                break
+            query = {"limit": PAGE, "continue": str(meta["continue"])}
+        self.lists += 1
+        self._listed = time.monotonic()
+        self._reached(meta)
+        with self._lock:
+            different, self._objects = found != self._objects, found
+        if different or not self.synced.is_set():
+            self.synced.set()
+            self._changed()
+
+    def _get(self, query: Mapping[str, str]) -> dict[str, Any]:
+        while True:
+            try:
+                return self._api.get(self._kind.paths[self._path], **query)
+            except ApiError as error:
+                if error.status != _NOT_FOUND or self._path + 1 == len(self._kind.paths):
+                    self._path = 0
+                    raise
+                self._path += 1
+
+    def _take(self, into: dict[Key, T], found: Mapping[str, Any]) -> None:
+        key = _key(found)
+        try:
+            into[key] = self._kind.read(found)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            _log.warning("%s %s/%s cannot be read: %r", self.kind, *key, error)
+            if key in self._objects:
+                into[key] = self._objects[key]
+
+    def _reached(self, meta: Mapping[str, Any]) -> None:
+        self._version = str(meta.get("resourceVersion") or "")
+        self.heard = time.monotonic()
+
+    def _watch(self) -> None:
+        seconds = random.randint(*WATCH_SECONDS)  # noqa: S311  # spreads load, guards nothing
+        events = self._api.watch(
+            self._kind.paths[self._path],
+            read_seconds=seconds + SILENT_SECONDS,
+            resourceVersion=self._version,
+            allowWatchBookmarks="true",
+            timeoutSeconds=str(seconds),
+        )
+        self._fine()
+        for event in events:
+            if self._end.is_set():
+                return
+            word, found = event.get("type"), event.get("object")
+            if word == "ERROR" or not isinstance(found, Mapping):
+                said = found if isinstance(found, Mapping) else {}
+                code = int(said.get("code") or 0)
+                raise ApiError(f"the watch ended: {code} {said.get('message') or word}", status=code)
+            if word != "BOOKMARK" and self._event(word, found):
+                self._changed()
+            self._reached(found.get("metadata") or {})
+
+    def _event(self, word: object, found: Mapping[str, Any]) -> bool:
+        """Whether it made a difference: most changes of a Node are its heartbeat."""
+        key = _key(found)
+        with self._lock:
+            before = self._objects.get(key)
+            if word == "DELETED":
+                self._objects.pop(key, None)
+            else:
+                self._take(self._objects, found)
+            return self._objects.get(key) != before
+
+
+def _key(found: Mapping[str, Any]) -> Key:
+    meta = found.get("metadata") or {}
+    return (str(meta.get("namespace") or ""), str(meta.get("name") or ""))

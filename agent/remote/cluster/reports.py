@@ -1,0 +1,159 @@
+"""What became of a Service, told where its owner looks: an Event, and the annotation `edgeagent.io/status`.
+
+In a thread of its own: the API server may be slow or away, and a push does not wait for words about the last one. Of
+several things to be told of one Service only the last is.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import logging
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from attrs import field, frozen
+
+from agent.remote.cluster.api import Api, ApiError
+from agent.remote.cluster.objects import STATUS, Key, Service
+from agent.remote.cluster.reflector import Backoff
+
+PACE_SECONDS = 0.02  # between two Services: fifty a second of them is no load for any API server
+_LONGEST = 1_000  # characters of an Event's message; the API takes 1,024
+_GONE = 404
+
+_log = logging.getLogger("agent.discover")
+
+
+@frozen(kw_only=True)
+class Told:
+    """`state`: live, degraded, waiting, mistake, refused or rolled_back. `good`: the annotations that are live."""
+
+    state: str
+    message: str = ""
+    frontends: tuple[str, ...] = ()
+    good: Mapping[str, str] = field(factory=dict)
+
+    @property
+    def annotation(self) -> str:
+        """One line of JSON, with the moment it began."""
+        now = dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        found = {"state": self.state, "message": self.message, "since": now, "frontends": list(self.frontends)}
+        return json.dumps(found | ({"good": dict(self.good)} if self.good else {}))
+
+
+def told(annotation: str) -> Told | None:
+    """What was told last; None where that is nothing, or no work of ours."""
+    try:
+        found = json.loads(annotation)
+        return Told(
+            state=str(found["state"]),
+            message=str(found["message"]),
+            frontends=tuple(map(str, found["frontends"])),
+            good={str(key): str(value) for key, value in (found.get("good") or {}).items()},
+        )
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        return None
+
+
+class Reporter:
+    """Tells what is new, and nothing twice."""
+
+    def __init__(self, api: Api, *, end: threading.Event) -> None:
+        self._api, self._end = api, end
+        self._lock = threading.Condition()
+        self._waiting: dict[Key, tuple[Service, Told | None]] = {}
+        self._last: dict[str, Told | None] = {}
+        self.failures = 0
+        self._error = ""
+        self.thread = threading.Thread(target=self._run, name="reports", daemon=True)
+
+    def report(self, service: Service, what: Told | None) -> None:
+        """`what` None: it asks for nothing any more, and its annotation goes."""
+        known = service.uid in self._last
+        last = self._last[service.uid] if known else told(service.status)
+        self._last[service.uid] = what
+        if what == last and (known or bool(service.status) == (what is not None)):
+            return
+        with self._lock:
+            self._waiting[service.key] = (service, what)
+            self._lock.notify()
+
+    def forget(self, uids: set[str]) -> None:
+        """Only these Services are there any more."""
+        for uid in self._last.keys() - uids:
+            del self._last[uid]
+
+    def wake(self) -> None:
+        """To see that the end has come."""
+        with self._lock:
+            self._lock.notify()
+
+    def _run(self) -> None:
+        backoff = Backoff()
+        while True:
+            with self._lock:
+                while not self._waiting and not self._end.is_set():
+                    self._lock.wait()
+                if self._end.is_set():
+                    return
+                key = next(iter(self._waiting))
+                service, what = self._waiting.pop(key)
+            try:
+                self._tell(service, what)
+                backoff.reset()
+                self._error = ""
+                self._end.wait(PACE_SECONDS)
+            except ApiError as error:
+                self.failures += 1
+                if str(error) != self._error:
+                    self._error = str(error)
+                    _log.warning("%s cannot be told of: %s%s", service.text, error, _in_brackets(error.remedy))
+                if error.status == _GONE:
+                    continue  # it is not there any more
+                with self._lock:
+                    self._waiting.setdefault(key, (service, what))  # unless something newer waits
+                self._end.wait(backoff.next())
+
+    def _tell(self, service: Service, what: Told | None) -> None:
+        """The annotation by way of `status`: there a ServiceAccount needs no right to what the Service is."""
+        path = f"/api/v1/namespaces/{service.namespace}/services/{service.name}/status"
+        self._api.patch(path, {"metadata": {"annotations": {STATUS: what.annotation if what else None}}})
+        if what is not None:
+            self._api.post(f"/api/v1/namespaces/{service.namespace}/events", _event(service, what))
+
+
+_REASONS: dict[str, str] = {
+    "live": "Live", "degraded": "Degraded", "waiting": "Waiting", "mistake": "Mistake", "refused": "Refused",
+    "rolled_back": "RolledBack",
+}  # fmt: skip
+
+
+def _event(service: Service, what: Told) -> dict[str, Any]:
+    now = dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    message = what.message or f"{', '.join(what.frontends)}: live on the firewall"
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {"name": f"{service.name[:200]}.{time.time_ns():x}", "namespace": service.namespace},
+        "involvedObject": {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "name": service.name,
+            "namespace": service.namespace,
+            "uid": service.uid,
+        },
+        "reason": _REASONS.get(what.state, what.state),
+        "message": message if len(message) <= _LONGEST else f"{message[: _LONGEST - 3]}...",
+        "type": "Normal" if what.state == "live" else "Warning",
+        "source": {"component": "edgeagent"},
+        "firstTimestamp": now,
+        "lastTimestamp": now,
+        "count": 1,
+    }
+
+
+def _in_brackets(text: str) -> str:
+    return f" ({text})" if text else ""

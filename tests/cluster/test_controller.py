@@ -1,0 +1,483 @@
+"""`agent discover --watch` against an API server, with an agent behind a real sshd: as an administrator runs it."""
+
+from __future__ import annotations
+
+import signal
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+from kit.discover import (
+    Controller,
+    controller,
+    endpoints,
+    events,
+    manifests,
+    node,
+    node_servers,
+    own_addresses,
+    service,
+    told,
+)
+from kit.edge import connect, first_line, until
+from kit.kube import STRANGER, Kube, Real
+from kit.servers import EchoServer, free_port
+from kit.ssh import Client, Firewall
+from kit.witness import Witness
+
+NODES = ("k8s-node1", "k8s-node2", "k8s-node3", "k8s-node4")
+
+
+def pools(wall: Firewall) -> dict[str, dict[str, tuple[str, int]]]:
+    """What the firewall's agent has live: address and weight of each server of each backend."""
+    status = wall.edge.status()
+    return {
+        one["name"]: {server["name"]: (server["address"], server["weight"]) for server in one["servers"]}
+        for one in status["backends"]
+    }
+
+
+def reloads(wall: Firewall) -> int:
+    return wall.edge.status()["counters"].get("reloads", 0)
+
+
+@dataclass
+class Site:
+    """A cluster of nodes that serve, and a firewall in front of them."""
+
+    kube: Kube
+    client: Client
+    wall: Firewall
+    folder: Path
+    bind: str
+    hosts: list[str]
+
+    @contextmanager
+    def watched(self, *words: str, name: str = "log") -> Iterator[Controller]:
+        with controller(self.kube, self.client, self.folder, "--to", self.wall.to, *words, name=name) as one:
+            yield one
+
+    def live(self, control: Controller, name: str, namespace: str = "default") -> None:
+        self.told(control, name, "live", namespace)
+
+    def told(self, control: Controller, name: str, state: str, namespace: str = "default") -> None:
+        try:
+            until(lambda: told(self.kube, name, namespace).get("state") == state, f"{name} is {state}")
+        except AssertionError as error:
+            said = told(self.kube, name, namespace)
+            raise AssertionError(f"{error}; it is told: {said}; the controller said:\n{control.said}") from None
+
+    def event(self, name: str, reason: str) -> str:
+        """The message of its last Event, once that is of this reason; it comes right after the annotation."""
+
+        def so() -> str:
+            last = [*events(self.kube, name), ("", "")]
+            return last[-2][1] if len(last) > 1 and last[-2][0] == reason else ""
+
+        return str(until(so, f"an Event {reason}"))
+
+    def nodes(self, *names: str) -> None:
+        for name, host in zip(names, self.hosts, strict=False):
+            self.kube.create(node(name, host))
+
+    def smtp(self, name: str = "mail", port: int = 25, **annotations: str) -> int:
+        """A Service at a free port of the firewall, which is returned. Its NodePort: 30,000 and its own."""
+        at = free_port(self.bind)
+        said = {"expose": f"smtp={at}", "bind": self.bind, **annotations}
+        self.kube.create(service(name, {"smtp": port}, **said))
+        return at
+
+
+@pytest.fixture
+def site(kube: Kube, client: Client, wall: Firewall, tmp_path: Path) -> Site:
+    bind, *hosts = own_addresses(5)
+    return Site(kube, client, wall, tmp_path, bind, hosts)
+
+
+@pytest.fixture
+def mail(site: Site) -> Iterator[dict[str, int]]:
+    """The Service of `deploy/kubernetes/example-mail.yaml` on four nodes; the firewall's port of each of its ports."""
+    found = manifests("example-mail")
+    said = found[1]["metadata"]["annotations"]
+    ports = {name: free_port(site.bind) for name in ("smtp", "smtps", "submission", "imaps")}
+    said["edgeagent.io/expose"] = ", ".join(f"{name}={port}" for name, port in ports.items())
+    said["edgeagent.io/bind"] = site.bind
+    for one in found:
+        site.kube.create(one)
+    site.nodes(*NODES)
+    with (
+        node_servers(site.hosts, *range(30125, 30129)),
+        node_servers(site.hosts, *range(30145, 30148), header=False),
+    ):
+        yield ports
+
+
+def test_nodes_come_drain_and_go_without_a_reload_or_a_failed_connection(site: Site, mail: dict[str, int]):
+    with site.watched() as control:
+        site.live(control, "mail", "mail")
+        expected = {"smtp": 30125, "smtps": 30126, "submission": 30127, "imaps": 30128}
+        assert pools(site.wall) == {
+            name: {node: (f"{host}:{port}", 1) for node, host in zip(NODES, site.hosts, strict=True)}
+            for name, port in expected.items()
+        }
+        told = ("Live", "imaps, smtp, smtps, submission: live on the firewall")
+        until(lambda: events(site.kube, "mail", "mail") == [told], "an Event")
+        before, pid = reloads(site.wall), site.wall.edge.pid
+        with Witness(mail["smtp"], host=site.bind) as witness, connect(mail["imaps"], host=site.bind) as session:
+            stream = session.makefile("rw")
+            at = NODES[site.hosts.index(stream.readline().split(":")[0])]
+            site.kube.patch("Node", at, {"spec": {"unschedulable": True}})
+            until(lambda: {pool[at][1] for pool in pools(site.wall).values()} == {0}, f"{at} drains")
+            stream.write("still here\n")
+            stream.flush()
+            assert stream.readline() == "still here\n"  # its session goes on
+            greeted = {first_line(mail["imaps"], host=site.bind).split(":")[0] for _ in range(12)}
+            assert greeted == set(site.hosts) - {site.hosts[NODES.index(at)]}
+            site.kube.delete("Node", at)
+            until(lambda: not any(at in pool for pool in pools(site.wall).values()), f"{at} is gone")
+            site.kube.create(node("k8s-node5", site.hosts[NODES.index(at)]))
+            until(lambda: all("k8s-node5" in pool for pool in pools(site.wall).values()), "node 5 serves")
+            stream.write("and here\n")
+            stream.flush()
+            assert stream.readline() == "and here\n"
+            stream.close()
+        assert witness.failures == []
+        assert (reloads(site.wall), site.wall.edge.pid) == (before, pid)
+        control.pushed(4)
+        assert control.stop() == 0
+
+
+def test_an_api_server_that_was_away_and_has_forgotten_is_watched_again_and_nothing_is_pushed_for_it(
+    site: Site, mail: dict[str, int]
+):
+    seconds = 30 if isinstance(site.kube, Real) else 4
+    with site.watched() as control:
+        site.live(control, "mail", "mail")
+        control.pushed(1)
+        site.kube.stop()
+        control.wait("does not answer")
+        time.sleep(seconds)  # an outage lasts
+        assert control.process.poll() is None
+        assert first_line(mail["smtp"], host=site.bind)
+        # History that the controller has not seen, and cannot see any more.
+        site.kube.start()
+        for _ in range(3):
+            site.kube.patch("Node", NODES[0], {"metadata": {"labels": {"beat": str(_)}}})
+        site.kube.forget_history()
+        site.kube.stop()
+        site.kube.start()
+        control.wait("nodes: heard of again", timeout=90)
+        control.wait("services: heard of again", timeout=90)
+        site.kube.patch("Node", NODES[1], {"spec": {"unschedulable": True}})
+        until(lambda: {pool[NODES[1]][1] for pool in pools(site.wall).values()} == {0}, "node 2 drains")
+        control.pushed(2)  # the first one, and that
+
+
+def test_rbac_as_shipped_is_all_that_is_asked_and_all_that_is_granted(site: Site, mail: dict[str, int]):
+    with site.watched() as control:
+        site.live(control, "mail", "mail")
+        control.stop()
+    with site.watched(name="again") as control:  # it finds the Lease that the first one has made
+        control.wait("lease edgeagent/edgeagent-discover: it is ours")
+        control.wait("leading:")
+        control.stop()
+    asked = site.kube.requests()
+    assert [one for one in asked if one[3] == 403] == []
+    used = {(verb, resource, "edgeagent" if "leases" in resource else "") for verb, resource, _, _ in asked}
+    granted = set()
+    for one in manifests("rbac"):
+        for rule in one.get("rules", ()):
+            for resource in rule["resources"]:
+                for group in rule["apiGroups"]:
+                    where = f"{resource}.{group}" if group else resource
+                    granted |= {(verb, where, one["metadata"].get("namespace", "")) for verb in rule["verbs"]}
+    assert used == granted
+
+
+def test_a_mistake_is_an_event_on_its_service_and_what_was_live_goes_on(site: Site):
+    with node_servers(site.hosts[:1], 30025, 30026):
+        site.nodes("node1")
+        port = site.smtp()
+        other = site.smtp("other", 26, prefix="other")
+        with site.watched() as control:
+            site.live(control, "mail")
+            site.kube.annotate("mail", expose="smtp=twenty-five")
+            site.told(control, "mail", "mistake")
+            message = site.event("mail", "Mistake")
+            assert (
+                'edgeagent.io/expose: smtp: a port from 1 to 65,535 or `routed` is expected, got the text "twenty-five"'
+                in (message)
+            )
+            assert message.endswith("; what was live before goes on")
+            control.stop()
+        with site.watched(name="again") as control:  # nothing is remembered but what stands on the Service
+            control.wait("leading:")
+            site.kube.annotate("other", expose="smtp=" + str(moved := free_port(site.bind)))
+            until(lambda: reached(site.bind, moved), "the other goes on to be looked after")
+            assert first_line(port, host=site.bind)
+            assert not reached(site.bind, other)
+            again = free_port(site.bind)
+            site.kube.annotate("mail", expose=f"smtp={again}")
+            site.live(control, "mail")
+            assert first_line(again, host=site.bind)
+            assert not reached(site.bind, port)
+
+
+def reached(host: str, port: int) -> str:
+    try:
+        return first_line(port, host=host)
+    except OSError:
+        return ""
+
+
+def test_a_service_that_the_firewall_refuses_is_held_back_and_the_others_go_on(site: Site):
+    """Its server does not speak PROXY, which the agent over there proves before it touches anything."""
+    host = site.hosts[0]
+    with node_servers([host], 30025, 30026, 30028), Mute(host, 30027):
+        site.nodes("node1")
+        port = site.smtp(application="smtp")
+        with site.watched() as control:
+            site.live(control, "mail")
+            names = {"a": 26, "bad": 27, "z": 28}
+            ports = {name: site.smtp(name, number, prefix=name, application="smtp") for name, number in names.items()}
+            site.told(control, "bad", "refused")
+            site.live(control, "a")
+            site.live(control, "z")
+            assert [reached(site.bind, ports[name]) != "" for name in names] == [True, False, True]
+            assert "bad-smtp" in site.event("bad", "Refused")
+            # And it is in nobody's way.
+            before = control.pushes
+            site.kube.create(node("node2", site.hosts[1]))
+            until(lambda: "node2" in pools(site.wall)["smtp"], "the next change goes live")
+            assert "bad-smtp" not in pools(site.wall)
+            assert first_line(port, host=site.bind)
+            assert control.pushes > before
+        with site.watched(name="again") as control:
+            control.wait("held back: Service default/bad")
+            assert set(pools(site.wall)) == {"smtp", "a-smtp", "z-smtp"}
+            site.kube.annotate("bad", proxy_protocol="none")
+            site.told(control, "bad", "degraded")  # node 2 has no server of it
+            assert reached(site.bind, ports["bad"])
+
+
+@contextmanager
+def Mute(host: str, port: int) -> Iterator[EchoServer]:  # noqa: N802  # stands beside the other servers
+    """A plain SMTP server: it takes a header for nonsense, says so, and hangs up."""
+    import socketserver
+    import threading
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.sendall(b"220 plain ESMTP\r\n")
+            self.request.settimeout(5)
+            try:
+                while more := self.request.recv(1000):
+                    if more.startswith(b"QUIT"):
+                        return
+                    self.request.sendall(b"500 5.5.2 Error: bad syntax\r\n")
+            except OSError:
+                return
+
+    class Server(socketserver.ThreadingTCPServer):
+        allow_reuse_address = daemon_threads = True
+
+    with Server((host, port), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+        thread.start()
+        yield EchoServer("mute", port, host)
+        server.shutdown()
+
+
+def test_one_of_two_leads_and_the_other_takes_over_and_pushes_nothing_needless(site: Site):
+    with node_servers(site.hosts[:2], 30025):
+        site.nodes("node1")
+        site.smtp()
+        with site.watched() as first:
+            site.live(first, "mail")
+            with site.watched(name="second") as second:
+                second.wait(" has it")
+                assert first.stop() == 0
+                second.wait("leading:", timeout=10)  # the Lease was given back: nobody waits for its end
+                site.kube.patch("Node", "node1", {"metadata": {"labels": {"x": "y"}}})
+                with site.watched(name="third") as third:
+                    third.wait(" has it")
+                    assert second.pushes == 0
+                    second.process.send_signal(signal.SIGKILL)
+                    third.wait("leading:", timeout=25)
+                    site.kube.create(node("node2", site.hosts[1]))
+                    until(lambda: "node2" in pools(site.wall)["smtp"], "the third one leads")
+                    third.pushed(1)
+
+
+def test_a_burst_of_changes_is_one_push_or_two(site: Site):
+    with node_servers(site.hosts[:1], 30025):
+        site.nodes("node1")
+        site.smtp()
+        with site.watched() as control:
+            site.live(control, "mail")
+            for index in range(30):
+                site.kube.create(node(f"more{index:02}", site.hosts[0].rsplit(".", 1)[0] + f".{100 + index}"))
+            until(lambda: len(pools(site.wall)["smtp"]) == 31, "all 31")
+            site.told(control, "mail", "degraded")  # nobody answers there
+            before = control.pushes
+            assert before <= 1 + 3  # a second at most passes unheard
+            for _ in range(20):  # heartbeats
+                site.kube.patch("Node", "node1", {"status": {"phase": f"{_}"}}, status=True)
+            control_idle(control)
+            assert control.pushes == before
+
+
+def control_idle(control: Controller) -> None:
+    """Nothing more comes of what has happened; half a second is five times as long as it waits for quiet."""
+    seen = control.said
+    time.sleep(0.5)  # that nothing happens has no event
+    assert control.said == seen
+
+
+def test_a_firewall_that_is_not_reached_is_told_and_tried_until_it_is(site: Site):
+    with node_servers(site.hosts[:1], 30025):
+        site.nodes("node1")
+        site.wall.sshd.kill()
+        port = site.smtp()
+        with site.watched() as control:
+            site.told(control, "mail", "waiting")
+            assert "nobody listens there" in told(site.kube, "mail")["message"]
+            assert site.event("mail", "Waiting")
+            site.wall.sshd.start()
+            site.live(control, "mail")
+            assert first_line(port, host=site.bind)
+
+
+def test_a_base_that_changes_is_read_again_and_a_broken_one_is_not(site: Site):
+    base = site.folder / "base.yaml"
+    at = free_port(site.bind)
+    text = {"version": 1, "name": "edge", "frontends": {"smtp": {"bind": [f"{site.bind}:{at}"]}}}
+    base.write_text(yaml.safe_dump(text))
+    with node_servers(site.hosts[:2], 30025):
+        site.nodes("node1")
+        site.kube.create(service("mail", {"smtp": 25}, expose="smtp"))
+        with site.watched("--base", str(base)) as control:
+            site.live(control, "mail")
+            assert site.wall.edge.status()["live"]["name"] == "edge"
+            base.write_text("version: [1\n")
+            site.kube.patch("Node", "node1", {"spec": {"unschedulable": True}})  # wakes it
+            control.wait("the base stays as it was: ")
+            moved = free_port(site.bind)
+            text["frontends"]["smtp"]["bind"] = [f"{site.bind}:{moved}"]
+            base.write_text(yaml.safe_dump(text))
+            site.kube.patch("Node", "node1", {"spec": {"unschedulable": False}})
+            until(lambda: reached(site.bind, moved), "the new address")
+
+
+def test_pods_that_come_and_go_take_the_frontend_with_them_never(site: Site):
+    """`externalTrafficPolicy: Local`: scaled to nothing and back, without a reload."""
+    with node_servers(site.hosts[:2], 30025):
+        site.nodes("node1", "node2")
+        local = service("mail", {"smtp": 25}, expose=f"smtp={(port := free_port(site.bind))}", bind=site.bind)
+        local["spec"]["externalTrafficPolicy"] = "Local"
+        site.kube.create(local)
+        site.kube.create(endpoints("mail", ("198.51.100.1", "node1", True), smtp=2525))
+        with site.watched() as control:
+            site.live(control, "mail")
+            assert list(pools(site.wall)["smtp"]) == ["node1"]
+            before = reloads(site.wall)
+            moved = endpoints("mail", ("198.51.100.2", "node2", True), smtp=2525)
+            site.kube.patch("EndpointSlice", "mail-ipv4", {"endpoints": moved["endpoints"]})
+            until(lambda: list(pools(site.wall)["smtp"]) == ["node2"], "node 2 has it")
+            assert first_line(port, host=site.bind).startswith(site.hosts[1])
+            assert reloads(site.wall) == before
+
+
+def test_what_somebody_else_has_synced_is_put_right_by_whoever_leads_next(site: Site):
+    with node_servers(site.hosts[:1], 30025):
+        site.nodes("node1")
+        port = site.smtp()
+        with site.watched() as control:
+            site.live(control, "mail")
+            control.stop()
+        other = site.wall.edge.file({"version": 1, "serial": 2**40, "frontends": {}, "backends": {}})
+        assert site.wall.edge.agent("sync", other, "--allow-empty").returncode == 0
+        assert not reached(site.bind, port)
+        with site.watched(name="again") as control:
+            until(lambda: reached(site.bind, port), "it serves again")
+            control.pushed(1)
+        assert site.wall.edge.status()["live"]["serial"] == 2**40 + 1
+
+
+def test_it_tells_prometheus_and_the_kubelet_how_it_is(site: Site):
+    with node_servers(site.hosts[:1], 30025):
+        site.nodes("node1")
+        site.smtp()
+        bad = service("bad", {"x": 80}, expose="y", bind=site.bind)
+        site.kube.create(bad)
+        at = f"127.0.0.1:{free_port()}"
+        with site.watched("--listen", at) as control:
+            site.live(control, "mail")
+            site.told(control, "bad", "mistake")
+
+            def ask(path: str) -> tuple[int, str]:
+                try:
+                    with urllib.request.urlopen(f"http://{at}{path}", timeout=5) as answer:
+                        return answer.status, answer.read().decode()
+                except urllib.error.HTTPError as error:
+                    return error.code, error.read().decode()
+
+            assert ask("/healthz") == (200, "ok\n")
+            assert ask("/readyz") == (200, "ok\n")
+            code, text = ask("/metrics")
+            for line in (
+                "edgeagent_discover_leader 1.0",
+                "edgeagent_discover_in_step 0.0",
+                'edgeagent_discover_pushes_total{result="live"} 1.0',
+                'edgeagent_discover_services{state="live"} 1.0',
+                'edgeagent_discover_services{state="mistake"} 1.0',
+                'edgeagent_discover_objects{kind="nodes"} 1.0',
+                'edgeagent_discover_lists_total{kind="endpointslices"} 1.0',
+            ):
+                assert line in text, text
+            assert code == 200
+
+
+def test_without_rights_it_says_what_is_missing_and_waits_for_them(site: Site):
+    with node_servers(site.hosts[:1], 30025):
+        site.nodes("node1")
+        site.smtp()
+        control = Controller(site.kube, site.client, ("--to", site.wall.to), site.folder / "log", STRANGER)
+        control.start()
+        try:
+            control.wait("cannot list resource")
+            control.wait("deploy/kubernetes/rbac.yaml has what is needed")
+            assert control.process.poll() is None
+            assert control.pushes == 0
+        finally:
+            control.close()
+
+
+def test_an_empty_cluster_takes_nothing_away(site: Site):
+    """Whoever deletes every annotation by mistake has not meant to end all service."""
+    with node_servers(site.hosts[:1], 30025):
+        site.nodes("node1")
+        port = site.smtp()
+        with site.watched() as control:
+            site.live(control, "mail")
+            site.kube.annotate("mail", expose=None, bind=None)
+            control.wait("it has no frontend: all service would end")
+            assert first_line(port, host=site.bind)
+
+
+def test_a_service_that_asks_no_more_loses_what_was_written_there(site: Site):
+    with node_servers(site.hosts[:1], 30025, 30026):
+        site.nodes("node1")
+        site.smtp()
+        port = site.smtp("other", 26, prefix="other")
+        with site.watched() as control:
+            site.live(control, "other")
+            site.kube.annotate("other", expose=None, bind=None, prefix=None)
+            until(lambda: told(site.kube, "other") == {}, "its annotation is gone")
+            assert not reached(site.bind, port)

@@ -1,0 +1,392 @@
+"""A small API server in this process, for tests: what it says is what a real one said (`cluster/recorded.json`).
+
+It keeps objects, counts versions, lists in pages, watches, forgets its history, and lets an account do what its RBAC
+says. The same suite runs against the real one (`make test-cluster`), which is how we know that the two are alike.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import http.server
+import itertools
+import json
+import socket
+import threading
+import time
+import urllib.parse
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kit.kube import ACCOUNT, ADMIN, CONTROLLER, KINDS, STRANGER, Kube
+from kit.servers import free_port
+
+RECORDED: dict[str, Any] = json.loads((Path(__file__).parents[1] / "cluster/recorded.json").read_text())
+BOOKMARK_SECONDS = 2.0  # the real one: a minute
+_BOOKMARK = next(one for one in RECORDED["watched"]["body"] if one["type"] == "BOOKMARK")
+_USERS = {ADMIN: "admin", CONTROLLER: ACCOUNT, STRANGER: "stranger"}
+_NAME = "recorded-name"
+_BY_RESOURCE = {path.rsplit("/", 1)[-1]: kind for kind, path in KINDS.items()}
+
+
+@dataclass
+class Call:
+    """A request, taken apart. `name` "": all of them."""
+
+    verb: str
+    group: str
+    version: str
+    resource: str
+    namespace: str
+    name: str
+    sub: str
+    query: dict[str, str]
+
+    @property
+    def at(self) -> str:
+        """`leases.coordination.k8s.io`"""
+        whole = f"{self.resource}/{self.sub}" if self.sub else self.resource
+        return f"{whole}.{self.group}" if self.group else whole
+
+
+class AnswerError(Exception):
+    """A recorded answer, with what is different this time."""
+
+    def __init__(self, name: str, **words: str) -> None:
+        super().__init__(name)
+        found = RECORDED[name]
+        text = json.dumps(found["body"])
+        for word, value in words.items():
+            text = text.replace(word.replace("_", "-"), value)
+        self.status, self.body = int(found["status"]), json.loads(text)
+
+
+@dataclass
+class Store:
+    """Objects by collection and (namespace, name), and every change since `oldest`."""
+
+    objects: dict[str, dict[tuple[str, str], dict[str, Any]]] = field(default_factory=dict)
+    history: list[tuple[int, str, str, dict[str, Any]]] = field(default_factory=list)
+    version: int = 100
+    oldest: int = 0
+    changed: threading.Condition = field(default_factory=threading.Condition)
+    numbers: Any = field(default_factory=lambda: itertools.count(1))
+
+    def of(self, resource: str) -> dict[tuple[str, str], dict[str, Any]]:
+        return self.objects.setdefault(resource, {})
+
+    def put(self, word: str, resource: str, found: dict[str, Any]) -> dict[str, Any]:
+        """A change, told to all who watch."""
+        self.version += 1
+        found = copy.deepcopy(found)
+        found["metadata"]["resourceVersion"] = str(self.version)
+        key = (found["metadata"].get("namespace", ""), found["metadata"]["name"])
+        if word == "DELETED":
+            self.of(resource).pop(key, None)
+        else:
+            self.of(resource)[key] = found
+        self.history.append((self.version, resource, word, found))
+        self.changed.notify_all()
+        return found
+
+
+class Recorded(Kube):
+    """As `kit.kube.Real`, in this process and within milliseconds."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._port = free_port()
+        self.url = f"http://127.0.0.1:{self._port}"
+        self.store = Store()
+        self.calls: list[tuple[Call, str, int]] = []
+        self._server: _Server | None = None
+        with self.store.changed:
+            for name in ("default", "kube-system"):
+                self._create(Call("create", "", "v1", "namespaces", "", "", "", {}), {"metadata": {"name": name}})
+
+    def start(self) -> None:
+        self._server = _Server(self._port, self)
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+
+    def stop(self) -> None:
+        """At once, with every connection."""
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.hang_up()
+            self._server.server_close()
+            self._server = None
+
+    def forget_history(self) -> None:
+        with self.store.changed:
+            self.store.oldest = self.store.version
+            self.store.history.clear()
+
+    def requests(self) -> list[tuple[str, str, str, int]]:
+        return [(call.verb, call.at, call.namespace, code) for call, user, code in self.calls if user == ACCOUNT]
+
+    # --- what it does
+
+    def answer(self, call: Call, user: str, body: Any) -> tuple[int, dict[str, Any]]:
+        """One request that is no watch."""
+        kind = _BY_RESOURCE.get(call.resource)
+        root = f"/apis/{call.group}/{call.version}/" if call.group else f"/api/{call.version}/"
+        if kind is None or not KINDS[kind].startswith(root):
+            raise AnswerError("no such path")
+        self._allow(call, user)
+        with self.store.changed:
+            if call.verb == "list":
+                return 200, self._list(call, kind)
+            if call.verb == "create":
+                return 201, self._create(call, body)
+            found = self.store.of(call.resource).get((call.namespace, call.name))
+            if found is None:
+                raise AnswerError("not found", services=self._full(call), recorded_other=call.name)
+            if call.verb == "get":
+                return 200, found
+            if call.verb == "delete":
+                self.store.put("DELETED", call.resource, found)
+                raise AnswerError("deleted", services=call.resource, recorded_name=call.name)
+            return 200, self._change(call, found, body)
+
+    @staticmethod
+    def _full(call: Call) -> str:
+        return f"{call.resource}.{call.group}" if call.group else call.resource
+
+    def _allow(self, call: Call, user: str) -> None:
+        if user == "admin":
+            return
+        if not user:
+            raise AnswerError("unauthorized")
+        for rule, namespace in self._rules(user):
+            wanted = f"{call.resource}/{call.sub}" if call.sub else call.resource
+            if (
+                call.verb in rule["verbs"]
+                and call.group in rule["apiGroups"]
+                and wanted in rule["resources"]
+                and namespace in ("", call.namespace)
+                and (not rule.get("resourceNames") or call.name in rule["resourceNames"])
+            ):
+                return
+        raise AnswerError("forbidden", stranger=user, services=call.resource)
+
+    def _rules(self, user: str) -> Iterator[tuple[dict[str, Any], str]]:
+        """Of each role that is bound to the account, and where it holds ("": everywhere)."""
+        for bindings, roles in (("clusterrolebindings", "clusterroles"), ("rolebindings", "roles")):
+            for (namespace, _), binding in self.store.of(bindings).items():
+                who = [f"system:serviceaccount:{one['namespace']}:{one['name']}" for one in binding["subjects"]]
+                role = self.store.of(roles).get((namespace, binding["roleRef"]["name"]))
+                if user in who and role is not None:
+                    for rule in role["rules"]:
+                        yield rule, namespace
+
+    def _list(self, call: Call, kind: str) -> dict[str, Any]:
+        everything = sorted(self.store.of(call.resource).items())
+        items = [one for (space, _), one in everything if call.namespace in ("", space)]
+        meta: dict[str, Any] = {"resourceVersion": str(self.store.version)}
+        if token := call.query.get("continue"):
+            version, skipped = map(int, token.split("-"))
+            if version < self.store.oldest:
+                raise AnswerError("expired")
+            items, meta["resourceVersion"] = items[skipped:], str(version)
+        limit = int(call.query.get("limit") or 0)
+        if limit and len(items) > limit:
+            done = int(token.split("-")[1]) if token else 0
+            meta["continue"] = f"{meta['resourceVersion']}-{done + limit}"
+            items = items[:limit]
+        return {**RECORDED["page"]["body"], "kind": f"{kind}List", "metadata": meta, "items": items}
+
+    def _create(self, call: Call, body: dict[str, Any]) -> dict[str, Any]:
+        found = copy.deepcopy(body)
+        meta = found["metadata"]
+        if call.resource not in ("namespaces", "nodes", "clusterroles", "clusterrolebindings"):
+            meta.setdefault("namespace", call.namespace)
+        key = (meta.get("namespace", ""), meta["name"])
+        if key in self.store.of(call.resource):
+            raise AnswerError("exists", nodes=self._full(call), recorded_name=meta["name"])
+        kind = _BY_RESOURCE[call.resource]
+        if (template := RECORDED.get(f"created {kind}")) is not None:
+            self._defaults(kind, found, template["body"])
+        meta |= {"uid": str(uuid.uuid4()), "creationTimestamp": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+        return self.store.put("ADDED", call.resource, found)
+
+    def _defaults(self, kind: str, found: dict[str, Any], template: dict[str, Any]) -> None:
+        """What the real one added to what it was given."""
+        for key, value in template.items():
+            if key == "status" or key not in found:
+                found[key] = {**copy.deepcopy(value), **found.get(key, {})} if isinstance(value, dict) else value
+        if kind == "Service":
+            spec, said = found["spec"], template["spec"]
+            kinds = spec.setdefault("type", "ClusterIP")
+            for key in ("sessionAffinity", *(("externalTrafficPolicy",) if kinds != "ClusterIP" else ())):
+                spec.setdefault(key, said[key])
+            number = next(self.store.numbers)
+            spec.setdefault("clusterIP", f"198.18.{number // 256}.{number % 256}")
+            spec.setdefault("clusterIPs", [spec["clusterIP"]])
+            for port in spec.get("ports") or ():
+                port.setdefault("protocol", "TCP")
+                port.setdefault("targetPort", port["port"])
+                if kinds != "ClusterIP":
+                    port.setdefault("nodePort", 30000 + next(self.store.numbers))
+
+    def _change(self, call: Call, found: dict[str, Any], body: Any) -> dict[str, Any]:
+        if call.verb == "update":
+            if body["metadata"].get("resourceVersion") not in (None, found["metadata"]["resourceVersion"]):
+                raise AnswerError("conflict", leases=call.resource, recorded_name=call.name)
+            return self.store.put("MODIFIED", call.resource, {**body, "metadata": found["metadata"] | body["metadata"]})
+        changed = _merged(found, body)
+        if call.sub == "status":  # there the rest is what it was; annotations are taken (recorded of 1.20)
+            changed = {**changed, **{key: value for key, value in found.items() if key == "spec"}}
+        elif "status" in found and call.resource in ("services", "nodes"):
+            changed["status"] = found["status"]
+        return changed if changed == found else self.store.put("MODIFIED", call.resource, changed)
+
+    def events(self, call: Call, gone: threading.Event) -> Iterator[dict[str, Any]]:
+        """A watch."""
+        seen = int(call.query.get("resourceVersion") or 0)
+        deadline = time.monotonic() + int(call.query.get("timeoutSeconds") or 1800)
+        if seen < self.store.oldest:
+            yield from RECORDED["gone"]["body"]
+            return
+        bookmark = time.monotonic() + BOOKMARK_SECONDS
+        while time.monotonic() < deadline and not gone.is_set():
+            with self.store.changed:
+                fresh = [one for one in self.store.history if one[0] > seen]
+                if not fresh and time.monotonic() < bookmark:
+                    self.store.changed.wait(0.2)
+                    continue
+                version = self.store.version
+            if not fresh:
+                bookmark, seen = time.monotonic() + BOOKMARK_SECONDS, version
+                if call.query.get("allowWatchBookmarks"):
+                    kind, meta = _BY_RESOURCE[call.resource], {"resourceVersion": str(version)}
+                    yield {**_BOOKMARK, "object": {**_BOOKMARK["object"], "kind": kind, "metadata": meta}}
+            for version, resource, word, found in fresh:
+                seen = version
+                if resource == call.resource and call.namespace in ("", found["metadata"].get("namespace", "")):
+                    yield {"type": word, "object": found}
+
+
+def _merged(found: Any, change: Any) -> Any:
+    """A JSON merge patch (RFC 7396)."""
+    if not isinstance(change, dict):
+        return copy.deepcopy(change)
+    made = dict(found) if isinstance(found, dict) else {}
+    for key, value in change.items():
+        if value is None:
+            made.pop(key, None)
+        else:
+            made[key] = _merged(made.get(key), value)
+    return made
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 128
+
+    def __init__(self, port: int, api: Recorded) -> None:
+        self.api, self.gone = api, threading.Event()
+        self._open: set[socket.socket] = set()
+        super().__init__(("127.0.0.1", port), _Handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self._open.add(request)
+        super().process_request(request, client_address)
+
+    def hang_up(self) -> None:
+        self.gone.set()
+        for one in self._open:
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that is gone."""
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    server: _Server
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self._do("get")
+
+    def do_POST(self) -> None:
+        self._do("create")
+
+    def do_PUT(self) -> None:
+        self._do("update")
+
+    def do_PATCH(self) -> None:
+        self._do("patch")
+
+    def do_DELETE(self) -> None:
+        self._do("delete")
+
+    def _do(self, verb: str) -> None:
+        api = self.server.api
+        length = int(self.headers.get("Content-Length") or 0)
+        body = json.loads(self.rfile.read(length)) if length else None
+        call = _call(verb, self.path)
+        user = _USERS.get((self.headers.get("Authorization") or "").removeprefix("Bearer "), "")
+        try:
+            if call.verb == "watch":
+                api.answer(Call("list", *list(vars(call).values())[1:7], {}), "admin", None)  # is it served at all
+                api._allow(call, user)
+                api.calls.append((call, user, 200))
+                self._watch(call)
+                return
+            code, found = api.answer(call, user, body)
+        except AnswerError as error:
+            code, found = error.status, error.body
+        api.calls.append((call, user, code))
+        data = json.dumps(found).encode()
+        self.send_response(code)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def _watch(self, call: Call) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        self.wfile.flush()
+        for event in self.server.api.events(call, self.server.gone):
+            data = json.dumps(event).encode() + b"\n"
+            self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
+            self.wfile.flush()
+        if not self.server.gone.is_set():
+            self.wfile.write(b"0\r\n\r\n")
+
+    def log_message(self, *_: Any) -> None:
+        """Not asked for."""
+
+
+def _call(verb: str, path: str) -> Call:
+    where, _, query = path.partition("?")
+    asked = dict(urllib.parse.parse_qsl(query))
+    _, root, *rest = where.split("/")
+    group = rest.pop(0) if root == "apis" else ""
+    version = rest.pop(0)
+    namespace = ""
+    if rest[0] == "namespaces" and len(rest) > 2:
+        _, namespace, *rest = rest
+    resource, name, sub = (*rest, "", "")[:3]
+    if verb == "get" and not name:
+        verb = "watch" if asked.get("watch") == "true" else "list"
+    return Call(verb, group, version, resource, namespace, name, sub, asked)
+
+
+@contextlib.contextmanager
+def recorded(folder: Path) -> Iterator[Recorded]:
+    """One, ready."""
+    one = Recorded(folder)
+    try:
+        one.start()
+        yield one
+    finally:
+        one.stop()
