@@ -51,8 +51,11 @@ OBJECTS: dict[str, dict[str, Any]] = {
 }
 
 
-def answers(one: kube.Kube) -> dict[str, Any]:
-    """What it says to each of a fixed list of requests: status, content type, body."""
+def answers(one: kube.Kube, seconds: int = 65) -> dict[str, Any]:
+    """What it says to each of a fixed list of requests: status, content type, body.
+
+    `seconds`: how long it is watched; the real one sends a bookmark after a minute, to a watch that has seen an event.
+    """
     found: dict[str, Any] = {}
 
     def ask(name: str, method: str, path: str, body: Any = None, *, token: str = kube.ADMIN) -> dict[str, Any]:
@@ -68,7 +71,7 @@ def answers(one: kube.Kube) -> dict[str, Any]:
         if kind == "application/json":
             lines = text.splitlines()
             told = [json.loads(line) for line in lines] if len(lines) > 1 or "watch=" in path else json.loads(text)
-        found[name] = {"status": status, "kind": kind, "body": told}
+        found[name] = {"status": status, "kind": kind, "body": told, "asked": body}
         return told if isinstance(told, dict) else {}
 
     for kind, given in OBJECTS.items():
@@ -86,8 +89,7 @@ def answers(one: kube.Kube) -> dict[str, Any]:
     begin = one.get("Node")["metadata"]["resourceVersion"]
     changes = threading.Timer(1, _change, [one])
     changes.start()
-    # A bookmark comes after a minute, to a watch that has seen an event.
-    watch = "watch=true&allowWatchBookmarks=true&timeoutSeconds=65"
+    watch = f"watch=true&allowWatchBookmarks=true&timeoutSeconds={seconds}"
     ask("watched", "GET", f"/api/v1/nodes?{watch}&resourceVersion={begin}")
     changes.join()
     one.forget_history()

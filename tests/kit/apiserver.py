@@ -12,6 +12,7 @@ import http.server
 import itertools
 import json
 import socket
+import ssl
 import threading
 import time
 import urllib.parse
@@ -20,6 +21,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import trustme
 
 from kit.kube import ACCOUNT, ADMIN, CONTROLLER, KINDS, STRANGER, Kube
 from kit.servers import free_port
@@ -99,13 +102,21 @@ class Recorded(Kube):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._port = free_port()
-        self.url = f"http://127.0.0.1:{self._port}"
+        self.url = f"https://127.0.0.1:{self._port}"
+        authority = trustme.CA()
+        (folder / "certificates").mkdir()
+        authority.cert_pem.write_to_path(folder / "certificates/apiserver.crt")
+        self.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        authority.issue_cert("127.0.0.1").configure_cert(self.tls)
         self.store = Store()
         self.calls: list[tuple[Call, str, int]] = []
         self._server: _Server | None = None
         with self.store.changed:
             for name in ("default", "kube-system"):
                 self._create(Call("create", "", "v1", "namespaces", "", "", "", {}), {"metadata": {"name": name}})
+            # Its own Service, as the real one has it.
+            own = RECORDED["page"]["body"]["items"][0]
+            self._create(Call("create", "", "v1", "services", "default", "", "", {}), own)
 
     def start(self) -> None:
         self._server = _Server(self._port, self)
@@ -208,28 +219,27 @@ class Recorded(Kube):
             raise AnswerError("exists", nodes=self._full(call), recorded_name=meta["name"])
         kind = _BY_RESOURCE[call.resource]
         if (template := RECORDED.get(f"created {kind}")) is not None:
-            self._defaults(kind, found, template["body"])
+            self._defaults(kind, found, template)
         meta |= {"uid": str(uuid.uuid4()), "creationTimestamp": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
         return self.store.put("ADDED", call.resource, found)
 
-    def _defaults(self, kind: str, found: dict[str, Any], template: dict[str, Any]) -> None:
+    def _defaults(self, kind: str, found: dict[str, Any], recorded: dict[str, Any]) -> None:
         """What the real one added to what it was given."""
-        for key, value in template.items():
-            if key == "status" or key not in found:
-                found[key] = {**copy.deepcopy(value), **found.get(key, {})} if isinstance(value, dict) else value
         if kind == "Service":
-            spec, said = found["spec"], template["spec"]
-            kinds = spec.setdefault("type", "ClusterIP")
-            for key in ("sessionAffinity", *(("externalTrafficPolicy",) if kinds != "ClusterIP" else ())):
-                spec.setdefault(key, said[key])
+            spec = found["spec"]
             number = next(self.store.numbers)
+            spec.setdefault("type", "ClusterIP")
             spec.setdefault("clusterIP", f"198.18.{number // 256}.{number % 256}")
             spec.setdefault("clusterIPs", [spec["clusterIP"]])
             for port in spec.get("ports") or ():
-                port.setdefault("protocol", "TCP")
                 port.setdefault("targetPort", port["port"])
-                if kinds != "ClusterIP":
+                if spec["type"] != "ClusterIP":
                     port.setdefault("nodePort", 30000 + next(self.store.numbers))
+            if spec["type"] == "ClusterIP":
+                spec.setdefault("externalTrafficPolicy", None)
+        _fill(found, _added(recorded["body"], recorded["asked"]))
+        if kind == "Service" and found["spec"]["externalTrafficPolicy"] is None:
+            del found["spec"]["externalTrafficPolicy"]
 
     def _change(self, call: Call, found: dict[str, Any], body: Any) -> dict[str, Any]:
         if call.verb == "update":
@@ -261,12 +271,38 @@ class Recorded(Kube):
             if not fresh:
                 bookmark, seen = time.monotonic() + BOOKMARK_SECONDS, version
                 if call.query.get("allowWatchBookmarks"):
-                    kind, meta = _BY_RESOURCE[call.resource], {"resourceVersion": str(version)}
+                    kind, meta = (
+                        _BY_RESOURCE[call.resource],
+                        {"creationTimestamp": None, "resourceVersion": str(version)},
+                    )
                     yield {**_BOOKMARK, "object": {**_BOOKMARK["object"], "kind": kind, "metadata": meta}}
             for version, resource, word, found in fresh:
                 seen = version
                 if resource == call.resource and call.namespace in ("", found["metadata"].get("namespace", "")):
                     yield {"type": word, "object": found}
+
+
+def _added(answer: Any, asked: Any) -> Any:
+    """What is in an answer and was not asked for; of a list, in each of its items."""
+    if isinstance(answer, dict) and isinstance(asked, dict):
+        own = ("uid", "creationTimestamp", "resourceVersion", "namespace")
+        parts = {key: _added(value, asked.get(key)) for key, value in answer.items() if key not in own}
+        return {key: value for key, value in parts.items() if value not in ({}, []) or key not in asked}
+    if isinstance(answer, list) and isinstance(asked, list) and answer and asked:
+        return [_added(answer[0], asked[0])]
+    return {} if asked is not None else answer
+
+
+def _fill(found: Any, added: Any) -> None:
+    for key, value in added.items():
+        if key not in found:
+            found[key] = copy.deepcopy(value)
+        elif isinstance(found[key], dict) and isinstance(value, dict):
+            _fill(found[key], value)
+        elif isinstance(found[key], list) and isinstance(value, list) and value:
+            for one in found[key]:
+                if isinstance(one, dict):
+                    _fill(one, value[0])
 
 
 def _merged(found: Any, change: Any) -> Any:
@@ -291,6 +327,11 @@ class _Server(http.server.ThreadingHTTPServer):
         self.api, self.gone = api, threading.Event()
         self._open: set[socket.socket] = set()
         super().__init__(("127.0.0.1", port), _Handler)
+
+    def get_request(self) -> tuple[Any, Any]:
+        request, client = super().get_request()
+        # The handshake comes with the first byte that is read, in the client's own thread.
+        return self.api.tls.wrap_socket(request, server_side=True, do_handshake_on_connect=False), client
 
     def process_request(self, request: Any, client_address: Any) -> None:
         self._open.add(request)
@@ -330,7 +371,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         length = int(self.headers.get("Content-Length") or 0)
         body = json.loads(self.rfile.read(length)) if length else None
         call = _call(verb, self.path)
-        user = _USERS.get((self.headers.get("Authorization") or "").removeprefix("Bearer "), "")
+        user = _USERS.get((self.headers.get("Authorization") or "").partition(" ")[2], "")
         try:
             if call.verb == "watch":
                 api.answer(Call("list", *list(vars(call).values())[1:7], {}), "admin", None)  # is it served at all

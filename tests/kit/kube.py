@@ -72,8 +72,8 @@ class Kube:
             raise RefusedError(error.code, json.loads(error.read() or b"{}")) from None
 
     @property
-    def context(self) -> ssl.SSLContext | None:
-        return None
+    def context(self) -> ssl.SSLContext:
+        return ssl.create_default_context(cafile=self.folder / "certificates/apiserver.crt")
 
     @staticmethod
     def path(kind: str, name: str = "", namespace: str = "default") -> str:
@@ -110,9 +110,7 @@ class Kube:
 
     def kubeconfig(self, token: str = CONTROLLER) -> Path:
         """A file for `--kubeconfig`."""
-        cluster: dict[str, Any] = {"server": self.url}
-        if self.context is not None:
-            cluster["certificate-authority"] = str(self.folder / "certificates/apiserver.crt")
+        cluster = {"server": self.url, "certificate-authority": str(self.folder / "certificates/apiserver.crt")}
         file = self.folder / f"kubeconfig-{token}"
         file.write_text(
             json.dumps(
@@ -180,10 +178,6 @@ class Real(Kube):
     def _run(self, name: str, *words: str) -> None:
         with (self.folder / f"{name}.log").open("ab") as log:
             self._processes[name] = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-
-    @property
-    def context(self) -> ssl.SSLContext | None:
-        return ssl.create_default_context(cafile=self.folder / "certificates/apiserver.crt")
 
     def start(self) -> None:
         key = self.folder / "account.key"

@@ -129,9 +129,13 @@ class Api:
         body: Mapping[str, Any] | None = None,
         kind: str = "application/json",
     ) -> dict[str, Any]:
+        from urllib3.exceptions import HTTPError
+
         answer = self._ask(method, path, query=query, body=body, kind=kind)
         try:
-            data = b"".join(_chunks(answer, path))
+            data = answer.read()  # which knows how long it must be
+        except (HTTPError, OSError) as error:
+            raise ApiError(f"{path}: the answer was cut: {_plain(error)}") from error
         finally:
             answer.release_conn()
         return _json(data, path)
