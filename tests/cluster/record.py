@@ -111,7 +111,9 @@ def _alike(found: Any) -> Any:
     """Without what differs each time."""
     if isinstance(found, dict):
         gone = ("managedFields", "continue", "remainingItemCount")
-        return {key: _alike(value) for key, value in found.items() if key not in gone}
+        parts = {key: _alike(value) for key, value in found.items() if key not in gone}
+        # Its own Service leads to its own port.
+        return parts | ({"targetPort": 6443} if parts.get("name") == "https" else {})
     if isinstance(found, list):
         return [_alike(one) for one in found]
     if isinstance(found, str):
