@@ -350,6 +350,7 @@ class _Server(http.server.ThreadingHTTPServer):
 class _Handler(http.server.BaseHTTPRequestHandler):
     server: _Server
     protocol_version = "HTTP/1.1"
+    wbufsize = 65_536  # head and body in one piece: two would wait for each other
 
     def do_GET(self) -> None:
         self._do("get")
