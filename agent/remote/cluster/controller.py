@@ -17,9 +17,10 @@ from typing import Any
 from attrs import evolve, frozen
 
 from agent.errors import ExitCode
+from agent.remote.cluster.annotations import Mistake
 from agent.remote.cluster.election import Election
 from agent.remote.cluster.firewalls import Firewalls, Verdict
-from agent.remote.cluster.fragments import Fragment
+from agent.remote.cluster.fragments import Fragment, flat
 from agent.remote.cluster.objects import Key, Node, Service, Slice
 from agent.remote.cluster.reflector import Backoff, Reflector
 from agent.remote.cluster.reports import Reporter, Told, told
@@ -65,9 +66,9 @@ class Sources:
 
 @frozen(kw_only=True)
 class Held:
-    """A fragment that was refused, why, and until when (monotonic seconds) it is not tried again."""
+    """A Service that was refused as it is, why, and until when (monotonic seconds) it is not tried again."""
 
-    fragment: Fragment
+    service: Service
     state: str
     message: str
     until: float
@@ -155,7 +156,9 @@ class Controller:
             now = self._at
         elif now >= self._at:
             self._firewalls.ask()
-        found = wanted(snapshot, self._terms, self._good)
+        self._release(snapshot)
+        held = {key: Mistake("", one.message) for key, one in self._held.items()}
+        found = wanted(snapshot, self._terms, self._good, held)
         if found.violations:
             message = "; ".join(found.violations)
             if message != self._said:
@@ -169,13 +172,11 @@ class Controller:
         chosen = self._chosen(found)
         tree = document(self._terms, chosen)
         if self._firewalls.have(tree):
-            verdict = self._firewalls.verdict
-            if verdict.live:
-                self._took(chosen, tree, found, snapshot)
+            verdict = self._settle(self._firewalls.verdict, chosen, tree, found, snapshot)
         elif now < self._at and tree == self._sent:
             verdict = self._firewalls.verdict  # nothing new, and it is not yet time to try again
         else:
-            verdict = self._push(chosen, tree, found, snapshot)
+            verdict = self._settle(self._hand_over(tree), chosen, tree, found, snapshot)
         self._report(snapshot, found, verdict)
         self._plan(verdict)
 
@@ -190,26 +191,26 @@ class Controller:
         self._firewalls.ask()
         self._at = time.monotonic()
 
-    def _chosen(self, found: Wanted) -> dict[Key, Fragment]:
-        """What is wanted; of a Service that is held back, what is live."""
-        now = time.monotonic()
-        chosen = dict(found.fragments)
+    def _release(self, snapshot: Snapshot) -> None:
+        """Whoever has changed, or has waited long enough, is tried again."""
+        now, services = time.monotonic(), {one.key: one for one in snapshot.services}
         for key, held in list(self._held.items()):
-            fragment = chosen.get(key)
-            if fragment is None or fragment.document != held.fragment.document or now >= held.until:
+            if now >= held.until or services.get(key) != held.service:
                 del self._held[key]
-            elif key in self._live:
-                chosen[key] = self._live[key]
-            else:
-                del chosen[key]
-        return chosen
 
-    def _push(self, chosen: dict[Key, Fragment], tree: Mapping[str, Any], found: Wanted, snapshot: Snapshot) -> Verdict:
-        verdict = self._hand_over(tree)
+    def _chosen(self, found: Wanted) -> dict[Key, Fragment]:
+        """What is wanted; of a Service that is held back without earlier annotations to go on with, what is live."""
+        stays = {key: flat(self._live[key]) for key in self._held if key not in found.fragments and key in self._live}
+        return {**found.fragments, **stays}
+
+    def _settle(
+        self, verdict: Verdict, chosen: dict[Key, Fragment], tree: Mapping[str, Any], found: Wanted, snapshot: Snapshot
+    ) -> Verdict:
+        """It is live; or whoever is behind its not being live is held back."""
         if verdict.live:
             self._took(chosen, tree, found, snapshot)
             return verdict
-        suspects = [key for key, one in chosen.items() if not self._is_live(key, one)]
+        suspects = [key for key, one in chosen.items() if key not in self._held and not self._is_live(key, one)]
         if verdict.code in (*_TOUCHED_NOTHING, ExitCode.ROLLED_BACK) and suspects:
             return self._isolate(chosen, suspects, verdict, found, snapshot)
         return verdict
@@ -245,15 +246,16 @@ class Controller:
 
         After a rollback, where something was, all of them are held back.
         """
-        base = {key: self._live.get(key) if key in suspects else one for key, one in chosen.items()}
-        good: dict[Key, Fragment | None] = dict(base)
+        good: dict[Key, Fragment] = {key: one for key, one in chosen.items() if key not in suspects}
+        good |= {key: flat(self._live[key]) for key in suspects if key in self._live}
         _log.warning("looking for who is refused, of %d Services that changed", len(suspects))
 
         def attempt(batch: list[Key], known: Verdict | None) -> None:
             nonlocal verdict
-            trial = {**good, **{key: chosen[key] for key in batch}}
+            if verdict.code in _UNREACHED:
+                return
             if known is None:
-                known = self._hand_over(document(self._terms, _there(trial)))
+                known = self._hand_over(document(self._terms, {**good, **{key: chosen[key] for key in batch}}))
             if known.live:
                 good.update({key: chosen[key] for key in batch})
                 verdict = known
@@ -262,8 +264,9 @@ class Controller:
             elif len(batch) == 1 or known.code is ExitCode.ROLLED_BACK:
                 state = "rolled_back" if known.code is ExitCode.ROLLED_BACK else "refused"
                 until = time.monotonic() + HELD_SECONDS
+                services = {one.key: one for one in snapshot.services}
                 for key in batch:
-                    self._held[key] = Held(fragment=chosen[key], state=state, message=known.message, until=until)
+                    self._held[key] = Held(service=services[key], state=state, message=known.message, until=until)
                     _log.warning("held back: Service %s/%s: %s", *key, known.message)
             else:
                 half = len(batch) // 2
@@ -271,12 +274,11 @@ class Controller:
                 attempt(batch[half:], None)
 
         attempt(suspects, verdict)
-        kept = _there(good)
-        tree = document(self._terms, kept)
+        tree = document(self._terms, good)
         if verdict.code not in _UNREACHED and not self._firewalls.have(tree):
             verdict = self._hand_over(tree)
         if verdict.live:
-            self._took(kept, tree, found, snapshot)
+            self._took(good, tree, found, snapshot)
         return verdict
 
     # --- what is told of it
@@ -300,11 +302,11 @@ class Controller:
         names = tuple(sorted(live.frontends)) if live else ()
         good = self._good.get(one.key, {})
         goes_on = "; what was live before goes on" if live else ""
+        if held := self._held.get(one.key):
+            return Told(state=held.state, message=held.message + goes_on, frontends=names, good=good)
         if mistakes := found.mistakes.get(one.key):
             message = "; ".join(mistake.text for mistake in mistakes) + goes_on
             return Told(state="mistake", message=message, frontends=names, good=good)
-        if held := self._held.get(one.key):
-            return Told(state=held.state, message=held.message + goes_on, frontends=names, good=good)
         if fragment is not None and not self._is_live(one.key, fragment):
             refused = verdict.code not in _UNREACHED and not verdict.live
             state = "refused" if refused else "waiting"
@@ -324,7 +326,3 @@ class Controller:
         self._at = now + (RESYNC_SECONDS if verdict.live and not verdict.down else ASK_SECONDS)
         if self._held:
             self._at = min(self._at, *(one.until for one in self._held.values()))
-
-
-def _there(fragments: Mapping[Key, Fragment | None]) -> dict[Key, Fragment]:
-    return {key: one for key, one in fragments.items() if one is not None}

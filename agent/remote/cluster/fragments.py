@@ -39,6 +39,17 @@ class Fragment:
         return (self.frontends, self.backends, self.groups)
 
 
+def flat(one: Fragment) -> Fragment:
+    """The same servers without a group: as it was, while the group of that name is another one by now."""
+    backends = {}
+    for name, backend in one.backends.items():
+        rest = {key: value for key, value in backend.items() if key not in ("nodes", "port", "servers")}
+        members = one.groups.get(backend.get("nodes", ""), {})
+        servers = {node: {"address": _endpoint(host, backend["port"])} for node, host in members.items()}
+        backends[name] = rest | {"servers": servers | backend.get("servers", {})}
+    return evolve(one, backends=backends, groups={})
+
+
 @frozen(kw_only=True)
 class Ground:
     """What the cluster is put upon: binds for Services that name none, and what the base has of each frontend."""

@@ -78,9 +78,13 @@ def conflicts(under: Base, one: Fragment) -> tuple[Mistake, ...]:
 
 
 def merge(under: Base, fragments: Iterable[Fragment]) -> dict[str, Any]:
-    """All of it, as one tree. Nothing of it conflicts."""
+    """All of it, as one tree. Of two that have a name in common (one is about to give it up) the first is in it."""
     tree: dict[str, Any] = {"version": 1, **under.tree}
+    names: set[str] = set()
     for one in fragments:
+        if not names.isdisjoint(one.backends):
+            continue
+        names |= one.backends.keys()
         for key, part in (("nodes", one.groups), ("frontends", one.frontends), ("backends", one.backends)):
             if part:
                 tree[key] = _together(tree.get(key), part)

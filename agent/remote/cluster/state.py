@@ -45,14 +45,17 @@ class Wanted:
     violations: tuple[str, ...] = ()
 
 
-def wanted(snapshot: Snapshot, terms: Terms, good: Mapping[Key, Mapping[str, str]]) -> Wanted:
+def wanted(
+    snapshot: Snapshot, terms: Terms, good: Mapping[Key, Mapping[str, str]], held: Mapping[Key, Mistake] = {}
+) -> Wanted:
     """Every Service that can be served; a mistaken one leaves the others alone.
 
-    `good`: the annotations of each Service that were live last; they go on where the present ones are mistaken.
+    `good`: the annotations of each Service that were live last; they go on where the present ones are mistaken, or
+    where it is `held` back as it is.
     """
     view = View(snapshot.nodes, snapshot.slices)
     ground = terms.base.ground(terms.bind)
-    banned: dict[Key, list[tuple[Mistake, ...]]] = {}
+    banned: dict[Key, list[tuple[Mistake, ...]]] = {key: [(mistake,)] for key, mistake in held.items()}
     violations: tuple[str, ...] = ()
     found = Found(fragments={}, mistakes={})
     for _ in range(_ROUNDS):

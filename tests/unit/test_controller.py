@@ -1,0 +1,329 @@
+"""What the controller decides, against firewalls that say what a test wants: no cluster, no ssh, no waiting."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+from attrs import evolve
+from kit.discover import node, service
+
+from agent.errors import ExitCode
+from agent.remote.cluster import merge, objects
+from agent.remote.cluster.controller import Controller
+from agent.remote.cluster.firewalls import Verdict
+from agent.remote.cluster.objects import Service
+from agent.remote.cluster.reports import Told
+from agent.remote.cluster.state import Snapshot, Terms
+
+LIVE = Verdict(code=ExitCode.LIVE)
+
+
+class Firewalls:
+    """Takes what `judge` takes. `has`: the desired state; `live`: what serves."""
+
+    def __init__(self, judge: Callable[[set[str]], Verdict] = lambda _: LIVE) -> None:
+        self.judge = judge
+        self.has: Mapping[str, Any] | None = None
+        self.live: Mapping[str, Any] = {}
+        self.handed: list[set[str]] = []
+        self.asked = 0
+        self.verdict = LIVE
+        self.all = ()
+
+    def hand_over(self, tree: Mapping[str, Any]) -> Verdict:
+        names = set(tree.get("backends", {}))
+        self.handed.append(names)
+        self.verdict = self.judge(names)
+        if self.verdict.code not in (ExitCode.SSH, ExitCode.POLICY):
+            self.has = tree
+        if self.verdict.live:
+            self.live = tree
+        return self.verdict
+
+    def have(self, tree: Mapping[str, Any]) -> bool:
+        return self.has is not None and merge.as_json(self.has) == merge.as_json(tree)
+
+    def ask(self) -> None:
+        """The agent over there tries again by itself what it has refused."""
+        self.asked += 1
+        if self.has is not None:
+            self.verdict = self.judge(set(self.has.get("backends", {})))
+            self.live = self.has if self.verdict.live else self.live
+
+
+class Reporter:
+    """Remembers what it is told."""
+
+    def __init__(self) -> None:
+        self.thread = threading.Thread()
+        self.told: dict[str, Told | None] = {}
+
+    def report(self, service: Service, what: Told | None) -> None:
+        self.told[service.name] = what
+
+    def forget(self, uids: set[str]) -> None:
+        """Nothing is kept."""
+
+
+class Election:
+    """As a test says."""
+
+    def __init__(self) -> None:
+        self.leads = True
+        self.thread = threading.Thread()
+
+
+class Sources:
+    """A cluster that is what a test makes of it."""
+
+    all = ()
+    synced = True
+
+    def __init__(self) -> None:
+        self.services: dict[str, Service] = {}
+        self.nodes = {"n1": objects.node(node("n1", "192.0.2.101"))}
+
+    def now(self) -> Snapshot:
+        return Snapshot(services=list(self.services.values()), nodes=list(self.nodes.values()))
+
+
+class Bench:
+    """A controller whose turns a test takes itself."""
+
+    def __init__(self, judge: Callable[[set[str]], Verdict] = lambda _: LIVE) -> None:
+        self.sources, self.firewalls, self.reporter, self.election = Sources(), Firewalls(judge), Reporter(), Election()
+        self.fresh()
+
+    def fresh(self) -> None:
+        """As after a restart; what it wrote onto the Services is there, as a watch would tell."""
+        for name, told in self.reporter.told.items():
+            if name in self.sources.services:
+                status = told.annotation if told else ""
+                self.sources.services[name] = evolve(self.sources.services[name], status=status)
+        self.controller = Controller(
+            sources=self.sources,  # type: ignore[arg-type]
+            terms=Terms,
+            firewalls=self.firewalls,  # type: ignore[arg-type]
+            election=lambda _: self.election,  # type: ignore[arg-type,return-value]
+            reporter=self.reporter,  # type: ignore[arg-type]
+            end=threading.Event(),
+        )
+
+    def add(self, *names: str, **annotations: str) -> None:
+        for name in names:
+            port = 1_000 + len(self.sources.services)
+            said = {"expose": f"x={port}", "bind": "192.0.2.1", "prefix": name} | annotations
+            self.sources.services[name] = objects.service(service(name, {"x": port}, **said))
+
+    def say(self, name: str, **annotations: str) -> None:
+        one = self.sources.services[name]
+        self.sources.services[name] = evolve(one, annotations={**one.annotations, **annotations})
+
+    def turn(self) -> list[set[str]]:
+        """What was handed over in it."""
+        self.firewalls.handed.clear()
+        self.controller._turn()
+        return list(self.firewalls.handed)
+
+    def later(self) -> None:
+        """It is time to look again."""
+        self.controller._at = 0.0
+
+    def state(self, name: str) -> str:
+        told = self.reporter.told.get(name)
+        return told.state if told else ""
+
+    @property
+    def serves(self) -> set[str]:
+        return {name.removesuffix("-x") for name in self.firewalls.live.get("backends", {})}
+
+
+def refuses(*bad: str, code: ExitCode = ExitCode.REFUSED) -> Callable[[set[str]], Verdict]:
+    return lambda names: Verdict(code=code, message="no") if names & {f"{one}-x" for one in bad} else LIVE
+
+
+def test_nothing_new_is_nothing_pushed():
+    bench = Bench()
+    bench.add("a", "b")
+    assert bench.turn() == [{"a-x", "b-x"}]
+    assert bench.turn() == []
+    bench.later()
+    assert bench.turn() == []
+    assert bench.firewalls.asked == 2  # when it began to lead, and now
+    bench.fresh()
+    assert bench.turn() == []
+    assert bench.controller.in_step
+
+
+@pytest.mark.parametrize("bad", [["s7"], ["s0", "s99"], ["s10", "s11", "s12", "s50"]])
+def test_who_is_refused_is_found_by_halves_and_the_others_are_live(bad: list[str]):
+    bench = Bench(refuses(*bad))
+    names = [f"s{one}" for one in range(100)]
+    bench.add(*names)
+    handed = bench.turn()
+    assert bench.serves == set(names) - set(bad)
+    assert len(handed) <= 2 + len(bad) * 2 * 7  # of a hundred: seven halvings
+    assert {name for name in names if bench.state(name) == "refused"} == set(bad)
+    assert {name for name in names if bench.state(name) == "live"} == set(names) - set(bad)
+    assert bench.firewalls.have(bench.firewalls.live), "what was refused does not stay in the desired file"
+    assert bench.turn() == []
+
+
+def test_a_service_that_was_live_and_is_refused_stays_as_it_was():
+    taken: list[Any] = []
+    bench = Bench()
+    bench.add("a", "b")
+    bench.turn()
+    before = bench.firewalls.live["frontends"]["a-x"]
+
+    def judge(_: set[str]) -> Verdict:
+        return Verdict(code=ExitCode.REFUSED, message="no") if taken and taken[-1] else LIVE
+
+    bench.firewalls.judge = judge
+    hand_over = bench.firewalls.hand_over
+
+    def watched(tree: Mapping[str, Any]) -> Verdict:
+        taken.append("192.0.2.9:1000" in tree["frontends"]["a-x"]["bind"])
+        return hand_over(tree)
+
+    bench.firewalls.hand_over = watched  # type: ignore[method-assign]
+    bench.say("a", bind="192.0.2.9")
+    bench.add("c")
+    bench.turn()
+    assert bench.serves == {"a", "b", "c"}
+    assert bench.firewalls.live["frontends"]["a-x"] == before
+    told = bench.reporter.told["a"]
+    assert told is not None
+    assert (told.state, told.good["bind"]) == ("refused", "192.0.2.1")
+    assert told.message.endswith("what was live before goes on")
+    # Nodes come meanwhile: it gets them, without another try.
+    bench.sources.nodes["n2"] = objects.node(node("n2", "192.0.2.102"))
+    assert len(bench.turn()) == 1
+    assert bench.firewalls.live["nodes"]["workers"] == {"n1": "192.0.2.101", "n2": "192.0.2.102"}
+    assert bench.firewalls.live["backends"]["a-x"]["nodes"] == "workers"
+    # And after a restart it is as it was, again.
+    bench.fresh()
+    bench.turn()
+    assert bench.firewalls.live["frontends"]["a-x"] == before
+    assert (bench.serves, bench.state("a")) == ({"a", "b", "c"}, "refused")
+
+
+def test_a_service_that_is_refused_for_its_servers_keeps_those_it_had():
+    bench = Bench()
+    bench.add("a", nodes="zone=a")
+    bench.add("b")
+    bench.sources.nodes["n1"] = evolve(bench.sources.nodes["n1"], labels={"zone": "a"})
+    bench.turn()
+    bench.sources.nodes["n2"] = objects.node(node("n2", "192.0.2.102", zone="a"))
+    bench.firewalls.judge = lambda _: LIVE
+    seen: list[dict[str, Any]] = []
+    hand_over = bench.firewalls.hand_over
+
+    def picky(tree: Mapping[str, Any]) -> Verdict:
+        group = tree["backends"]["a-x"].get("nodes")
+        seen.append(dict(tree["backends"]["a-x"]))
+        bench.firewalls.judge = refuses("a") if group and len(tree["nodes"][group]) > 1 else (lambda _: LIVE)
+        return hand_over(tree)
+
+    bench.firewalls.hand_over = picky  # type: ignore[method-assign]
+    bench.turn()
+    assert bench.firewalls.live["backends"]["a-x"]["servers"] == {"n1": {"address": "192.0.2.101:31000"}}
+    assert set(bench.firewalls.live["nodes"]["workers"]) == {"n1", "n2"}
+    assert (bench.state("a"), bench.state("b")) == ("refused", "live")
+
+
+def test_after_a_rollback_all_that_changed_is_held_back_and_nothing_is_tried_by_halves():
+    bench = Bench()
+    bench.add("a")
+    bench.turn()
+    bench.add("b", "c")
+    bench.firewalls.judge = refuses("b", code=ExitCode.ROLLED_BACK)
+    assert bench.turn() == [{"a-x", "b-x", "c-x"}, {"a-x"}]
+    assert [bench.state(name) for name in "abc"] == ["live", "rolled_back", "rolled_back"]
+
+
+def test_a_held_service_is_tried_again_when_it_changes_or_has_waited():
+    bench = Bench(refuses("b"))
+    bench.add("a", "b")
+    bench.turn()
+    assert bench.turn() == []
+    bench.firewalls.judge = refuses()
+    assert bench.turn() == []
+    bench.say("b", application="smtp")
+    bench.turn()
+    assert bench.serves == {"a", "b"}
+    bench.firewalls.judge = refuses("c")
+    bench.add("c")
+    bench.turn()
+    assert bench.state("c") == "refused"
+    bench.firewalls.judge = refuses()
+    held = bench.controller._held["default", "c"]
+    bench.controller._held["default", "c"] = evolve(held, until=time.monotonic() - 1)
+    bench.turn()
+    assert bench.state("c") == "live"
+
+
+def test_a_firewall_that_is_not_reached_ends_the_search_and_is_tried_again_later():
+    bench = Bench(lambda _: Verdict(code=ExitCode.SSH, message="nobody listens there"))
+    bench.add("a", "b")
+    assert len(bench.turn()) == 1
+    assert [bench.state(name) for name in "ab"] == ["waiting", "waiting"]
+    assert bench.turn() == []  # not before its time
+    bench.later()
+    assert len(bench.turn()) == 1
+    answers = iter([Verdict(code=ExitCode.REFUSED), Verdict(code=ExitCode.SSH)])
+    bench.firewalls.judge = lambda _: next(answers)
+    bench.later()
+    assert len(bench.turn()) == 2  # refused as a whole, then cut off: no further halves
+    bench.firewalls.judge = refuses("b")
+    bench.later()
+    bench.turn()
+    assert bench.serves == {"a"}
+
+
+def test_a_lease_that_is_lost_on_the_way_ends_the_pushing():
+    bench = Bench()
+    bench.add("a", "b")
+
+    def judge(names: set[str]) -> Verdict:
+        bench.election.leads = False
+        return Verdict(code=ExitCode.REFUSED, message="no")
+
+    bench.firewalls.judge = judge
+    assert len(bench.turn()) == 1
+
+
+def test_mistakes_do_not_survive_their_service():
+    bench = Bench()
+    bench.add("a", "b")
+    bench.turn()
+    bench.say("a", expose="nothing")
+    bench.turn()
+    assert (bench.serves, bench.state("a"), bench.state("b")) == ({"a", "b"}, "mistake", "live")
+    bench.fresh()
+    bench.turn()
+    assert (bench.serves, bench.state("a")) == ({"a", "b"}, "mistake")
+    del bench.sources.services["a"]
+    bench.turn()
+    assert bench.serves == {"b"}
+
+
+def test_what_is_no_desired_state_is_not_pushed_and_told():
+    bench = Bench()
+    bench.add("a")
+    bench.turn()
+    for number in range(500):
+        bench.sources.nodes[f"n{number}"] = objects.node(
+            node(f"n{number}", f"192.0.{number // 250}.{number % 250 + 1}")
+        )
+    bench.add(*(f"s{number}" for number in range(201)))
+    assert bench.turn() == []
+    told = bench.reporter.told["s7"]
+    assert told is not None
+    assert (told.state, "servers in all" in told.message) == ("refused", True)
+    assert bench.serves == {"a"}
+    assert not bench.controller.in_step
