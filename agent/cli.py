@@ -272,6 +272,13 @@ def sync(settings_file: Path | None, /, file: Path | None, **options: Any) -> No
 @click.option(
     "--lease-namespace", default="", metavar="NAME", help="Where replicas agree on a leader; else the one it runs in."
 )
+@click.option(
+    "--max-bytes",
+    type=click.IntRange(min=1),
+    default=1_048_576,
+    show_default=True,
+    help="What the firewall takes (its sync.max_bytes).",
+)
 def discover(**options: Any) -> None:
     """A desired state out of a Kubernetes cluster: Services with edgeagent.io/ annotations, Nodes, EndpointSlices.
 

@@ -212,10 +212,10 @@ _ENDPOINT = re.compile(r"(?:\[([^\[\]]+)\]|([^\[\]:]+)):([1-9][0-9]{0,4})")
 def _address(value: object) -> Address:
     if not isinstance(value, str):
         raise expected("an IP address", value)
-    return Address(_ip(value)[1])
+    return Address(ip(value)[1])
 
 
-def _ip(text: str) -> tuple[int, str]:
+def ip(text: str) -> tuple[int, str]:
     """Family and shortest form of an IP literal. Raises ValueError with what is wrong with it."""
     if "%" in text:  # ipaddress takes any character, a newline too, behind the % of a scope
         raise ValueError(f"an address with a scope is not taken, got {shown(text)}")
@@ -241,7 +241,7 @@ def endpoint(value: object) -> Endpoint:
             f'expected an address and a port from 1 to 65,535, such as "192.0.2.1:25" or "[2001:db8::1]:25", '
             f"got {shown(value)}{hint}"
         )
-    family, host = _ip(found[1] or found[2])
+    family, host = ip(found[1] or found[2])
     if (family == 6) != (found[1] is not None):
         raise ValueError(f"an IPv6 address stands in brackets, an IPv4 address does not, got {shown(value)}")
     return Endpoint(family, host, port)

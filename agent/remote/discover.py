@@ -19,15 +19,15 @@ from attrs import evolve, frozen
 
 from agent.errors import AgentError, ExitCode, InvalidError, UsageError, Violation
 from agent.host.web import Listen, serving
-from agent.model.desired import DEFAULT_MAX_BYTES
 from agent.model.schema import endpoint
 from agent.printing import end
-from agent.remote import push
+from agent.remote import push, signature
 from agent.remote.cluster import merge, objects
 from agent.remote.cluster.api import Api, Where
 from agent.remote.cluster.controller import Controller, Sources
 from agent.remote.cluster.election import Election
 from agent.remote.cluster.firewalls import Firewalls
+from agent.remote.cluster.fragments import Before
 from agent.remote.cluster.merge import Base
 from agent.remote.cluster.objects import Node, Service, Slice
 from agent.remote.cluster.reflector import Kind, Reflector
@@ -56,6 +56,7 @@ class Options:
     key: Path | None
     listen: str
     lease_namespace: str
+    max_bytes: int
 
 
 def discover(options: Options) -> NoReturn:
@@ -64,7 +65,7 @@ def discover(options: Options) -> NoReturn:
         bind = merge.bind_addresses(options.bind)
     except ValueError as error:
         raise click.BadParameter(f"an address is expected: {error}", param_hint="--bind") from None
-    terms = _Terms(options.base, Terms(bind=bind, max_bytes=DEFAULT_MAX_BYTES), watched=options.watch)
+    terms = _Terms(options.base, Terms(bind=bind, max_bytes=options.max_bytes), watched=options.watch)
     api = Api(Where(kubeconfig=options.kubeconfig, context=options.context))
     if options.watch:
         _watch(api, terms, options)
@@ -113,8 +114,8 @@ def _once(api: Api, terms: Terms, options: Options) -> NoReturn:
     for one in sources.all:
         one.read()
     snapshot = sources.now()
-    last = {one.key: told(one.status) for one in snapshot.services}
-    found = wanted(snapshot, terms, {key: one.good for key, one in last.items() if one and one.good})
+    last = {one.key: told(one.status, one.uid) for one in snapshot.services}
+    found = wanted(snapshot, terms, Before(good={key: one.good for key, one in last.items() if one and one.good}))
     _complain(found)
     conflicts = [
         f"{_text(key)}: {mistake.text}"
@@ -127,19 +128,21 @@ def _once(api: Api, terms: Terms, options: Options) -> NoReturn:
         raise InvalidError("discover", problems)
     tree = document(terms, found.fragments)
     data = merge.as_json(tree) if options.as_json else merge.as_yaml(tree, api.name)
-    code = ExitCode.DEGRADED if found.mistakes else ExitCode.LIVE
+    code = ExitCode.DEGRADED if found.mistakes or not found.fragments else ExitCode.LIVE
     end(lambda: click.echo(data.decode(), nl=False), code)
 
 
 def _complain(found: Wanted) -> None:
     for key, mistakes in sorted(found.mistakes.items()):
-        goes_on = " (as it was live last, it stays in)" if key in found.stands else " (left out)"
+        goes_on = " (as it was live last, it stays in)" if key in found.levels else " (left out)"
         for mistake in mistakes:
             if not mistake.conflict:
                 click.echo(f"warning: {_text(key)}: {mistake.text}{goes_on}", err=True)
     for key, one in sorted(found.fragments.items()):
         for remark in one.remarks:
             click.echo(f"warning: {_text(key)}: {remark}", err=True)
+    for remark in found.remarks:
+        click.echo(f"warning: {remark}", err=True)
     if not found.fragments and not found.mistakes:
         click.echo(f"warning: no Service has the annotation {objects.PREFIX}expose", err=True)
 
@@ -153,12 +156,14 @@ def _text(key: objects.Key) -> str:
 
 def _watch(api: Api, terms: _Terms, options: Options) -> NoReturn:
     try:
-        targets = [push.target(one) for one in options.targets]
+        targets = [push.target(one) for one in dict.fromkeys(options.targets)]
         listen = Listen(address=endpoint(options.listen)) if options.listen else None
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    ended = threading.Event()
+    if options.key is not None:
+        signature.sign(b"", options.key)  # what cannot be signed is better known now
+    ended, done = threading.Event(), threading.Event()
     control: list[Controller] = []
 
     def changed() -> None:
@@ -167,12 +172,12 @@ def _watch(api: Api, terms: _Terms, options: Options) -> NoReturn:
 
     sources = _sources(api, options.namespaces, changed, ended)
     firewalls = Firewalls(targets, seconds=options.timeout, sign=options.key)
-    reporter = Reporter(api, end=ended)
+    reporter = Reporter(api, may=lambda: control[0].election.leads, end=ended)
     identity = f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}"  # two on one host are two
 
     def election(woken: Callable[[], None]) -> Election:
         namespace = options.lease_namespace or api.namespace
-        return Election(api, namespace=namespace, identity=identity, changed=woken, end=ended)
+        return Election(api, namespace=namespace, identity=identity, changed=woken, end=done)
 
     controller = Controller(
         sources=sources, terms=terms.now, firewalls=firewalls, election=election, reporter=reporter, end=ended
@@ -189,6 +194,7 @@ def _watch(api: Api, terms: _Terms, options: Options) -> NoReturn:
         _log.info("%s: watching %s for %s", identity, api.name, ", ".join(one.text for one in targets))
         controller.run()
         reporter.wake()
+        done.set()  # whoever leads next begins when nothing of ours is under way any more
         controller.election.thread.join(END_SECONDS)  # it gives the Lease back
     _log.info("ended")
     sys.stderr.flush()
@@ -209,7 +215,7 @@ def _sources(api: Api, namespaces: tuple[str, ...], changed: Callable[[], None],
     """Of every namespace, or of these alone."""
 
     def paths(group: str, kind: str) -> list[str]:
-        return [f"{group}/namespaces/{one}/{kind}" for one in namespaces] or [f"{group}/{kind}"]
+        return [f"{group}/namespaces/{one}/{kind}" for one in dict.fromkeys(namespaces)] or [f"{group}/{kind}"]
 
     services = [
         Reflector(api, Kind[Service]("services", (path,), objects.service), changed=changed, end=ended)

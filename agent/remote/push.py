@@ -10,7 +10,9 @@ import asyncio
 import base64
 import contextlib
 import json
+import os
 import re
+import signal
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,6 +25,7 @@ from agent.model.desired import digest_of
 CONNECT_SECONDS = 10
 GRACE_SECONDS = 15.0  # beyond the time the other side has: for connecting, and for its start
 MOST = 8_388_608  # bytes of an answer
+LAST_WORDS_SECONDS = 2.0
 STAGE = "stage: "
 """How the other side's progress begins on its stderr."""
 
@@ -131,18 +134,23 @@ def worst(codes: Sequence[ExitCode]) -> ExitCode:
     return max(codes, key=lambda code: _SEVERITY.index(int(code)))
 
 
-def status(targets: Sequence[Target], *, seconds: float) -> tuple[dict[str, Any] | None, ...]:
-    """The status.json of each, in their order; None of one that does not tell."""
+def status(targets: Sequence[Target], *, seconds: float) -> tuple[dict[str, Any] | str, ...]:
+    """The status.json of each, in their order; of one that does not tell, why."""
 
-    async def one(where: Target) -> dict[str, Any] | None:
+    async def one(where: Target) -> dict[str, Any] | str:
         try:
-            _, out, _ = await _session(where, "agent status --json", b"", seconds, lambda _: None)
+            code, out, said = await _session(where, "agent status --json", b"", seconds, lambda _: None)
+        except OSError as error:
+            return f"ssh does not run: {error.strerror}"
+        with contextlib.suppress(ValueError, RecursionError):
             found = json.loads(out)
-        except (OSError, ValueError, RecursionError):
-            return None
-        return found if isinstance(found, dict) and found.get("schema") == 1 else None
+            if isinstance(found, dict) and found.get("schema") == 1:
+                return found
+        if code == _SSH_FAILED:
+            return _ssh_failed(said)[0]
+        return "no answer in time" if code is None else f"it tells no status: {'; '.join(said) or f'exit {code}'}"
 
-    async def everyone() -> tuple[dict[str, Any] | None, ...]:
+    async def everyone() -> tuple[dict[str, Any] | str, ...]:
         return tuple(await asyncio.gather(*map(one, targets)))
 
     return asyncio.run(everyone())
@@ -174,20 +182,32 @@ async def _session(
         "-o", "ServerAliveCountMax=2", *port, "--", where.host, command,
     )  # fmt: skip
     process = await asyncio.create_subprocess_exec(
-        *words, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        *words,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,  # so that it ends with all that it has started
     )
     said: list[str] = []
     out = b""
     try:
         async with asyncio.timeout(seconds + GRACE_SECONDS):
-            _, out, _ = await asyncio.gather(_feed(process, data), _read(process), _listen(process, said, on_stage))
-            code: int | None = await process.wait()
+            listening = asyncio.create_task(_listen(process, said, on_stage))
+            _, out = await asyncio.gather(_feed(process, data), _read(process))
+            # What ssh has started (a proxy, a master) may hold its stderr for longer than it lives.
+            await asyncio.wait([listening], timeout=LAST_WORDS_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(process.wait(), LAST_WORDS_SECONDS)
     except TimeoutError:
-        code = None
+        pass
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
+        listening.cancel()
+        code = process.returncode
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(process.wait(), LAST_WORDS_SECONDS)
+        process._transport.close()  # type: ignore[attr-defined]  # noqa: SLF001  # else its pipes are, whenever
     return code, out, said
 
 

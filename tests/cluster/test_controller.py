@@ -468,7 +468,7 @@ def test_an_empty_cluster_takes_nothing_away(site: Site):
         with site.watched() as control:
             site.live(control, "mail")
             site.kube.annotate("mail", expose=None, bind=None)
-            control.wait("it has no frontend: all service would end")
+            control.wait("no frontend is left, and all service would end: nothing is pushed")
             assert first_line(port, host=site.bind)
 
 

@@ -94,7 +94,7 @@ def test_a_thousand_services_come_in_pages(bare: Kube):
 
 def test_no_service_that_asks_is_said(kube: Kube):
     done = discover("--kubeconfig", kube.kubeconfig())
-    assert (done.returncode, yaml.safe_load(done.stdout)) == (0, {"version": 1})
+    assert (done.returncode, yaml.safe_load(done.stdout)) == (6, {"version": 1})
     assert "no Service has the annotation edgeagent.io/expose" in done.stderr
 
 
@@ -201,6 +201,9 @@ def http(status: str, body: bytes, *head: str) -> bytes:
         (http("200 OK", b"<html>hello</html>"), "what answers there is no API server"),
         (http("200 OK", b"[" * 100_000), "what answers there is no API server"),
         (http("200 OK", b"[]"), "what answers there is no API server"),
+        (http("200 OK", b"{}"), "what answers there is no list"),
+        (http("200 OK", b'{"items": null, "metadata": {"resourceVersion": "1"}}'), "what answers there is no list"),
+        (http("200 OK", b'{"kind": "Status", "status": "Success", "items": []}'), "what answers there is no list"),
         (http("500 Oops", b"<html>it broke</html>"), "500: <html>it broke</html>"),
         (http("503 Busy", b'{"kind":"Status","message":"etcd is away"}'), "503: etcd is away"),
         (http("200 OK", b'{"items": []}').replace(b"13", b"99"), "the answer was cut"),
@@ -226,7 +229,7 @@ def test_a_certificate_that_is_not_known_is_not_taken(tmp_path: Path):
 
     def reply(request: bytes) -> bytes:
         heard.append(request)
-        return http("200 OK", b'{"items": [], "metadata": {}}')
+        return http("200 OK", b'{"items": [], "metadata": {"resourceVersion": "1"}}')
 
     with answering(reply, context) as server:
         done = discover(
@@ -237,7 +240,7 @@ def test_a_certificate_that_is_not_known_is_not_taken(tmp_path: Path):
         done = discover(
             "--kubeconfig", config(tmp_path, server, **{"certificate-authority": str(tmp_path / "good.pem")})
         )
-        assert (done.returncode, len(heard)) == (0, 3), done.stderr
+        assert (done.returncode, len(heard)) == (6, 3), done.stderr
 
 
 def test_objects_that_cannot_be_read_are_left_out_and_the_others_are_not(tmp_path: Path):
@@ -248,7 +251,7 @@ def test_objects_that_cannot_be_read_are_left_out_and_the_others_are_not(tmp_pat
         {"metadata": None, "spec": 4},
         {"metadata": {"name": "x"}, "spec": {"ports": [{"port": "x"}]}},
     ]
-    body = json.dumps({"items": [*items, good], "metadata": {}}).encode()
+    body = json.dumps({"items": [*items, 4, good], "metadata": {"resourceVersion": "1"}}).encode()
     with answering(lambda _: http("200 OK", body)) as server:
         done = discover("--json", "--kubeconfig", config(tmp_path, server))
     assert "Traceback" not in done.stderr, done.stderr

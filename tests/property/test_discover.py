@@ -109,7 +109,7 @@ CLUSTERS = st.tuples(st.lists(services(), max_size=4), st.lists(nodes(), max_siz
 
 
 def state(terms: Terms, now: Snapshot) -> DesiredState:
-    found = wanted(now, terms, {})
+    found = wanted(now, terms)
     assert found.violations == ()
     tree = document(terms, found.fragments)
     state = parse(merge.as_json(tree), file="json").state
@@ -155,4 +155,4 @@ def test_a_selector_is_read_or_refused(text):
 @given(st.one_of(NASTY, st.recursive(st.none() | st.booleans() | st.text(), lambda x: st.lists(x) | st.dictionaries(
     st.sampled_from(["state", "message", "frontends", "good"]), x)).map(str)))  # fmt: skip
 def test_an_annotation_that_somebody_else_wrote_is_nothing_or_read(text):
-    told(text)
+    told(text, "u")

@@ -13,6 +13,7 @@ from kit.discover import endpoints, manifests, node, service
 from agent.errors import InvalidError
 from agent.model.desired import parse
 from agent.remote.cluster import merge, objects, selector
+from agent.remote.cluster.fragments import Before
 from agent.remote.cluster.merge import Base
 from agent.remote.cluster.reports import Told, told
 from agent.remote.cluster.state import Snapshot, Terms, Wanted, document, wanted
@@ -32,11 +33,13 @@ def snapshot(*found: dict[str, Any]) -> Snapshot:
     )
 
 
-def discovered(*found: dict[str, Any], base: str = "", bind: str = "", good: Any = None) -> tuple[Wanted, dict]:
+def discovered(
+    *found: dict[str, Any], base: str = "", bind: str = "", good: Any = None, live: Any = None
+) -> tuple[Wanted, dict]:
     """What is wanted, and the desired state, which is valid where there is no violation."""
     under = merge.base(base.encode(), "base.yaml", watched=False) if base else Base()
     terms = Terms(base=under, bind=(bind,) if bind else ())
-    result = wanted(snapshot(*found), terms, good or {})
+    result = wanted(snapshot(*found), terms, Before(good=good or {}, live=live or {}))
     tree = document(terms, result.fragments)
     if not result.violations:
         assert parse(merge.as_yaml(tree, "x"), file="x").state == parse(merge.as_json(tree), file="x").state
@@ -88,10 +91,19 @@ def test_the_example_is_the_worked_deployment():
         ({"health_port__smtp": "smtp-chek"}, ['did you mean "smtp-check"?']),
         ({"health_port__imap": "smtp-check"}, ["port imap is not exposed"]),
         ({"nodes": "zone in (a"}, ["a label selector"]),
-        ({"nodes": "zone=a", "via": "loadbalancer"}, ["nodes are chosen for `via: nodeport`"]),
-        ({"nodes": "zone=nowhere"}, ["no node with the labels `zone=nowhere` takes traffic"]),
+        ({"nodes": "zone=a", "via": "endpoints"}, ["nodes are chosen for `via: nodeport`"]),
+        ({"via": "loadbalancer"}, ["the Service is of type NodePort, nobody gives it an address"]),
+        ({"expose": "25", "health_port__25": "nope"}, ["the Service has no port nope"]),
+        ({"expose": "smtp\nwarning: all is well"}, ['the Service has no port the text "smtp\\nwarning: all is well"']),
+        (
+            {"nodes": "zone=\x1b[31mred"},
+            ['a label selector, such as `zone=a, !spot`, is expected; the text "zone=\\u001b'],
+        ),
+        ({"bind": "224.0.0.1"}, ["addresses are expected"]),
+        ({"bind": "fe80::1%eth0"}, ["addresses are expected"]),
+        ({"bind": "::ffff:192.0.2.1"}, ["addresses are expected"]),
+        ({"bind": "::"}, [":: is every address of the firewall; that is the base's to say"]),
         ({"prefix": "A b"}, ["is no name of a frontend"]),
-        ({"bind": "0.0.0.0, 192.0.2.7"}, ["192.0.2.7:25 is named twice"]),
     ],
 )
 def test_a_mistake_is_named_with_its_annotation_and_leaves_the_others_alone(annotations, said):
@@ -238,7 +250,7 @@ def test_where_there_is_no_endpoint_a_disabled_server_keeps_the_frontend():
     result, tree = discovered(changed(MAIL, externalTrafficPolicy="Local"), *NODES)
     assert tree["backends"]["smtp"]["servers"] == {"nobody": {"address": "127.0.0.1:30025", "disabled": True}}
     assert tree["frontends"]["smtp"]["bind"] == ["192.0.2.1:25"]
-    assert result.fragments["default", "mail"].remarks == ("no node holds an endpoint of it",)
+    assert result.fragments["default", "mail"].remarks == ("no node that takes traffic holds an endpoint of it",)
 
 
 def test_a_long_name_of_a_node_is_shortened_and_two_of_them_stay_apart():
@@ -250,6 +262,67 @@ def test_a_long_name_of_a_node_is_shortened_and_two_of_them_stay_apart():
 def test_two_nodes_of_one_address_are_one_server():
     _, tree = discovered(MAIL, node("node1", "192.0.2.101"), node("node2", "192.0.2.101"))
     assert tree["nodes"]["workers"] == {"node1": "192.0.2.101"}
+
+
+def test_whatever_becomes_of_the_nodes_no_frontend_goes():
+    for nodes in ([], [node("node1", "fe80::1%eth0")], [node("node1", "::ffff:192.0.2.2")], [node("n", "2001:db8::1")]):
+        result, tree = discovered(MAIL, *nodes)
+        assert list(tree["backends"]["smtp"]["servers"]) == ["nobody"]
+        assert result.fragments["default", "mail"].remarks[0].startswith("no node")
+    _, tree = discovered(service("mail", {"smtp": 25}, expose="smtp", bind=BIND, nodes="zone=gone"), *NODES)
+    assert list(tree["backends"]["smtp"]["servers"]) == ["nobody"]
+
+
+def test_an_address_that_nobody_could_use_is_one_node_less():
+    _, tree = discovered(MAIL, *NODES, node("node3", "fe80::1%eth0"), node("node4", "0.0.0.0"), node("node5", "x"))
+    assert list(tree["nodes"]["workers"]) == ["node1", "node2"]
+
+
+def test_a_node_that_was_set_up_anew_serves_under_its_new_name():
+    _, tree = discovered(MAIL, node("a-old", "192.0.2.101", ready=False), node("b-new", "192.0.2.101"), NODES[1])
+    assert tree["nodes"]["workers"] == {"b-new": "192.0.2.101", "node2": "192.0.2.102"}
+    assert "servers" not in tree["backends"]["smtp"]
+
+
+def test_a_node_that_is_about_to_be_deleted_is_drained():
+    going, tainted = node("node3", "192.0.2.103"), node("node4", "192.0.2.104")
+    going["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    tainted["spec"]["taints"] = [{"key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule"}]
+    _, tree = discovered(MAIL, *NODES, going, tainted)
+    assert {one["weight"] for one in tree["backends"]["smtp"]["servers"].values()} == {0}
+    assert len(tree["backends"]["smtp"]["servers"]) == 2
+
+
+def test_a_node_with_an_external_address_alone_is_reached_there():
+    one = node("node3", "192.0.2.103")
+    one["status"]["addresses"][0]["type"] = "ExternalIP"
+    _, tree = discovered(MAIL, *NODES, one)
+    assert "node3" in tree["nodes"]["workers"]
+
+
+def test_with_the_local_policy_a_pod_without_the_port_is_none():
+    local = changed(MAIL, externalTrafficPolicy="Local")
+    one = endpoints("mail", ("198.51.100.1", "node1", True), smtp=2525)
+    other = endpoints("mail", ("198.51.100.2", "node2", True), imap=1143)
+    other["metadata"]["name"] = "mail-other"
+    _, tree = discovered(local, *NODES, one, other)
+    assert list(tree["backends"]["smtp"]["servers"]) == ["node1"]
+
+
+def test_an_affinity_that_sees_the_firewall_alone_is_said():
+    result, _ = discovered(changed(MAIL, sessionAffinity="ClientIP"), *NODES)
+    assert "sessionAffinity" in result.fragments["default", "mail"].remarks[0]
+
+
+def test_long_selectors_do_not_share_a_group():
+    zones = ["topology=eu" + "0" * 30 + end for end in "ab"]
+    nodes = [node(f"n{index}", f"192.0.2.{index + 1}", topology=zone[9:]) for index, zone in enumerate(zones)]
+    services = [
+        service(f"s{index}", {"web": 80}, expose=f"web={index + 1}", bind=BIND, prefix=f"s{index}", nodes=zone)
+        for index, zone in enumerate(zones)
+    ]
+    _, tree = discovered(*services, *nodes)
+    assert sorted(map(len, tree["nodes"].values())) == [1, 1]
 
 
 # --- other ways in
@@ -264,6 +337,42 @@ def test_via_endpoints_are_the_pods_themselves_at_their_own_ports():
         "health": {"port": 2526},
         "servers": {"mail-0": {"address": "198.51.100.1:2525"}},
     }
+
+
+def test_pods_that_come_and_go_do_not_change_what_is_checked():
+    one = service("mail", {"smtp": 25, "check": 145}, kind="ClusterIP", expose="smtp", bind=BIND, via="endpoints",
+                  health_port="check")  # fmt: skip
+    one["spec"]["ports"][1]["targetPort"] = 2526
+    _, none = discovered(one)
+    _, some = discovered(one, endpoints("mail", ("198.51.100.1", "node1", True), smtp=2525, check=2526))
+    assert none["backends"]["smtp"]["health"] == some["backends"]["smtp"]["health"] == {"port": 2526}
+
+
+def test_a_rolling_update_that_moves_the_checked_port_takes_nothing_away():
+    one = service("mail", {"smtp": 25, "check": 145}, kind="ClusterIP", expose="smtp", bind=BIND, via="endpoints",
+                  health_port="check")  # fmt: skip
+    old = endpoints("mail", ("198.51.100.1", "node1", True), ("198.51.100.2", "node1", True), smtp=2525, check=2526)
+    new = endpoints("mail", ("198.51.100.3", "node1", True), smtp=2525, check=2527)
+    new["metadata"]["name"], new["endpoints"][0]["targetRef"]["name"] = "mail-new", "mail-9"
+    result, tree = discovered(one, old, new)
+    assert (len(tree["backends"]["smtp"]["servers"]), tree["backends"]["smtp"]["health"]) == (3, {"port": 2526})
+    assert "2526 is checked" in result.fragments["default", "mail"].remarks[0]
+
+
+def test_an_old_address_of_a_pod_does_not_hide_its_new_one():
+    one = service("mail", {"smtp": 25}, kind="ClusterIP", expose="smtp", bind=BIND, via="endpoints")
+    old = endpoints("mail", ("198.51.100.1", "node1", False), smtp=2525)
+    new = endpoints("mail", ("198.51.100.2", "node2", True), smtp=2525)
+    new["metadata"]["name"] = "mail-z"
+    _, tree = discovered(one, old, new)
+    assert tree["backends"]["smtp"]["servers"] == {"mail-0": {"address": "198.51.100.2:2525"}}
+
+
+def test_a_hand_made_slice_does_not_lead_to_the_firewall_itself():
+    one = service("mail", {"smtp": 25}, kind="ClusterIP", expose="smtp", bind=BIND, via="endpoints")
+    for address in ("127.0.0.1", "::1", "169.254.169.254", "fe80::1", "0.0.0.0", "224.0.0.1"):
+        _, tree = discovered(one, endpoints("mail", (address, "node1", True), smtp=22))
+        assert list(tree["backends"]["smtp"]["servers"]) == ["nobody"], address
 
 
 def test_a_pod_of_both_families_is_one_server():
@@ -284,14 +393,17 @@ def test_slices_of_v1_and_of_v1beta1_are_read_alike():
         one["conditions"] = {"ready": True, "serving": True, "terminating": False}
     assert objects.endpoint_slice(old) == objects.endpoint_slice(new)
     new["endpoints"][0]["conditions"] = {}
-    assert objects.endpoint_slice(new).members[0].ready
+    assert objects.endpoint_slice(new).members[0].rank == 0
+    for conditions, rank in (({"ready": False, "serving": True}, 1), ({"ready": False, "serving": False}, 2)):
+        new["endpoints"][0]["conditions"] = conditions
+        assert objects.endpoint_slice(new).members[0].rank == rank
 
 
 def test_via_loadbalancer_is_the_address_that_it_was_given():
     one = service("web", {"https": 443}, kind="LoadBalancer", expose="https", bind=BIND, via="loadbalancer")
     result, tree = discovered(one)
     assert tree["backends"]["https"]["servers"]["nobody"]["disabled"]
-    assert "no address yet" in result.fragments["default", "web"].remarks[0]
+    assert "no address that can be used" in result.fragments["default", "web"].remarks[0]
     given = {**one, "status": {"loadBalancer": {"ingress": [{"hostname": "x.example.org"}, {"ip": "192.0.2.203"}]}}}
     _, tree = discovered(given)
     assert tree["backends"]["https"]["servers"] == {"loadbalancer": {"address": "192.0.2.203:443"}}
@@ -315,19 +427,29 @@ def aged(found: dict[str, Any], day: int, **annotations: str) -> dict[str, Any]:
 def test_names_and_addresses_belong_to_the_older_service():
     old = aged(service("old", {"smtp": 25}, expose="smtp", bind=BIND), 1)
     name = aged(service("a-name", {"smtp": 26}, expose="smtp", bind=BIND), 2)
-    address = aged(service("an-address", {"mx": 25}, expose="mx", bind="0.0.0.0"), 3)
+    address = aged(service("an-address", {"mx": 25}, expose="mx", bind=BIND), 3)
     beside = aged(service("beside", {"smtp": 26}, expose="smtp", bind=BIND, prefix="beside"), 4)
     result, tree = discovered(beside, address, name, old, *NODES)
     assert sorted(tree["frontends"]) == ["beside-smtp", "smtp"]
     assert "smtp is Service default/old's already" in mistakes(result, "a-name")[0]
-    assert "0.0.0.0:25 is Service default/old's already (192.0.2.1:25)" in mistakes(result, "an-address")[0]
+    assert "192.0.2.1:25 is Service default/old's already" in mistakes(result, "an-address")[0]
 
 
 def test_what_is_live_is_not_displaced_by_what_says_it_is_older():
     live = aged(service("live", {"smtp": 25}, expose="smtp", bind=BIND), 9)
     older = aged(service("older", {"smtp": 25}, expose="smtp", bind=BIND), 1)
     good = {("default", "live"): {"expose": "smtp", "bind": BIND}}
-    result, _ = discovered(older, live, *NODES, good=good)
+    now = discovered(live, *NODES)[0].fragments
+    result, _ = discovered(older, live, *NODES, good=good, live=now)
+    assert list(result.mistakes) == [("default", "older")]
+    # Nor by what is live itself, and asks for more than it has.
+    other = aged(service("other", {"mx": 26}, expose="mx", bind=BIND), 1)
+    now = discovered(live, other, *NODES)[0].fragments
+    other["metadata"]["annotations"]["edgeagent.io/expose"] = "mx=25"
+    result, tree = discovered(other, live, *NODES, live=now)
+    assert list(result.mistakes) == [("default", "other")]
+    assert tree["frontends"]["mx"]["bind"] == ["192.0.2.1:26"]
+    result, _ = discovered(older, live, *NODES, good=good, live=discovered(live, *NODES)[0].fragments)
     assert list(result.mistakes) == [("default", "older")]
 
 
@@ -335,19 +457,21 @@ def test_annotations_that_were_live_go_on_where_the_new_ones_are_mistaken():
     broken = service("mail", {"smtp": 25}, expose="smtp=twenty", bind=BIND)
     good = {("default", "mail"): {"expose": "smtp=2525", "bind": BIND}}
     result, tree = discovered(broken, *NODES, good=good)
-    assert result.stands == {("default", "mail")}
+    assert result.levels == {("default", "mail"): 1}
     assert tree["frontends"]["smtp"]["bind"] == ["192.0.2.1:2525"]
     assert "smtp: a port from 1 to 65,535" in mistakes(result)[0]
 
 
-def test_what_only_the_whole_shows_is_its_services_mistake_too():
-    """The agent's own rules, of which the annotations know nothing."""
+def test_more_nodes_than_a_backend_takes_are_cut_and_said():
     many = service("many", {f"p{one}": 1000 + one for one in range(3)}, expose="p0,p1,p2", bind=BIND)
     crowd = [node(f"n{one}", f"192.0.{one // 200}.{one % 200 + 1}") for one in range(1001)]
     few = service("few", {"smtp": 25}, expose="smtp", bind=BIND, nodes="zone=a")
     result, tree = discovered(many, few, *crowd, node("n", "198.51.100.1", zone="a"))
-    assert mistakes(result, "many") == ["nodes.workers: 1,002 nodes in one group; at most 1,000 are taken"]
-    assert list(tree["backends"]) == ["smtp"]
+    assert result.fragments["default", "many"].remarks == (
+        "1,002 nodes; the first 1,000 serve (edgeagent.io/nodes chooses)",
+    )
+    assert len(tree["nodes"]["workers"]) == 1_000
+    assert sorted(tree["backends"]) == ["p0", "p1", "p2", "smtp"]
 
 
 def test_more_servers_than_any_firewall_takes_are_no_services_mistake_but_nothing_is_made_of_them():
@@ -372,6 +496,7 @@ def test_the_order_in_which_the_cluster_tells_changes_nothing():
 BASE = """\
 version: 1
 name: home-edge
+owners: {smtp: default/mail}
 frontends:
   smtp:
     maxconn: 500
@@ -410,28 +535,97 @@ def test_a_conflict_names_both_places():
     web = service("web", {"https": 443}, expose="https")
     result, _ = discovered(mail, web, *NODES, base=BASE)
     assert mistakes(result) == [
-        'frontends.smtp.bind: the Service makes it ["192.0.2.7:25"], base.yaml:6 says ["192.0.2.1:25"]'
+        'frontends.smtp.bind: the Service makes it ["192.0.2.7:25"], base.yaml:7 says ["192.0.2.1:25"]'
     ]
     assert mistakes(result, "web") == [
-        'frontends.https.backend: the Service makes it the text "https", base.yaml:11 says the text "webgui"'
+        'frontends.https.backend: the Service makes it the text "https", base.yaml:12 says the text "webgui"'
     ]
     assert all(one.conflict for found in result.mistakes.values() for one in found)
 
 
 def test_an_address_of_the_base_is_not_a_services():
-    one = service("web", {"web": 443}, expose="web", bind="0.0.0.0")
+    one = service("web", {"web": 443}, expose="web", bind=BIND)
     mail = service("mail", {"smtp": 25}, expose="smtp")
     result, _ = discovered(one, mail, *NODES, base=BASE)
-    assert "0.0.0.0:443 is base.yaml:8's already (192.0.2.1:443)" in mistakes(result, "web")[0]
+    assert "192.0.2.1:443 is base.yaml:9's already (192.0.2.1:443)" in mistakes(result, "web")[0]
 
 
 def test_what_is_wrong_with_the_base_is_told_with_its_line():
     web = service("traefik", {"websecure": 443}, expose="websecure=routed")
     mail = service("mail", {"smtp": 25}, expose="smtp")
-    result, _ = discovered(mail, web, *NODES, base=BASE.replace("webgui\nbackends", "webgiu\nbackends"))
-    assert [one for one in result.violations if one.startswith("base.yaml:11: frontends.https.backend")]
-    result, _ = discovered(mail, *NODES, base=BASE)  # nobody makes what its route leads to
-    assert [one for one in result.violations if one.startswith("base.yaml:10: frontends.https.routes[0].backend")]
+    wrong = BASE.replace("maxconn: 500", "maxconn: many")
+    result, _ = discovered(mail, web, *NODES, base=wrong)
+    assert "(base.yaml:6)" in mistakes(result)[0]
+    # Nothing that is live is taken away for it: nothing is pushed.
+    live = discovered(mail, web, *NODES, base=BASE)[0].fragments
+    result, _tree = discovered(mail, web, *NODES, base=wrong, live=live)
+    assert "Service default/mail cannot go on as it is: frontends.smtp.maxconn" in result.violations[0]
+    result, _ = discovered(mail, web, *NODES, base=BASE.replace("backend: webgui", "backend: webgui\n    maxcon: 5"))
+    assert [one for one in result.violations if one.startswith("base.yaml:13: frontends.https.maxcon: unknown key")]
+
+
+def test_what_the_base_says_of_a_service_that_is_not_there_is_in_nobodys_way():
+    web = service("web", {"web": 80}, expose="web", bind=BIND)
+    base = "version: 1\nfrontends: {smtp: {maxconn: 5}}\nbackends: {smtp: {health: {interval: 10s}}}\n"
+    result, tree = discovered(web, *NODES, base=base)
+    assert (list(tree["frontends"]), list(tree["backends"]), result.violations) == (["web"], ["web"], ())
+    assert "base.yaml:2: frontends.smtp waits for a Service that makes the rest of it" in result.remarks
+    mistaken = service("mail", {"smtp": 25}, expose="smtp", bind=BIND, application="smpt")
+    result, tree = discovered(web, mistaken, *NODES, base=base)
+    assert list(tree["frontends"]) == ["web"]
+
+
+def test_clients_of_a_route_whose_service_is_gone_are_turned_away_and_come_nowhere_else():
+    mail = service("mail", {"smtp": 25}, expose="smtp")
+    result, tree = discovered(mail, *NODES, base=BASE)
+    assert result.violations == ()
+    assert tree["backends"]["websecure"] == {"servers": {"nobody": {"address": "127.0.0.1:9", "disabled": True}}}
+    assert "base.yaml:11: backend websecure is made by no Service: its clients are turned away" in result.remarks
+
+
+def test_what_a_service_makes_wrong_of_a_line_of_the_base_is_the_services():
+    base = "version: 1\nbackends: {smtp: {health: {send_proxy: true}}}\n"
+    mail = service("mail", {"smtp": 25}, expose="smtp", bind=BIND, proxy_protocol="none")
+    web = service("web", {"web": 80}, expose="web", bind=BIND)
+    result, tree = discovered(mail, web, *NODES, base=base)
+    assert (list(tree["frontends"]), result.violations) == (["web"], ())
+    assert "(base.yaml:2)" in mistakes(result)[0]
+
+
+def test_a_name_of_the_base_is_kept_for_its_owner():
+    mine = service("mail", {"smtp": 25}, expose="smtp")
+    other = service("other", {"smtp": 25}, namespace="tenant", expose="smtp")
+    evil = service("evil", {"webgui": 1}, namespace="tenant", expose="webgui=routed")
+    web = service("traefik", {"websecure": 443}, expose="websecure=routed")
+    result, tree = discovered(aged(other, 1), evil, web, aged(mine, 2), *NODES, base=BASE)
+    assert mistakes(result, "other", "tenant") == [
+        "edgeagent.io/expose: base.yaml:3 keeps smtp for Service default/mail"
+    ]
+    assert "webgui; `owners` there lets one join" in mistakes(result, "evil", "tenant")[0]
+    assert list(tree["backends"]["webgui"]["servers"]) == ["webgui"]
+    assert "owners" not in tree
+
+
+def test_what_base_and_service_say_alike_is_no_conflict():
+    base = 'version: 1\nfrontends:\n  smtp: {bind: ["[2001:DB8::1]:25", "192.0.2.1:25"]}\n'
+    mail = service("mail", {"smtp": 25}, expose="smtp", bind="192.0.2.1, 2001:db8::1")
+    result, tree = discovered(mail, *NODES, base=base)
+    assert (dict(result.mistakes), list(tree["frontends"])) == ({}, ["smtp"])
+
+
+def test_a_port_that_is_said_is_not_ignored_for_the_bases():
+    base = 'version: 1\nfrontends:\n  smtp: {bind: ["192.0.2.1:25"]}\n'
+    result, _ = discovered(service("mail", {"smtp": 25}, expose="smtp=2525"), *NODES, base=base)
+    assert mistakes(result) == ["edgeagent.io/expose: smtp shall listen at 2525, base.yaml:3 has it at 25"]
+    result, _ = discovered(service("mail", {"smtp": 2525}, expose="smtp"), *NODES, base=base)
+    assert mistakes(result) == []
+
+
+def test_a_group_of_the_base_is_not_ours():
+    base = "version: 1\nnodes: {workers: {node2: 192.0.2.9}}\n"
+    _, tree = discovered(MAIL, NODES[0], node("node2", "192.0.2.102", cordoned=True), base=base)
+    assert tree["nodes"] == {"workers": {"node2": "192.0.2.9"}, "cluster-workers": {"node1": "192.0.2.101"}}
+    assert tree["backends"]["smtp"]["servers"] == {"node2": {"address": "192.0.2.102:30025", "weight": 0}}
 
 
 def test_a_base_that_cannot_be_read_is_refused():
@@ -454,8 +648,9 @@ def test_bind_of_the_command_is_for_who_names_none():
 
 
 def test_what_was_told_is_read_again_and_what_is_no_work_of_ours_is_nothing():
-    one = Told(state="mistake", message="x", frontends=("smtp",), good={"expose": "smtp"})
-    assert told(one.annotation) == one
+    one = Told(state="mistake", message="x", frontends=("smtp",), good={"expose": "smtp"}, tried={"a": "b"}, uid="u")
+    assert told(one.annotation, "u") == one
+    assert told(one.annotation, "of its copy") is None
     for text in ("", "live", "[]", '{"state": 1}', '{"state": "live", "message": "", "frontends": 4}', "[" * 9999):
-        assert told(text) is None
-    assert told('{"state": "live", "message": "", "frontends": [], "good": [1]}') is None
+        assert told(text, "") is None
+    assert told('{"state": "live", "message": "", "frontends": [], "good": [1]}', "") is None

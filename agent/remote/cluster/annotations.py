@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Iterator, Mapping
 
 from attrs import frozen
 
-from agent.model.schema import MAX_PORT, Application, ProxyProtocol
+from agent.model.schema import MAX_PORT, WILDCARDS, Application, ProxyProtocol, ip
 from agent.model.structure import near, shown
 from agent.remote.cluster import selector
 from agent.remote.cluster.objects import PREFIX, Port, Service
@@ -44,12 +43,14 @@ class Mistake:
 class Exposed:
     """One port as it shall be served. `listen` None: no frontend of its own. `bind` (): the Service does not say.
 
-    `check`: the port that is checked instead. None of `proxy_protocol`, `application`: not said.
+    `said`: whether `listen` was, or is the port's own number. `check`: the port that is checked instead. None of
+    `proxy_protocol`, `application`: not said.
     """
 
     name: str
     port: Port
     listen: int | None
+    said: bool = False
     bind: tuple[str, ...] = ()
     check: Port | None = None
     proxy_protocol: str | None = None
@@ -82,7 +83,7 @@ class _Reader:
 
     def exposure(self) -> Exposure:
         pairs = list(self._pairs())
-        ports = {port.text: port for port, _ in pairs}
+        ports = {text: port for port, _, _ in pairs for text in (port.name, str(port.number)) if text}
         self._known(ports)
         prefix = self.said.get("prefix", "")
         via = self._one_of("via", VIA) or "nodeport"
@@ -94,10 +95,22 @@ class _Reader:
                 self.wrong("nodes", str(error))
             if via != "nodeport":
                 self.wrong("nodes", f"nodes are chosen for `via: nodeport`, not for {via}")
-        exposed = [self._exposed(port, listen, prefix, via) for port, listen in pairs]
+        self._fits(via)
+        exposed = [self._exposed(port, listen, prefix, via, said=said) for port, listen, said in pairs]
         return Exposure(exposed=tuple(exposed), via=via, nodes=nodes)
 
-    def _pairs(self) -> Iterator[tuple[Port, int | None]]:
+    def _fits(self, via: str) -> None:
+        """Whether a Service of its kind can be reached so."""
+        kind = self.service.kind
+        if kind == "ExternalName":
+            self.wrong("expose", "the Service is an ExternalName: nothing of it is in the cluster")
+        elif via == "loadbalancer" and kind != "LoadBalancer":
+            self.wrong("via", f"the Service is of type {_word(kind)}, nobody gives it an address")
+        elif via == "clusterip" and not self.service.addresses:
+            self.wrong("via", "the Service is headless, it has no cluster address; `endpoints` has its pods")
+
+    def _pairs(self) -> Iterator[tuple[Port, int | None, bool]]:
+        """Each port, where it listens (None: nowhere by itself), and whether that was said."""
         if "expose" not in self.said:
             self.wrong("expose", 'is missing: which ports, and where, such as "smtp=25, smtps=465"')
             return
@@ -111,26 +124,30 @@ class _Reader:
             if port is None:
                 continue
             if port in seen:
-                self.wrong("expose", f"port {name} is named twice")
+                self.wrong("expose", f"port {_word(name)} is named twice")
                 continue
             seen.add(port)
             if at == ROUTED:
-                yield port, None
+                yield port, None, True
             elif not at:
-                yield port, port.number
+                yield port, port.number, False
             elif _LISTEN.fullmatch(at) and int(at) <= MAX_PORT:
-                yield port, int(at)
+                yield port, int(at), True
             else:
-                self.wrong("expose", f"{name}: a port from 1 to 65,535 or `{ROUTED}` is expected, got {shown(at)}")
+                self.wrong(
+                    "expose", f"{_word(name)}: a port from 1 to 65,535 or `{ROUTED}` is expected, got {shown(at)}"
+                )
 
     def _port(self, key: str, name: str) -> Port | None:
         found = [one for one in self.service.ports if name in (one.name, str(one.number)) and one.protocol == "TCP"]
         if found:
             return next((one for one in found if one.name == name), found[0])
         if any(name in (one.name, str(one.number)) for one in self.service.ports):
-            self.wrong(key, f"port {name} is not TCP, and HAProxy forwards nothing else here")
+            self.wrong(key, f"port {shown(name)} is not TCP, and HAProxy forwards nothing else here")
         else:
-            self.wrong(key, f"the Service has no port {name}{near(name, [one.text for one in self.service.ports])}")
+            self.wrong(
+                key, f"the Service has no port {_word(name)}{near(name, [one.text for one in self.service.ports])}"
+            )
         return None
 
     def _known(self, ports: Mapping[str, Port]) -> None:
@@ -142,12 +159,14 @@ class _Reader:
             if name not in _EACH:
                 self.wrong(key, f"unknown annotation{near(name, [*_WHOLE, *_EACH])}")
             elif port not in ports:
-                self.wrong(key, f"port {port} is not exposed{near(port, ports)}")
+                self.wrong(key, f"port {_word(port)} is not exposed{near(port, ports)}")
 
     def _each(self, key: str, port: Port) -> tuple[str, str]:
         """The annotation that holds for this port, and what it says ("": nothing)."""
-        own = f"{key}.{port.text}"
-        return (own, self.said[own].strip()) if own in self.said else (key, self.said.get(key, "").strip())
+        for own in (f"{key}.{port.name}", f"{key}.{port.number}"):
+            if own in self.said:
+                return own, self.said[own].strip()
+        return key, self.said.get(key, "").strip()
 
     def _one_of(self, key: str, words: tuple[str, ...], value: str | None = None) -> str | None:
         said = self.said.get(key, "").strip() if value is None else value
@@ -155,7 +174,7 @@ class _Reader:
             self.wrong(key, f"expected one of {', '.join(words)}, got {shown(said)}{near(said, words)}")
         return said or None
 
-    def _exposed(self, port: Port, listen: int | None, prefix: str, via: str) -> Exposed:
+    def _exposed(self, port: Port, listen: int | None, prefix: str, via: str, *, said: bool) -> Exposed:
         name = f"{prefix}-{port.name}" if prefix and port.name else prefix or port.name or self.service.name
         if not _NAME.fullmatch(name):
             self.wrong("prefix" if prefix else "expose", f"{name!r} is no name of a frontend (63 of a-z 0-9 . _ -)")
@@ -166,14 +185,13 @@ class _Reader:
                 if one is not None and one.node is None:
                     remedy = "make the Service one of type NodePort, or say `via`"
                     self.wrong(where, f"port {one.text} has no NodePort: {remedy} ({', '.join(VIA[1:])})")
-        if via == "clusterip" and not self.service.addresses:
-            self.wrong("via", "the Service is headless, it has no cluster address; `endpoints` has its pods")
         protocol = self._each("proxy-protocol", port)
         application = self._each("application", port)
         return Exposed(
             name=name,
             port=port,
             listen=listen,
+            said=said,
             bind=self._bind(port, listen),
             check=check,
             proxy_protocol=self._one_of(protocol[0], tuple(ProxyProtocol), protocol[1]),
@@ -187,7 +205,16 @@ class _Reader:
         found = []
         for part in said.split(",") if said else ():
             try:
-                found.append(str(ipaddress.ip_address(part.strip())))
+                host = ip(part.strip())[1]
             except ValueError:
                 self.wrong(key, f"addresses are expected, such as `192.0.2.1, 2001:db8::1`; got {shown(part.strip())}")
+                continue
+            if host in WILDCARDS:
+                self.wrong(key, f"{host} is every address of the firewall; that is the base's to say, not a Service's")
+            found.append(host)
         return tuple(dict.fromkeys(found)) if listen is not None else ()
+
+
+def _word(text: str) -> str:
+    """As it is where it is a plain word; else as a message may have it."""
+    return text if re.fullmatch(r"[A-Za-z0-9.-]{1,63}", text) else shown(text)

@@ -6,8 +6,10 @@ The client's typed models are not used: they turn each object into hundreds of P
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from typing import Any
 from attrs import frozen
 
 from agent.errors import AgentError, ExitCode, UsageError
+from agent.remote.push import printable
 
 CONNECT_SECONDS = 10.0
 READ_SECONDS = 30.0
@@ -58,7 +61,10 @@ class Api:
         settings = client.Configuration()
         load: Any = config  # has no types
         try:
-            if not where.kubeconfig and not where.context and os.environ.get("KUBERNETES_SERVICE_HOST"):
+            # As kubectl: the pod's account only where there is no kubeconfig.
+            named = where.kubeconfig or where.context or os.environ.get("KUBECONFIG")
+            in_pod = os.environ.get("KUBERNETES_SERVICE_HOST") and not Path("~/.kube/config").expanduser().exists()
+            if in_pod and not named:
                 load.load_incluster_config(client_configuration=settings)
                 self.name = "the cluster it runs in"
                 self.namespace = _text(_IN_CLUSTER / "namespace") or "default"
@@ -102,23 +108,9 @@ class Api:
         """Change some keys of something (a JSON merge patch)."""
         return self._once("PATCH", path, body=body, kind=_MERGE)
 
-    def watch(self, path: str, *, read_seconds: float, **query: str) -> Iterator[dict[str, Any]]:
+    def watch(self, path: str, *, read_seconds: float, **query: str) -> Watch:
         """Once the server has agreed: events, as they come, until it ends that."""
-        answer = self._ask("GET", path, query={**query, "watch": "true"}, read_seconds=read_seconds)
-        return self._events(answer, path)
-
-    def _events(self, answer: Any, path: str) -> Iterator[dict[str, Any]]:
-        try:
-            rest = b""
-            for chunk in _chunks(answer, path):
-                *lines, rest = (rest + chunk).split(b"\n")
-                for line in lines:
-                    if line.strip():
-                        yield _json(line, path)
-                if len(rest) > _LONGEST:
-                    raise ApiError(f"{path}: an event of more than {_LONGEST:,} bytes")
-        finally:
-            answer.close()  # not released: what is left unread would be the next one's answer
+        return Watch(self._ask("GET", path, query={**query, "watch": "true"}, read_seconds=read_seconds), path)
 
     def _once(
         self,
@@ -151,6 +143,7 @@ class Api:
         read_seconds: float = READ_SECONDS,
     ) -> Any:
         from kubernetes.client.exceptions import ApiException
+        from kubernetes.config.config_exception import ConfigException
         from urllib3.exceptions import HTTPError
 
         head = {"Accept": "application/json", "User-Agent": "edgeagent-discover"}
@@ -168,9 +161,38 @@ class Api:
             got.close()
         except (HTTPError, OSError) as error:
             raise ApiError(f"{self.served} does not answer: {_plain(error)}") from error
+        except ConfigException as error:  # of a token that is read anew
+            raise ApiError(f"no token to ask {self.served} with: {_plain(error)}") from error
         except ApiException as error:  # of TLS
             raise ApiError(f"{self.served}: {' '.join(str(error.reason).split())}") from error
         raise _refused(method, path, got.status, data)
+
+
+class Watch:
+    """Events of one request. Raises ApiError where it is cut."""
+
+    def __init__(self, answer: Any, path: str) -> None:
+        self._answer, self._path = answer, path
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        try:
+            rest = b""
+            for chunk in _chunks(self._answer, self._path):
+                *lines, rest = (rest + chunk).split(b"\n")
+                for line in lines:
+                    if line.strip():
+                        yield _json(line, self._path)
+                if len(rest) > _LONGEST:
+                    raise ApiError(f"{self._path}: an event of more than {_LONGEST:,} bytes")
+        finally:
+            self._answer.close()  # not released: what is left unread would be the next one's answer
+
+    def stop(self) -> None:
+        """From another thread: whoever reads is told that it is cut."""
+        connection = getattr(self._answer, "connection", None)
+        if (sock := getattr(connection, "sock", None)) is not None:
+            with contextlib.suppress(OSError):  # it has ended by itself
+                sock.shutdown(socket.SHUT_RDWR)
 
 
 def _chunks(answer: Any, path: str) -> Iterator[bytes]:
@@ -202,7 +224,8 @@ def _refused(method: str, path: str, status: int, data: bytes) -> ApiError:
         401: "its token is not taken: look at the service account, or at the kubeconfig",
         403: "deploy/kubernetes/rbac.yaml has what is needed",
     }.get(status, "")
-    return ApiError(f"{method} {path}: {status}: {' '.join(said.split())[:300]}", status=status, remedy=remedy)
+    told = printable(" ".join(said.split()), 300)
+    return ApiError(f"{method} {path}: {status}: {told}", status=status, remedy=remedy)
 
 
 def _plain(error: BaseException) -> str:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from agent.remote.cluster.api import Api, ApiError
+from agent.remote.push import printable
 
 LEASE_SECONDS = 15
 RENEW_SECONDS = 10.0  # who could not renew for so long has ended, before anybody else may begin
@@ -26,7 +27,10 @@ _log = logging.getLogger("agent.discover")
 
 
 class Election:
-    """Holds a Lease while it can. `changed` is called, from its thread, when that begins or ends."""
+    """Holds a Lease while it can, until `end`, and gives it back then: whoever does something by it must have ended.
+
+    `changed` is called, from its thread, when that begins or ends; `term` counts how often it has begun.
+    """
 
     def __init__(
         self, api: Api, *, namespace: str, identity: str, changed: Callable[[], None], end: threading.Event
@@ -37,6 +41,7 @@ class Election:
         self._until = 0.0
         self._seen: tuple[object, float] = (None, 0.0)  # the holder's last word, and when we first saw it
         self._led, self._said = False, ""
+        self.term = 0
         self.thread = threading.Thread(target=self._run, name="election", daemon=True)
 
     @property
@@ -58,8 +63,11 @@ class Election:
         except ApiError as error:  # it is kept for as long as it was promised
             self._tell(str(error), warn=True)
             return
-        self._until = begin + RENEW_SECONDS if holder == self._identity else 0.0
-        self._tell("it is ours" if self._until else f"{holder} has it")
+        ours = holder == self._identity
+        if ours and not self.leads:
+            self.term += 1
+        self._until = begin + RENEW_SECONDS if ours else 0.0
+        self._tell("it is ours" if ours else f"{printable(holder, 100)} has it")
 
     def _try(self, now: float) -> str:
         """Take or renew it; whose it is then."""

@@ -10,14 +10,16 @@ from typing import Any
 
 from attrs import define, field, frozen
 
-from agent.errors import ExitCode
+from agent.errors import AgentError, ExitCode
 from agent.model.desired import digest_of
 from agent.remote import push, signature
 from agent.remote.cluster.merge import as_json
 from agent.view.status import why
 
 _LIVE = (ExitCode.LIVE, ExitCode.DEGRADED)
+_ANSWERS = (*_LIVE, ExitCode.REFUSED, ExitCode.INVALID, ExitCode.ROLLED_BACK)
 _OUTCOMES = ("unchanged", "committed", "degraded")
+_BY_HAND = "by hand"  # of a hold: a person has put an earlier generation back
 ASK_SECONDS = 10.0
 
 _log = logging.getLogger("agent.discover")
@@ -25,21 +27,39 @@ _log = logging.getLogger("agent.discover")
 
 @frozen(kw_only=True)
 class Verdict:
-    """What became of a document, on all firewalls. `message`: of the worst; `down`: frontends that are not up, why."""
+    """What became of a document: the worst of those that took part, and their words.
+
+    `away`: who did not take part, and why; with nobody left, `code` is SSH. `down`: frontends that are not up, and why.
+    """
 
     code: ExitCode
     message: str = ""
+    away: str = ""
     down: Mapping[str, str] = field(factory=dict)
 
     @property
     def live(self) -> bool:
-        """Whether it is live everywhere."""
+        """Whether it is live wherever it can be."""
         return self.code in _LIVE
+
+    @property
+    def complete(self) -> bool:
+        """Whether it is live everywhere."""
+        return self.live and not self.away
+
+    @property
+    def refused(self) -> bool:
+        """Whether somebody has judged it, and not taken it."""
+        return self.code in _ANSWERS and not self.live
 
 
 @define
 class Firewall:
-    """One of them. `digest`, `serial`: of what it has as its desired state; `code` None: not known yet."""
+    """One of them. `digest`, `serial`: of what it has as its desired state; `code` None: not known yet.
+
+    `servers`: the addresses behind each backend that it has live; None where it has not told yet. `away`: why it takes
+    no part now. `by_hand`: a person holds it.
+    """
 
     target: push.Target
     code: ExitCode | None = None
@@ -47,6 +67,9 @@ class Firewall:
     digest: str = ""
     serial: int = 0
     down: Mapping[str, str] = field(factory=dict)
+    servers: Mapping[str, set[str]] | None = None
+    away: str = ""
+    by_hand: bool = False
 
 
 class Firewalls:
@@ -54,68 +77,138 @@ class Firewalls:
 
     def __init__(self, targets: Sequence[push.Target], *, seconds: float, sign: Path | None) -> None:
         self.all = [Firewall(one) for one in targets]
-        self._seconds, self._sign = seconds, sign
+        self.seconds, self._sign = seconds, sign
         self.pushes: dict[str, int] = {}
         self.last_seconds = 0.0
 
     def hand_over(self, tree: Mapping[str, Any]) -> Verdict:
-        """Hand it to all, and wait. Its serial is a higher one than they have: the time, so that it stays so."""
-        serial = max(int(time.time()), *(one.serial + 1 for one in self.all))
-        data = as_json(tree, serial)
-        signed = signature.sign(data, self._sign) if self._sign else b""
-        words = ("--timeout", f"{round(self._seconds * 1000)}ms")
-        parcel = push.Parcel(data=data, signature=signed, words=words, seconds=self._seconds)
-        begin = time.monotonic()
-        results = push.push([one.target for one in self.all], parcel, ordered=False, on_stage=_nothing, on_end=_nothing)
-        self.last_seconds = time.monotonic() - begin
-        for one, result in zip(self.all, results, strict=True):
-            self._heard(one, result, digest_of(data), serial)
+        """To each that does not have it, and wait."""
+        lacking = [one for one in self.all if not one.by_hand and not self._has(one, tree)]
+        serial, results = self._push(lacking, tree, ())
+        digest = digest_of(as_json(tree, serial))
+        for one, result in zip(lacking, results, strict=True):
+            self._heard(one, result, digest, serial)
         return self.verdict
 
+    def rehearse(self, tree: Mapping[str, Any]) -> Verdict:
+        """What those that are there would say of it. Nothing is touched."""
+        there = [one for one in self.all if not one.away]
+        _, results = self._push(there, tree, ("--dry-run",))
+        judged = [one for one in results if one.exit_code in _ANSWERS]
+        if not judged:
+            return Verdict(code=ExitCode.SSH, message="; ".join(_named(one) for one in results))
+        worst = push.worst([one.exit_code for one in judged])
+        return Verdict(code=worst, message=next(_named(one) for one in judged if one.exit_code == worst))
+
+    def _push(
+        self, to: Sequence[Firewall], tree: Mapping[str, Any], words: tuple[str, ...]
+    ) -> tuple[int, tuple[push.Result, ...]]:
+        """Its serial is a higher one than any has: the time, so that it stays so."""
+        serial = max(int(time.time()), *(one.serial + 1 for one in self.all))
+        data = as_json(tree, serial)
+        begin = time.monotonic()
+        try:
+            signed = signature.sign(data, self._sign) if self._sign else b""
+        except AgentError as error:  # the key is gone: nothing is pushed, and it is said
+            failed = [
+                push.Result(target=one.target, exit_code=error.exit_code, message=f"cannot be signed: {error}")
+                for one in to
+            ]
+            return serial, tuple(failed)
+        options = (*words, "--timeout", f"{round(self.seconds * 1000)}ms")
+        parcel = push.Parcel(data=data, signature=signed, words=options, seconds=self.seconds)
+        results = push.push([one.target for one in to], parcel, ordered=False, on_stage=_nothing, on_end=_nothing)
+        self.last_seconds = time.monotonic() - begin
+        return serial, results
+
     def _heard(self, one: Firewall, result: push.Result, digest: str, serial: int) -> None:
-        one.code, one.message = result.exit_code, f"{one.target.text}: {result.message}"
         word = result.exit_code.name.lower()
         self.pushes[word] = self.pushes.get(word, 0) + 1
-        report = (result.answer or {}).get("report") or {}
-        if result.exit_code in (*_LIVE, ExitCode.REFUSED, ExitCode.ROLLED_BACK):
-            one.digest, one.serial = digest, serial  # it stands in the desired file, whatever became of it
-        elif result.exit_code is not ExitCode.INVALID:
-            one.digest = ""
-        if result.exit_code in _LIVE:
-            one.down = _down(report.get("frontends"))
-        level = logging.INFO if result.exit_code in _LIVE else logging.WARNING
-        _log.log(level, "push to %s: %s (%.1f s)%s", one.target.text, result.message, result.seconds,
-                 f": {result.remedy}" if result.remedy and result.exit_code not in _LIVE else "")  # fmt: skip
+        good = result.exit_code in _LIVE
+        remedy = f": {result.remedy}" if result.remedy and not good else ""
+        _log.log(
+            logging.INFO if good else logging.WARNING,
+            "push to %s: %s (%.1f s)%s", one.target.text, result.message, result.seconds, remedy,
+        )  # fmt: skip
+        if result.exit_code not in _ANSWERS:
+            one.digest, one.away = "", result.message
+            return
+        one.code, one.message, one.away = result.exit_code, result.message, ""
+        # Unless it was not even stored, it stands in the desired file, whatever became of it.
+        one.digest, one.serial = (one.digest, one.serial) if one.code is ExitCode.INVALID else (digest, serial)
+        if good:
+            one.down = _down(((result.answer or {}).get("report") or {}).get("frontends"))
 
     def ask(self) -> None:
         """What each has, and what it made of it; of one that does not answer nothing is known then."""
         for one, found in zip(
             self.all, push.status([one.target for one in self.all], seconds=ASK_SECONDS), strict=True
         ):
-            if found is None:
-                one.digest = ""
-                continue
-            desired, live = found.get("desired") or {}, found.get("live") or {}
-            one.digest = str(desired.get("digest") or "")
-            one.serial = max(one.serial, *(int(part.get("serial") or 0) for part in (desired, live)))
-            code = found.get("exit_code")
-            one.code = ExitCode(code) if isinstance(code, int) and code in list(ExitCode) else None
-            one.message = f"{one.target.text}: {push.printable(found.get('message'), 500)}"
-            if found.get("outcome") in _OUTCOMES:
-                one.down = _down(found.get("frontends"))
-                one.code = ExitCode.DEGRADED if one.down else ExitCode.LIVE
+            try:
+                _read(one, found)
+            except (KeyError, TypeError, ValueError, AttributeError) as error:  # another version's words, or nobody's
+                one.digest, one.away = "", f"its status cannot be read: {error!r}"
+
+    def _has(self, one: Firewall, tree: Mapping[str, Any]) -> bool:
+        return one.digest == digest_of(as_json(tree, one.serial or None))
 
     def have(self, tree: Mapping[str, Any]) -> bool:
-        """Whether it is what all of them have as their desired state."""
-        return all(one.digest == digest_of(as_json(tree, one.serial or None)) for one in self.all)
+        """Whether it is what all have as their desired state, or are kept from having."""
+        return all(one.by_hand or self._has(one, tree) for one in self.all)
+
+    @property
+    def servers(self) -> dict[str, set[str]] | None:
+        """What is live behind each backend, on any of them; None where none of them has told."""
+        known = [one.servers for one in self.all if one.servers is not None]
+        found: dict[str, set[str]] = {}
+        for servers in known:
+            for name, addresses in servers.items():
+                found.setdefault(name, set()).update(addresses)
+        return found if known else None
+
+    @property
+    def away(self) -> str:
+        """Who takes no part, and why."""
+        return "; ".join(f"{one.target.text}: {one.away}" for one in self.all if one.away)
 
     @property
     def verdict(self) -> Verdict:
-        """Of what they were handed last."""
-        worst = push.worst([one.code or ExitCode.LIVE for one in self.all])
-        down = {name: reason for one in self.all for name, reason in one.down.items()}
-        message = "" if worst in _LIVE else next(one.message for one in self.all if one.code == worst)
-        return Verdict(code=worst, message=message, down=down)
+        """Of what they have."""
+        there = [one for one in self.all if not one.away]
+        if not there:
+            return Verdict(code=ExitCode.SSH, message=self.away, away=self.away)
+        worst = push.worst([one.code or ExitCode.LIVE for one in there])
+        message = (
+            "" if worst in _LIVE else next(f"{one.target.text}: {one.message}" for one in there if one.code == worst)
+        )
+        down = {name: reason for one in there for name, reason in one.down.items()}
+        return Verdict(code=worst, message=message, away=self.away, down=down)
+
+
+def _read(one: Firewall, found: Mapping[str, Any] | str) -> None:
+    if isinstance(found, str):
+        one.digest, one.away = "", push.printable(found, 500)
+        return
+    desired, live, held = found.get("desired") or {}, found.get("live") or {}, found.get("held") or {}
+    digest = str(desired.get("digest") or held.get("digest") or "")
+    serials = [int(part.get("serial") or 0) for part in (desired, live)]
+    one.servers = {
+        str(pool["name"]): {str(server["address"]) for server in pool["servers"]} for pool in found["backends"]
+    }
+    one.digest, one.serial, one.away = digest, max(one.serial, *serials), ""
+    one.by_hand = bool(held) and _BY_HAND in str(held.get("reason")) and held.get("digest") == digest
+    if one.by_hand:
+        one.away = f"{push.printable(held.get('reason'), 200)}; `agent apply` there ends that"
+    code = found.get("exit_code")
+    one.code = ExitCode(code) if code in list(ExitCode) else None
+    one.message = push.printable(found.get("message"), 500)
+    if found.get("outcome") in _OUTCOMES:
+        one.down = _down(found.get("frontends"))
+        one.code = ExitCode.DEGRADED if one.down else ExitCode.LIVE
+
+
+def _named(result: push.Result) -> str:
+    return f"{result.target.text}: {result.message}"
 
 
 def _down(frontends: object) -> dict[str, str]:

@@ -12,11 +12,11 @@ from attrs import evolve, field, frozen
 from agent.model.schema import WILDCARDS
 from agent.remote.cluster.annotations import Exposed, Mistake, read
 from agent.remote.cluster.objects import PREFIX, Key, Service
-from agent.remote.cluster.pools import Pool, UnservableError, View, pool
+from agent.remote.cluster.pools import Pool, View, pool
 
 WORKERS = "workers"
 """The group of every node; one of chosen nodes has its labels behind that."""
-_PLAIN = re.compile(r"[a-z0-9]+=[a-z0-9]+")
+_PLAIN = re.compile(r"[a-z0-9]{1,18}=[a-z0-9]{1,18}")
 
 
 @frozen(kw_only=True)
@@ -51,12 +51,25 @@ def flat(one: Fragment) -> Fragment:
 
 
 @frozen(kw_only=True)
+class Bound:
+    """Where the base has a frontend listen already. `place`: in its file."""
+
+    ports: frozenset[int]
+    place: str
+
+
+@frozen(kw_only=True)
 class Ground:
-    """What the cluster is put upon: binds for Services that name none, and what the base has of each frontend."""
+    """What the cluster is put upon.
+
+    `bind`: for Services that name no address. Of the base: `bound` by name of the frontend, `taken` (address, port,
+    place, frontend), and the names of its `groups`.
+    """
 
     bind: tuple[str, ...] = ()
-    bound: frozenset[str] = frozenset()
-    taken: tuple[tuple[str, int, str], ...] = ()
+    bound: Mapping[str, Bound] = field(factory=dict)
+    taken: tuple[tuple[str, int, str, str], ...] = ()
+    groups: frozenset[str] = frozenset()
 
 
 def fragment(service: Service, view: View, ground: Ground) -> tuple[Fragment | None, tuple[Mistake, ...]]:
@@ -73,26 +86,25 @@ def fragment(service: Service, view: View, ground: Ground) -> tuple[Fragment | N
     for one in exposure.exposed:
         if one.name in backends:
             wrong.append(Mistake(f"{PREFIX}expose", f"two of its ports would both be called {one.name}"))
-        try:
-            found = pool(service, exposure, one, view)
-        except UnservableError as error:
-            wrong.append(Mistake(f"{PREFIX}via" if exposure.via != "nodeport" else f"{PREFIX}nodes", str(error)))
-            continue
+        found = pool(service, exposure, one, view)
         if found.remark:
             remarks[found.remark] = None
-        backends[one.name] = _backend(one, found, groups, service.families)
+        backends[one.name] = _backend(one, found, groups, service.families, ground.groups)
         if one.listen is None:
             continue
         frontends[one.name] = {"backend": one.name}
-        hosts = one.bind or (() if one.name in ground.bound else ground.bind)
-        if hosts:
+        bound = ground.bound.get(one.name)
+        if one.bind or not bound:
+            hosts = one.bind or ground.bind
             frontends[one.name] |= {"bind": [_endpoint(host, one.listen) for host in hosts]}
             binds += [(host, one.listen) for host in hosts]
-        elif one.name not in ground.bound:
-            here = f"frontends.{one.name}.bind in the base"
-            wrong.append(
-                Mistake(f"{PREFIX}bind", f"is missing, and nothing else says where to listen ({here}, --bind)")
-            )
+            if not hosts:
+                where = f"frontends.{one.name}.bind in the base, or --bind"
+                wrong.append(Mistake(f"{PREFIX}bind", f"is missing, and nothing else says where to listen: {where}"))
+        elif one.said and one.listen not in bound.ports:
+            there = ", ".join(map(str, sorted(bound.ports)))
+            told = f"{one.name} shall listen at {one.listen}, {bound.place} has it at {there}"
+            wrong.append(Mistake(f"{PREFIX}expose", told, conflict=True))
     if wrong:
         return None, tuple(dict.fromkeys(wrong))
     made = Fragment(
@@ -110,7 +122,13 @@ def _endpoint(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _backend(one: Exposed, found: Pool, groups: dict[str, dict[str, str]], families: Sequence[int]) -> dict[str, Any]:
+def _backend(
+    one: Exposed,
+    found: Pool,
+    groups: dict[str, dict[str, str]],
+    families: Sequence[int],
+    taken: frozenset[str],
+) -> dict[str, Any]:
     made: dict[str, Any] = {}
     if one.application:
         made["application"] = one.application
@@ -122,6 +140,8 @@ def _backend(one: Exposed, found: Pool, groups: dict[str, dict[str, str]], famil
     if found.group is not None:
         ready = {server.name: server.host for server in found.servers if server.weight}
         name = _group(found.group, families)
+        while name in taken:
+            name = f"cluster-{name}"
         groups[name] = ready
         made |= {"nodes": name, "port": found.servers[0].port}
         alone = [server for server in found.servers if not server.weight]
@@ -135,7 +155,7 @@ def _how(weight: int, disabled: bool) -> dict[str, Any]:  # noqa: FBT001  # two 
 
 def _group(labels: str, families: Sequence[int]) -> str:
     """A name for a set of nodes: the same labels and families of a Service are the same nodes."""
-    words = re.sub(r"[^a-z0-9]+", "-", labels.replace("!", "not-").lower())[:40].strip("-")
+    words = re.sub(r"[^a-z0-9]+", "-", labels.replace("!", "not-").lower())[:38].strip("-")
     if labels and not _PLAIN.fullmatch(labels):  # another selector could come to the same words
         words += f"-{hashlib.sha256(labels.encode()).hexdigest()[:6]}"
     name = "-".join(part for part in (WORKERS, words, "" if families[0] == 4 else "v6") if part)
@@ -147,14 +167,22 @@ def _group(labels: str, families: Sequence[int]) -> str:
 
 @frozen(kw_only=True)
 class Found:
-    """What became of the Services: fragments in the order of age, and the mistakes of each that has some.
+    """What became of the Services: fragments in the order in which they were taken, and the mistakes of each.
 
-    `stands`: those whose last good annotations go on, since the present ones are mistaken.
+    `levels`: what each fragment is made of: 0 the annotations as they are, 1 those that were live last, 2 what is live.
     """
 
     fragments: Mapping[Key, Fragment]
     mistakes: Mapping[Key, tuple[Mistake, ...]]
-    stands: frozenset[Key] = frozenset()
+    levels: Mapping[Key, int]
+
+
+@frozen(kw_only=True)
+class Before:
+    """What was: the annotations of each Service that were `good`, and what is `live`, as far as is known."""
+
+    good: Mapping[Key, Mapping[str, str]] = field(factory=dict)
+    live: Mapping[Key, Fragment] = field(factory=dict)
 
 
 def gather(
@@ -162,65 +190,88 @@ def gather(
     view: View,
     ground: Ground,
     *,
-    good: Mapping[Key, Mapping[str, str]],
+    before: Before,
     against: Callable[[Fragment], tuple[Mistake, ...]],
-    banned: Mapping[Key, Sequence[tuple[Mistake, ...]]],
+    banned: Mapping[Key, Mapping[int, tuple[Mistake, ...]]],
 ) -> Found:
     """Each Service that asks for something.
 
-    Names and addresses belong to whoever had them first: the base, then what is live, then the older Service.
-    `good`: annotations that were live, for those that are mistaken now. `against`: what the base says against a
-    fragment. `banned`: what was found to be wrong with the present annotations, and then with the good ones.
+    Names and addresses belong to whoever had them first: the base, then what is live, then the older Service. What
+    is wrong with a Service that is live takes nothing away: it goes on with its good annotations, else as it is.
+    `against`: what the base says against a fragment. `banned`: what the whole says against a Service at a level.
     """
+    asking = {one.key: one for one in services if one.wants}
     fragments: dict[Key, Fragment] = {}
     mistakes: dict[Key, tuple[Mistake, ...]] = {}
-    stands: set[Key] = set()
-    names: dict[str, str] = {}
-    binds: list[tuple[str, int, str]] = list(ground.taken)
+    levels: dict[Key, int] = {}
+    names: dict[str, Key] = {}
+    binds: dict[int, list[tuple[str, int, str, str]]] = {}  # by port
 
-    def judged(one: Service, bans: Sequence[tuple[Mistake, ...]]) -> tuple[Fragment | None, tuple[Mistake, ...]]:
-        made, wrong = fragment(one, view, ground)
+    def bound(one: Fragment, owner: str) -> None:
+        for host, port in one.binds:
+            binds.setdefault(port, []).append((host, port, owner, ""))
+
+    for taken in ground.taken:
+        binds.setdefault(taken[1], []).append(taken)
+    reserved = {key: one for key, one in before.live.items() if key in asking}
+    for key, held in reserved.items():
+        names |= dict.fromkeys(held.backends, key)
+        bound(held, asking[key].text)
+
+    def judged(one: Service, level: int) -> tuple[Fragment | None, tuple[Mistake, ...]]:
+        made: Fragment | None
+        wrong: tuple[Mistake, ...]
+        if level == 2:
+            made, wrong = (flat(reserved[one.key]) if one.key in reserved else None), ()
+        else:
+            said = one.annotations if level == 0 else before.good.get(one.key, one.annotations)
+            if level == 1 and said == one.annotations:
+                return None, ()
+            made, wrong = fragment(evolve(one, annotations=said), view, ground)
         if made is not None:
-            wrong = (*_taken(one, made, names, binds), *against(made), *(mistake for ban in bans for mistake in ban))
+            taken = {name: asking[names[name]].text for name in made.backends if names.get(name, one.key) != one.key}
+            numbers = {port for _, port in made.binds}
+            others = [bind for number in numbers for bind in binds.get(number, ()) if bind[2] != one.text]
+            wrong = (*_taken(made, taken, others), *against(made), *banned.get(one.key, {}).get(level, ()))
         return (None if wrong else made), wrong
 
-    # What is live comes first: a newcomer with an older date (restored from a backup) displaces nobody.
-    for one in sorted(services, key=lambda one: (one.key not in good, one.created, one.key)):
-        if not one.wants:
-            continue
-        bans = banned.get(one.key, ())
-        made, wrong = judged(one, bans[:1])
-        if wrong:
-            mistakes[one.key] = wrong
-            if one.key in good and good[one.key] != one.annotations:
-                made, _ = judged(evolve(one, annotations=good[one.key]), bans[1:])
-                stands |= {one.key} if made else set()
-        if made is None:
-            continue
-        fragments[one.key] = made
-        names |= dict.fromkeys(made.backends, one.text)
-        binds += [(host, port, one.text) for host, port in made.binds]
-    return Found(fragments=fragments, mistakes=mistakes, stands=frozenset(stands))
+    for one in sorted(asking.values(), key=lambda one: (one.key not in reserved, one.created, one.key)):
+        for level in range(3):
+            made, wrong = judged(one, level)
+            if level == 0 and wrong:
+                mistakes[one.key] = wrong
+            if made is not None:
+                fragments[one.key], levels[one.key] = made, level
+                names |= dict.fromkeys(made.backends, one.key)
+                bound(made, one.text)
+                break
+    return Found(fragments=fragments, mistakes=mistakes, levels=levels)
 
 
-def _taken(
-    one: Service, made: Fragment, names: Mapping[str, str], binds: Sequence[tuple[str, int, str]]
-) -> tuple[Mistake, ...]:
+def _taken(made: Fragment, names: Mapping[str, str], binds: Sequence[tuple[str, int, str, str]]) -> tuple[Mistake, ...]:
     """Names and addresses that somebody else has already."""
     found = [
         Mistake(f"{PREFIX}expose", f"{name} is {names[name]}'s already; {PREFIX}prefix makes names of its own")
         for name in made.backends
         if name in names
     ]
-    here: list[tuple[str, int, str]] = []
+    here: list[tuple[str, int, str, str]] = []
     for host, port in made.binds:
-        for other, number, owner in (*binds, *here):
-            if number == port and overlap(host, other):
-                whose = "named twice" if owner == one.text else f"{owner}'s already ({_endpoint(other, number)})"
+        for other, number, owner, frontend in (*binds, *here):
+            if number == port and frontend not in made.frontends and overlap(host, other):
+                whose = f"{owner}'s already ({_endpoint(other, number)})" if owner else "named twice"
                 found.append(Mistake(f"{PREFIX}bind", f"{_endpoint(host, port)} is {whose}"))
                 break
-        here.append((host, port, one.text))
+        here.append((host, port, "", ""))
     return tuple(found)
+
+
+def servers_of(one: Fragment) -> dict[str, set[str]]:
+    """The addresses behind each of its backends."""
+    return {
+        name: {server["address"] for server in backend["servers"].values()}
+        for name, backend in flat(one).backends.items()
+    }
 
 
 def overlap(one: str, other: str) -> bool:

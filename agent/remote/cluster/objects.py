@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from attrs import field, frozen
 
+from agent.model.schema import ip
 from agent.remote.cluster.selector import Labels
 
 PREFIX = "edgeagent.io/"
@@ -22,6 +23,8 @@ EXCLUDED = (
 )
 """A node with one of these labels takes no traffic from outside: Kubernetes' own service controller heeds them too."""
 
+_LEAVING = frozenset({"ToBeDeletedByClusterAutoscaler", "node.kubernetes.io/out-of-service"})
+
 Key = tuple[str, str]
 """Namespace and name."""
 T = TypeVar("T")
@@ -29,12 +32,16 @@ T = TypeVar("T")
 
 @frozen
 class Port:
-    """A port of a Service. `name` "" where it has none (it is the only one then); `node` None without a NodePort."""
+    """A port of a Service. `name` "" where it has none (it is the only one then); `node` None without a NodePort.
+
+    `target`: of its pods, as far as the Service says it as a number.
+    """
 
     name: str
     number: int
     node: int | None
     protocol: str
+    target: int
 
     @property
     def text(self) -> str:
@@ -60,7 +67,9 @@ class Service:
     addresses: tuple[str, ...] = ()
     families: tuple[int, ...] = (4,)
     given: tuple[str, ...] = ()
+    kind: str = "ClusterIP"
     local: bool = False
+    sticky: bool = False
 
     @property
     def key(self) -> Key:
@@ -80,13 +89,22 @@ class Service:
 
 @frozen(kw_only=True)
 class Node:
-    """`addresses`: internal ones. `ready`: as its kubelet says; `cordoned`: nothing new is scheduled there."""
+    """`addresses`: internal ones, or external where it has no other.
+
+    `ready`: as its kubelet says; `cordoned`: nothing new is scheduled there; `leaving`: it is about to be deleted.
+    """
 
     name: str
     addresses: tuple[str, ...] = ()
     labels: Labels = field(factory=dict)
     ready: bool = True
     cordoned: bool = False
+    leaving: bool = False
+
+    @property
+    def serves(self) -> bool:
+        """Whether it takes new clients."""
+        return self.ready and not self.cordoned and not self.leaving
 
     @property
     def excluded(self) -> bool:
@@ -96,12 +114,15 @@ class Node:
 
 @frozen(kw_only=True)
 class Member:
-    """One endpoint: a pod's address, on a node, and whether it takes connections. `name` "" where no pod is named."""
+    """One endpoint: a pod's address, on a node. `name` "" where no pod is named.
+
+    `rank`: 0 ready, 1 still serving although it ends, 2 neither.
+    """
 
     address: str
     name: str = ""
     node: str = ""
-    ready: bool = True
+    rank: int = 0
 
 
 @frozen(kw_only=True)
@@ -146,13 +167,21 @@ def service(found: Mapping[str, Any]) -> Service:
         },
         status=str(_part(meta, "annotations").get(STATUS) or ""),
         ports=tuple(
-            Port(_text(one, "name"), int(one["port"]), one.get("nodePort") or None, _text(one, "protocol") or "TCP")
+            Port(
+                _text(one, "name"),
+                int(one["port"]),
+                int(one["nodePort"]) if one.get("nodePort") else None,
+                _text(one, "protocol") or "TCP",
+                target if isinstance(target := one.get("targetPort"), int) else int(one["port"]),
+            )
             for one in spec.get("ports") or ()
         ),
         addresses=addresses,
         families=tuple(dict.fromkeys(families)) or (4,),
-        given=_addresses([one.get("ip") for one in balancer.get("ingress") or ()]),
+        given=_reachable([one.get("ip") for one in balancer.get("ingress") or ()]),
+        kind=_text(spec, "type") or "ClusterIP",
         local=spec.get("externalTrafficPolicy") == "Local",
+        sticky=spec.get("sessionAffinity") == "ClientIP",
     )
 
 
@@ -160,13 +189,19 @@ def node(found: Mapping[str, Any]) -> Node:
     """A Node out of the API's JSON."""
     meta, status = _part(found, "metadata"), _part(found, "status")
     ready = [one.get("status") for one in status.get("conditions") or () if one.get("type") == "Ready"]
-    internal = [one.get("address") for one in status.get("addresses") or () if one.get("type") == "InternalIP"]
+    spec, told = _part(found, "spec"), [one for one in status.get("addresses") or () if isinstance(one, Mapping)]
+    internal, external = (
+        _addresses([one.get("address") for one in told if one.get("type") == kind])
+        for kind in ("InternalIP", "ExternalIP")
+    )
+    taints = {one.get("key") for one in spec.get("taints") or () if isinstance(one, Mapping)}
     return Node(
         name=_text(meta, "name"),
-        addresses=_addresses(internal),
+        addresses=internal or external,
         labels=dict(_part(meta, "labels")),
         ready=ready == ["True"],
-        cordoned=bool(_part(found, "spec").get("unschedulable")),
+        cordoned=bool(spec.get("unschedulable")),
+        leaving="deletionTimestamp" in meta or not taints.isdisjoint(_LEAVING),
     )
 
 
@@ -175,14 +210,15 @@ def endpoint_slice(found: Mapping[str, Any]) -> Slice:
     meta = _part(found, "metadata")
     members = []
     for one in found.get("endpoints") or ():
-        at = _addresses(one.get("addresses") or ())
+        at = _reachable(one.get("addresses") or ())
         where = one.get("nodeName") or _part(one, "topology").get("kubernetes.io/hostname") or ""
         # "nil should be interpreted as ready" (EndpointConditions, in the API's own words).
-        ready = _part(one, "conditions").get("ready") is not False
+        conditions = _part(one, "conditions")
+        rank = 0 if conditions.get("ready") is not False else 1 if conditions.get("serving") is True else 2
         target = _part(one, "targetRef")
         pod = _text(target, "name") if target.get("kind") == "Pod" else ""
         # Only the first: "consumers should only use the first element" (discovery.k8s.io/v1, Endpoint.addresses).
-        members += [Member(address=one, name=pod, node=str(where), ready=ready) for one in at[:1]]
+        members += [Member(address=one, name=pod, node=str(where), rank=rank) for one in at[:1]]
     return Slice(
         namespace=_text(meta, "namespace"),
         name=_text(meta, "name"),
@@ -204,11 +240,17 @@ def _text(found: Mapping[str, Any], key: str) -> str:
 
 
 def _addresses(found: Any) -> tuple[str, ...]:
-    """IP literals in their shortest form; host names, `None` and what is no address are left out."""
+    """Those that a desired state can have, in their shortest form; whatever else stands there is left out."""
     good = []
     for one in found:
         try:
-            good.append(str(ipaddress.ip_address(one)))
+            good.append(ip(one)[1] if isinstance(one, str) else "")
         except ValueError:
             continue
-    return tuple(dict.fromkeys(good))
+    return tuple(dict.fromkeys(one for one in good if one and not ipaddress.ip_address(one).is_unspecified))
+
+
+def _reachable(found: Any) -> tuple[str, ...]:
+    """Without those that would be the firewall itself, or on its own link: a hand-made slice can name anything."""
+    far = (ipaddress.ip_address(one) for one in _addresses(found))
+    return tuple(str(one) for one in far if not one.is_loopback and not one.is_link_local)

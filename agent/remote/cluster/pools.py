@@ -10,15 +10,19 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 
 from attrs import define, evolve, frozen
 
+from agent.model.rules import MAX_SERVERS
+from agent.model.structure import shown
 from agent.remote.cluster import selector
 from agent.remote.cluster.annotations import Exposed, Exposure
-from agent.remote.cluster.objects import Key, Member, Node, Service, Slice
+from agent.remote.cluster.objects import EXCLUDED, PREFIX, Key, Member, Node, Service, Slice
 
+_UNREADY = "no endpoint is ready; HAProxy's checks decide"
 NOBODY = "nobody"
 """The name of the server that stands for none."""
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?")
@@ -54,10 +58,6 @@ class Pool:
     remark: str = ""
 
 
-class UnservableError(Exception):
-    """There is nothing that could be a server, and why."""
-
-
 @define(slots=False)
 class View:
     """Nodes and endpoints at one moment; what is asked of them often is worked out once."""
@@ -90,7 +90,7 @@ class View:
 
 
 def pool(service: Service, exposure: Exposure, one: Exposed, view: View) -> Pool:
-    """The servers of one exposed port. Raises UnservableError where no address can be had."""
+    """The servers of one exposed port; NOBODY where there is none."""
     if exposure.via == "nodeport":
         return _nodeport(service, exposure, one, view)
     if exposure.via == "endpoints":
@@ -100,7 +100,7 @@ def pool(service: Service, exposure: Exposure, one: Exposed, view: View) -> Pool
         host = _preferred(service.addresses, service.families)
         return Pool(servers=(Server("cluster", host or service.addresses[0], one.port.number),), check=check)
     if not service.given:
-        return _none(service, one.port.number, check, "its load balancer has given it no address yet")
+        return _none(service, one.port.number, check, "its load balancer has no address that can be used (yet)")
     host = _preferred(service.given, service.families) or service.given[0]
     return Pool(servers=(Server("loadbalancer", host, one.port.number),), check=check)
 
@@ -112,56 +112,71 @@ def _nodeport(service: Service, exposure: Exposure, one: Exposed, view: View) ->
     nodes = view.chosen(exposure.nodes)
     found = [(node, host) for node in nodes if (host := _preferred(node.addresses, service.families))]
     if not found:
-        which = f" with the labels `{exposure.nodes}`" if exposure.nodes else ""
-        lack = f"has an address of its family (IPv{service.families[0]})" if nodes else "takes traffic from outside"
-        raise UnservableError(f"no node{which} {lack}")
-    remark = ""
+        which = f" with the labels {shown(exposure.nodes)}" if exposure.nodes else ""
+        if nodes:
+            return _none(
+                service, port, check, f"no node{which} has an address of its family (IPv{service.families[0]})"
+            )
+        why = f"no node{which} takes traffic from outside"
+        return _none(service, port, check, f"{why} (the label {EXCLUDED[0]} keeps one out)" if view.nodes else why)
+    remarks = []
     if service.local:
         # Only there does kube-proxy take a connection at all, and it keeps the source address.
-        held, ready = _holders(service, view)
-        here = [pair for pair in found if pair[0].name in held]
-        if not here:
-            return _none(service, port, check, "no node holds an endpoint of it")
-        found = here
-        remark = "" if ready else "no endpoint is ready; HAProxy's checks decide"
-    servers = [_server(node.name, host, port, int(node.ready and not node.cordoned)) for node, host in found]
+        held, ready = _holders(service, one, view)
+        found = [pair for pair in found if pair[0].name in held]
+        if not found:
+            return _none(service, port, check, "no node that takes traffic holds an endpoint of it")
+        if not ready:
+            remarks.append(_UNREADY)
+    servers = _unique(_server(node.name, host, port, int(node.serves)) for node, host in found)
     if not any(server.weight for server in servers):
-        servers = [evolve(server, weight=1) for server in servers]
-        remark = "no node of it is Ready and schedulable; all serve, and HAProxy's checks decide"
+        servers = tuple(evolve(server, weight=1) for server in servers)
+        remarks.append("no node of it is Ready and schedulable; all serve, and HAProxy's checks decide")
+    if len(servers) > MAX_SERVERS:
+        remarks.append(f"{len(servers):,} nodes; the first {MAX_SERVERS:,} serve ({PREFIX}nodes chooses)")
+    if service.sticky and not service.local:
+        remarks.append("its sessionAffinity sees the firewall, not its clients: a node sends all to one pod")
     group = None if service.local else exposure.nodes
-    return Pool(servers=_unique(servers), check=check, group=group, remark=remark)
+    return Pool(servers=servers[:MAX_SERVERS], check=check, group=group, remark="; ".join(remarks))
 
 
-def _holders(service: Service, view: View) -> tuple[frozenset[str], bool]:
-    """The nodes that hold a ready endpoint; else those that hold any, and False."""
-    members = [member for one in view.slices_of(service) for member in one.members]
-    ready = frozenset(member.node for member in members if member.ready)
-    return (ready, True) if ready else (frozenset(member.node for member in members), False)
+def _holders(service: Service, one: Exposed, view: View) -> tuple[frozenset[str], bool]:
+    """The nodes that hold the best endpoints of this port, and whether those are ready."""
+    members = [member for part in view.slices_of(service) if one.port.name in part.ports for member in part.members]
+    best = min((member.rank for member in members), default=2)
+    return frozenset(member.node for member in members if member.rank == best), best == 0
 
 
 def _endpoints(service: Service, one: Exposed, view: View) -> Pool:
-    found: dict[str, tuple[Member, int]] = {}
-    checks: set[int] = set()
-    for part in sorted(view.slices_of(service), key=lambda part: _rank(part.family, service.families)):
-        number = part.ports.get(one.port.name)
-        if number is None:
-            continue
-        if one.check and (check := part.ports.get(one.check.name)):
-            checks.add(check)
-        for member in part.members:
-            found.setdefault(member.name or member.address, (member, number))  # a pod of both families is one server
-    check = checks.pop() if checks else None
-    if checks:
-        raise UnservableError(
-            f"its pods have {one.check.text if one.check else ''} at more than one port to be checked"
-        )
+    found: dict[str, tuple[Member, int, int | None]] = {}
+    parts = sorted(view.slices_of(service), key=lambda part: _rank(part.family, service.families))
+    # The best first, whichever slice it is in: an old address of the same pod may still stand in another.
+    for rank in range(3):
+        for part in parts:
+            if (number := part.ports.get(one.port.name)) is None:
+                continue
+            check = part.ports.get(one.check.name) if one.check else None
+            for member in part.members:
+                if member.rank == rank:  # a pod of both families is one server
+                    found.setdefault(member.name or member.address, (member, number, check))
     if not found:
-        return _none(service, one.port.number, check, "it has no endpoint")
-    ready = [pair for pair in found.values() if pair[0].ready]
-    servers = [_server(member.name or f"ip-{member.address}", member.address, port, 1) for member, port in
-               ready or found.values()]  # fmt: skip
-    remark = "" if ready else "no endpoint is ready; HAProxy's checks decide"
-    return Pool(servers=_unique(servers), check=check, remark=remark)
+        return _none(service, one.port.number, one.check.target if one.check else None, "it has no endpoint")
+    best = min(member.rank for member, _, _ in found.values())
+    used = [(member, number, check) for member, number, check in found.values() if member.rank == best]
+    remarks = [] if best == 0 else [_UNREADY]
+    check = None
+    if one.check:
+        seen = Counter(check for _, _, check in used if check)
+        # Of a rolling update that moves it, the port that most have; where none tells, what the Service says.
+        check = min(seen, key=lambda port: (-seen[port], port)) if seen else one.check.target
+        if len(seen) != 1:
+            remarks.append(f"not all of its pods have {one.check.text} at one port; {check} is checked")
+    servers = _unique(
+        _server(member.name or f"ip-{member.address}", member.address, port, 1) for member, port, _ in used
+    )
+    if len(servers) > MAX_SERVERS:
+        remarks.append(f"{len(servers):,} pods; the first {MAX_SERVERS:,} serve")
+    return Pool(servers=servers[:MAX_SERVERS], check=check, remark="; ".join(remarks))
 
 
 def _none(service: Service, port: int, check: int | None, why: str) -> Pool:
@@ -187,11 +202,11 @@ def _server(name: str, host: str, port: int, weight: int) -> Server:
 
 
 def _unique(servers: Iterable[Server]) -> tuple[Server, ...]:
-    """By name; of two with one address (which HAProxy would count twice) the first."""
-    seen: set[tuple[str, int]] = set()
-    found = []
-    for one in sorted(servers, key=lambda one: one.name):
-        if (one.host, one.port) not in seen:
-            seen.add((one.host, one.port))
-            found.append(one)
-    return tuple(found)
+    """By name; of two with one address (which HAProxy would count twice) one that serves, else the first.
+
+    A machine that was set up anew under another name has left the object of its old one behind.
+    """
+    best: dict[tuple[str, int], Server] = {}
+    for one in sorted(servers, key=lambda one: (one.weight == 0, one.name)):
+        best.setdefault((one.host, one.port), one)
+    return tuple(sorted(best.values(), key=lambda one: one.name))

@@ -8,6 +8,7 @@ later, with jitter. The official client's informer has neither bookmarks nor a p
 from __future__ import annotations
 
 import logging
+import math
 import random
 import threading
 import time
@@ -16,8 +17,9 @@ from typing import Any, Generic, TypeVar
 
 from attrs import frozen
 
-from agent.remote.cluster.api import Api, ApiError
+from agent.remote.cluster.api import Api, ApiError, Watch
 from agent.remote.cluster.objects import Key
+from agent.remote.push import printable
 
 PAGE = "500"  # objects of a list
 WATCH_SECONDS = (240, 480)
@@ -26,6 +28,7 @@ BRIEF_SECONDS = 1.0  # a watch that ends so soon has not been one
 FIRST_SECONDS, MOST_SECONDS = 0.5, 10.0
 _GONE = 410
 _NOT_FOUND = 404
+_NOT_SO = (400, _NOT_FOUND, 500, 504)
 
 _log = logging.getLogger("agent.discover")
 T = TypeVar("T")
@@ -67,11 +70,13 @@ class Reflector(Generic[T]):
         self._lock = threading.Lock()
         self._objects: dict[Key, T] = {}
         self._path = 0
-        self._version = ""
+        self._version, self._told = "", False
         self.synced = threading.Event()
         self.lists = self.failures = 0
         self.error = ""
-        self._listed = 0.0
+        self._listed = -math.inf
+        self._failing = math.inf
+        self._watching: Watch | None = None
         self.heard = time.monotonic()
         self.thread = threading.Thread(target=self._run, name=f"watch {kind.name}", daemon=True)
 
@@ -85,6 +90,20 @@ class Reflector(Generic[T]):
         with self._lock:
             return list(self._objects.values())
 
+    def listed_within(self, seconds: float) -> bool:
+        """Whether all of it was read within so many seconds."""
+        return time.monotonic() - self._listed < seconds
+
+    def failing_for(self) -> float:
+        """Seconds since when it has not been heard of; 0 where it is."""
+        return max(0.0, time.monotonic() - self._failing)
+
+    def anew(self) -> None:
+        """From another thread: list it again, soon, whatever is known."""
+        self._told = True
+        if (watching := self._watching) is not None:
+            watching.stop()
+
     def read(self) -> None:
         """Once, here and now. Raises ApiError."""
         self._list()
@@ -93,7 +112,8 @@ class Reflector(Generic[T]):
         backoff = Backoff()
         while not self._end.is_set():
             try:
-                if not self._version:
+                if self._told or not self._version:
+                    self._told = False
                     self._list()
                 begin = time.monotonic()
                 self._watch()
@@ -107,11 +127,17 @@ class Reflector(Generic[T]):
                     self._version = ""
                     if time.monotonic() - self._listed > BRIEF_SECONDS:  # else it says so of what it has just told
                         continue
+                if self._told:  # to begin anew: that was us
+                    continue
+                if error.status in _NOT_SO:
+                    # Of a version that is not served any more, or that the server does not know: a list tells.
+                    self._version, self._path = "", 0
                 self._failed(error)
                 self._end.wait(backoff.next())
 
     def _failed(self, error: ApiError) -> None:
         self.failures += 1
+        self._failing = min(self._failing, time.monotonic())
         if str(error) != self.error:
             _log.warning("%s: %s%s", self.kind, error, f" ({error.remedy})" if error.remedy else "")
         self.error = str(error)
@@ -119,16 +145,18 @@ class Reflector(Generic[T]):
     def _fine(self) -> None:
         if self.error:
             _log.info("%s: heard of again", self.kind)
-        self.error = ""
+        self.error, self._failing = "", math.inf
 
     def _list(self) -> None:
         found: dict[Key, T] = {}
         query = {"limit": PAGE}
         while True:
             page = self._get(query)
-            for one in page.get("items") or ():
+            items, meta = page.get("items"), page.get("metadata")
+            if not isinstance(items, list) or not isinstance(meta, dict) or not meta.get("resourceVersion"):
+                raise ApiError(f"{self._kind.paths[self._path]}: what answers there is no list")
+            for one in items:
                 self._take(found, one)
-            meta = page.get("metadata") or {}
             if not meta.get("continue"):
                 break
             query = {"limit": PAGE, "continue": str(meta["continue"])}
@@ -136,10 +164,9 @@ class Reflector(Generic[T]):
         self._listed = time.monotonic()
         self._reached(meta)
         with self._lock:
-            different, self._objects = found != self._objects, found
-        if different or not self.synced.is_set():
-            self.synced.set()
-            self._changed()
+            self._objects = found
+        self.synced.set()
+        self._changed()  # also where nothing is different: somebody may wait for it
 
     def _get(self, query: Mapping[str, str]) -> dict[str, Any]:
         while True:
@@ -151,17 +178,21 @@ class Reflector(Generic[T]):
                     raise
                 self._path += 1
 
-    def _take(self, into: dict[Key, T], found: Mapping[str, Any]) -> None:
+    def _take(self, into: dict[Key, T], found: object) -> None:
+        if not isinstance(found, Mapping):
+            _log.warning("%s: an object that is none", self.kind)
+            return
         key = _key(found)
         try:
             into[key] = self._kind.read(found)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            _log.warning("%s %s/%s cannot be read: %r", self.kind, *key, error)
+            _log.warning("%s %s cannot be read: %r", self.kind, printable("/".join(key), 400), error)
             if key in self._objects:
                 into[key] = self._objects[key]
 
-    def _reached(self, meta: Mapping[str, Any]) -> None:
-        self._version = str(meta.get("resourceVersion") or "")
+    def _reached(self, meta: object) -> None:
+        if isinstance(meta, Mapping) and meta.get("resourceVersion"):
+            self._version = str(meta["resourceVersion"])
         self.heard = time.monotonic()
 
     def _watch(self) -> None:
@@ -173,18 +204,20 @@ class Reflector(Generic[T]):
             allowWatchBookmarks="true",
             timeoutSeconds=str(seconds),
         )
+        self._watching = events
         self._fine()
         for event in events:
-            if self._end.is_set():
+            if self._end.is_set() or self._told:
                 return
             word, found = event.get("type"), event.get("object")
             if word == "ERROR" or not isinstance(found, Mapping):
                 said = found if isinstance(found, Mapping) else {}
-                code = int(said.get("code") or 0)
-                raise ApiError(f"the watch ended: {code} {said.get('message') or word}", status=code)
+                code = said.get("code") if isinstance(said.get("code"), int) else 0
+                told = printable(said.get("message") or str(word), 300)
+                raise ApiError(f"the watch ended: {code} {told}", status=int(code or 0))
             if word != "BOOKMARK" and self._event(word, found):
                 self._changed()
-            self._reached(found.get("metadata") or {})
+            self._reached(found.get("metadata"))
 
     def _event(self, word: object, found: Mapping[str, Any]) -> bool:
         """Whether it made a difference: most changes of a Node are its heartbeat."""
@@ -199,5 +232,7 @@ class Reflector(Generic[T]):
 
 
 def _key(found: Mapping[str, Any]) -> Key:
-    meta = found.get("metadata") or {}
+    meta = found.get("metadata")
+    if not isinstance(meta, Mapping):
+        return ("", "")
     return (str(meta.get("namespace") or ""), str(meta.get("name") or ""))

@@ -11,7 +11,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from attrs import field, frozen
@@ -23,60 +23,78 @@ from agent.remote.cluster.reflector import Backoff
 PACE_SECONDS = 0.02  # between two Services: fifty a second of them is no load for any API server
 _LONGEST = 1_000  # characters of an Event's message; the API takes 1,024
 _GONE = 404
+_REFUSED, _FAILED = 400, 500
 
 _log = logging.getLogger("agent.discover")
 
 
 @frozen(kw_only=True)
 class Told:
-    """`state`: live, degraded, waiting, mistake, refused or rolled_back. `good`: the annotations that are live."""
+    """`state`: live, degraded, waiting, mistake, refused or rolled_back. `good`: the annotations that are live.
+
+    `uid`: of the Service it is about: a copy of one has the annotation too. `tried`: annotations that hurt, and are not
+    tried again.
+    """
 
     state: str
     message: str = ""
     frontends: tuple[str, ...] = ()
     good: Mapping[str, str] = field(factory=dict)
+    tried: Mapping[str, str] = field(factory=dict)
+    uid: str = ""
 
     @property
     def annotation(self) -> str:
         """One line of JSON, with the moment it began."""
         now = dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         found = {"state": self.state, "message": self.message, "since": now, "frontends": list(self.frontends)}
-        return json.dumps(found | ({"good": dict(self.good)} if self.good else {}))
+        more = {"good": dict(self.good), "tried": dict(self.tried), "uid": self.uid}
+        return json.dumps(found | {key: value for key, value in more.items() if value})
 
 
-def told(annotation: str) -> Told | None:
-    """What was told last; None where that is nothing, or no work of ours."""
+def told(annotation: str, uid: str) -> Told | None:
+    """What was told last of the Service with this uid; None where that is nothing, or no work of ours."""
     try:
         found = json.loads(annotation)
+        if (found.get("uid") or "") != uid:
+            return None
         return Told(
+            uid=uid,
             state=str(found["state"]),
             message=str(found["message"]),
             frontends=tuple(map(str, found["frontends"])),
             good={str(key): str(value) for key, value in (found.get("good") or {}).items()},
+            tried={str(key): str(value) for key, value in (found.get("tried") or {}).items()},
         )
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
         return None
 
 
 class Reporter:
-    """Tells what is new, and nothing twice."""
+    """Tells what is new, and nothing twice. `may`: whether it is ours to tell, still."""
 
-    def __init__(self, api: Api, *, end: threading.Event) -> None:
+    def __init__(self, api: Api, *, may: Callable[[], bool], end: threading.Event) -> None:
+        self._may = may
         self._api, self._end = api, end
         self._lock = threading.Condition()
         self._waiting: dict[Key, tuple[Service, Told | None]] = {}
         self._last: dict[str, Told | None] = {}
+        self._seen: set[str] = set()  # whose annotation has come back by the watch, as it was told
         self.failures = 0
         self._error = ""
         self.thread = threading.Thread(target=self._run, name="reports", daemon=True)
 
     def report(self, service: Service, what: Told | None) -> None:
         """`what` None: it asks for nothing any more, and its annotation goes."""
-        known = service.uid in self._last
-        last = self._last[service.uid] if known else told(service.status)
-        self._last[service.uid] = what
-        if what == last and (known or bool(service.status) == (what is not None)):
+        uid, there = service.uid, told(service.status, service.uid)
+        if what == there and bool(service.status) == (what is not None):
+            self._last[uid] = what
+            self._seen.add(uid)
             return
+        if uid in self._last and self._last[uid] == what and uid not in self._seen:
+            return  # it is on its way
+        self._last[uid] = what
+        self._seen.discard(uid)
         with self._lock:
             self._waiting[service.key] = (service, what)
             self._lock.notify()
@@ -85,6 +103,14 @@ class Reporter:
         """Only these Services are there any more."""
         for uid in self._last.keys() - uids:
             del self._last[uid]
+        self._seen &= uids
+
+    def clear(self) -> None:
+        """It is somebody else's to tell now."""
+        with self._lock:
+            self._waiting.clear()
+        self._last.clear()
+        self._seen.clear()
 
     def wake(self) -> None:
         """To see that the end has come."""
@@ -101,6 +127,8 @@ class Reporter:
                     return
                 key = next(iter(self._waiting))
                 service, what = self._waiting.pop(key)
+            if not self._may():
+                continue
             try:
                 self._tell(service, what)
                 backoff.reset()
@@ -121,8 +149,16 @@ class Reporter:
         """The annotation by way of `status`: there a ServiceAccount needs no right to what the Service is."""
         path = f"/api/v1/namespaces/{service.namespace}/services/{service.name}/status"
         self._api.patch(path, {"metadata": {"annotations": {STATUS: what.annotation if what else None}}})
-        if what is not None:
+        if what is None:
+            return
+        try:
             self._api.post(f"/api/v1/namespaces/{service.namespace}/events", _event(service, what))
+        except ApiError as error:
+            if not _REFUSED <= error.status < _FAILED:
+                raise
+            # Its namespace ends, or takes no more of them: the annotation has said it.
+            self.failures += 1
+            _log.warning("no Event on %s: %s", service.text, error)
 
 
 _REASONS: dict[str, str] = {

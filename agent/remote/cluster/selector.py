@@ -5,35 +5,37 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
+from agent.model.structure import shown
+
 Labels = Mapping[str, str]
 Selector = Callable[[Labels], bool]
 
 _KEY = r"[A-Za-z0-9]([A-Za-z0-9._/-]*[A-Za-z0-9])?"
 _VALUE = r"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)?"
 _TERM = re.compile(
-    rf"(?P<absent>!\s*)?(?P<key>{_KEY})"
-    rf"(?:\s*(?P<op>==|=|!=)\s*(?P<value>{_VALUE})|\s+(?P<set>in|notin)\s*\((?P<values>[^()]*)\))?"
+    rf"(?P<absent>! *)?(?P<key>{_KEY})"
+    rf"(?: *(?P<op>==|=|!=) *(?P<value>{_VALUE})| +(?P<set>in|notin) *\((?P<values>[^()]*)\))?"
 )
 _WORD = re.compile(_VALUE)
 
 
 def parse(text: str) -> Selector:
     """A selector; every term must hold. Raises ValueError that names what cannot be read."""
-    terms = [_term(one.strip()) for one in re.split(r",(?![^()]*\))", text)]
+    terms = [_term(one.strip(" ")) for one in re.split(r",(?![^()]*\))", text)]
     return lambda labels: all(term(labels) for term in terms)
 
 
 def _term(text: str) -> Selector:
     found = _TERM.fullmatch(text)
     if found is None or (found["absent"] and (found["op"] or found["set"])):
-        raise ValueError(f"a label selector, such as `zone=a, !spot`, is expected; {text!r} is none")
+        raise ValueError(f"a label selector, such as `zone=a, !spot`, is expected; {shown(text)} is none")
     key, value = found["key"], found["value"]
     if found["absent"]:
         return lambda labels: key not in labels
     if found["set"]:
-        words = frozenset(one.strip() for one in found["values"].split(","))
+        words = frozenset(one.strip(" ") for one in found["values"].split(","))
         if not all(_WORD.fullmatch(one) for one in words):
-            raise ValueError(f"values of a label are expected in {text!r}")
+            raise ValueError(f"values of a label are expected in {shown(text)}")
         wanted = found["set"] == "in"
         # As Kubernetes has it: what has no such label is not in the set, so `notin` and `!=` hold.
         return lambda labels: (labels.get(key) in words) is wanted

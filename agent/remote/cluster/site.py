@@ -15,8 +15,7 @@ from agent.host.web import Answer
 from agent.remote.cluster.controller import Controller, Sources
 from agent.remote.cluster.firewalls import Firewalls
 from agent.remote.cluster.reports import Reporter
-
-STANDS_STILL_SECONDS = 180.0  # beyond any push
+from agent.remote.push import GRACE_SECONDS
 
 
 class Site(Collector):
@@ -79,7 +78,8 @@ class Site(Collector):
         return Answer(code=200, kind=CONTENT_TYPE_LATEST, body=generate_latest(self._registry))
 
     def _health(self, _accept: str) -> Answer:
-        still = time.monotonic() - self._controller.turned > STANDS_STILL_SECONDS
+        # Three sessions of ssh, one after the other, are the longest that a turn is silent.
+        still = time.monotonic() - self._controller.turned > 60 + 3 * (self._firewalls.seconds + GRACE_SECONDS)
         return _plain([f"{one.name} has ended" for one in self._controller.dead] + ["it stands still"] * still)
 
     def _ready(self, _accept: str) -> Answer:
