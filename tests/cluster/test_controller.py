@@ -482,3 +482,30 @@ def test_a_service_that_asks_no_more_loses_what_was_written_there(site: Site):
             site.kube.annotate("other", expose=None, bind=None, prefix=None)
             until(lambda: told(site.kube, "other") == {}, "its annotation is gone")
             assert not reached(site.bind, port)
+
+
+def test_what_a_person_has_put_back_on_the_firewall_stays_until_that_person_ends_it(site: Site):
+    with node_servers(site.hosts[:2], 30025, 30026):
+        site.nodes("node1")
+        port = site.smtp()
+        with site.watched() as control:
+            site.live(control, "mail")
+            moved = free_port(site.bind)
+            site.kube.annotate("mail", expose=f"smtp={moved}")
+            until(lambda: reached(site.bind, moved), "moved")
+            control.pushed(2)
+            done = site.wall.edge.agent("rollback")
+            assert done.returncode == 0, done.stderr
+            assert reached(site.bind, port)
+            assert control.stop() == 0
+        with site.watched(name="again") as control:
+            control.wait("leading:")
+            site.smtp("other", 26, prefix="other")
+            site.told(control, "other", "waiting")
+            assert "was put back by hand" in told(site.kube, "other")["message"]
+            assert control.pushes == 0
+            assert reached(site.bind, port)
+            done = site.wall.edge.agent("rollback", "2")
+            assert done.returncode == 0, done.stderr + done.stdout
+            until(lambda: told(site.kube, "other").get("state") == "live", "it goes on\n" + control.said, 90)
+            assert reached(site.bind, moved)

@@ -190,15 +190,17 @@ def _read(one: Firewall, found: Mapping[str, Any] | str) -> None:
         one.digest, one.away = "", push.printable(found, 500)
         return
     desired, live, held = found.get("desired") or {}, found.get("live") or {}, found.get("held") or {}
-    digest = str(desired.get("digest") or held.get("digest") or "")
+    by_hand = _BY_HAND in str(held.get("reason"))
+    # What stands in the desired file; the status may tell of the generation that was put back.
+    digest = str((held if by_hand else desired).get("digest") or "")
     serials = [int(part.get("serial") or 0) for part in (desired, live)]
     one.servers = {
         str(pool["name"]): {str(server["address"]) for server in pool["servers"]} for pool in found["backends"]
     }
     one.digest, one.serial, one.away = digest, max(one.serial, *serials), ""
-    one.by_hand = bool(held) and _BY_HAND in str(held.get("reason")) and held.get("digest") == digest
-    if one.by_hand:
-        one.away = f"{push.printable(held.get('reason'), 200)}; `agent apply` there ends that"
+    one.by_hand = by_hand
+    if by_hand:
+        one.away = f"{push.printable(held.get('reason'), 200)}; `agent rollback` to the later one ends that"
     code = found.get("exit_code")
     one.code = ExitCode(code) if code in list(ExitCode) else None
     one.message = push.printable(found.get("message"), 500)
