@@ -41,7 +41,7 @@ def fill(kube: Kube, services: int, nodes: int) -> None:
         kube.create(node(f"node{number}", address(number), pool=f"p{number // POOL}"))
     for number in range(services):
         said = {"expose": f"web={FIRST + number}", "bind": BIND, "prefix": f"s{number}"}
-        kube.create(service(f"s{number}", {"web": number}, nodes=f"pool=p{number % (nodes // POOL)}", **said))
+        kube.create(service(f"s{number}", {"web": 1 + number}, nodes=f"pool=p{number % (nodes // POOL)}", **said))
 
 
 def places(services: int, nodes: int) -> list[tuple[str, int]]:
@@ -50,7 +50,7 @@ def places(services: int, nodes: int) -> list[tuple[str, int]]:
     members = {pool: list(range(pool * POOL, pool * POOL + POOL)) for pool in range(pools)}
     for new in range(ROUNDS):
         members[new % pools].append(nodes + new)
-    return [(address(one), 30_000 + number) for number in range(services) for one in members[number % pools]]
+    return [(address(one), 30_001 + number) for number in range(services) for one in members[number % pools]]
 
 
 def new_node(kube: Kube, control: Controller, number: int, pool: int) -> float:

@@ -117,6 +117,15 @@ def test_what_cannot_be_is_said_with_a_way_out(tmp_path: Path, kube: Kube, words
     assert said in done.stderr
 
 
+def test_where_there_is_no_kubernetes_client_it_says_where_it_is_to_be_had():
+    hidden = "import sys; sys.modules['kubernetes'] = None; from agent.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", hidden, "discover"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "pip install 'edgeagent[cluster]'" in done.stderr
+
+
 def test_without_rights_it_is_refused_by_policy(cluster: Kube):
     done = discover("--kubeconfig", cluster.kubeconfig(STRANGER))
     assert (done.returncode, done.stdout) == (9, "")

@@ -21,13 +21,13 @@ def test_a_node_that_flips_is_one_push_and_no_reload(kube: Kube, client: Client,
     hosts = [f"{net}.{200 + one // 250}.{one % 250 + 1}" for one in range(NODES)]
     pools = NODES // POOL
     places = [
-        (hosts[number % pools * POOL + one], 30_000 + number) for number in range(SERVICES) for one in range(POOL)
+        (hosts[number % pools * POOL + one], 30_001 + number) for number in range(SERVICES) for one in range(POOL)
     ]
     for number, host in enumerate(hosts):
         kube.create(node(f"node{number}", host, pool=f"p{number // POOL}"))
     for number in range(SERVICES):
         said = {"expose": f"web={FIRST + number}", "bind": bind, "prefix": f"s{number}"}
-        kube.create(service(f"s{number}", {"web": number}, nodes=f"pool=p{number % pools}", **said))
+        kube.create(service(f"s{number}", {"web": 1 + number}, nodes=f"pool=p{number % pools}", **said))
     quiet = {f"s{number}-web": {"health": {"interval": "10m"}} for number in range(SERVICES)}
     (tmp_path / "base.json").write_text(json.dumps({"version": 1, "defaults": {"maxconn": 1}, "backends": quiet}))
     words = ("--to", wall.to, "--base", str(tmp_path / "base.json"), "--timeout", "2m")
