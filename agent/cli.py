@@ -287,7 +287,7 @@ def discover(**options: Any) -> None:
 
     \b
       kubectl annotate service mail edgeagent.io/expose="smtp=25" edgeagent.io/bind=192.0.2.1
-      agent discover | agent sync - --to admin@192.0.2.1
+      agent discover > desired.yaml && agent sync desired.yaml --to admin@192.0.2.1
     """  # noqa: D301  # click looks for the character itself
     from agent.remote import discover as cluster
 

@@ -12,6 +12,7 @@ import pytest
 from kit.binaries import VERSIONS, binaries
 from kit.edge import Edge, edge_in_folder
 from kit.left_out import leave_out, left_out
+from kit.ssh import Client
 
 # CI must say the same of the same tree each time. Everywhere else hypothesis looks in new places at every run, and
 # `make fuzz` for as long as it takes.
@@ -78,3 +79,11 @@ def one_edge(any_haproxy: Path) -> Iterator[Edge]:
     """An agent on one HAProxy."""
     with edge_in_folder(any_haproxy) as one:
         yield one
+
+
+@pytest.fixture
+def client(tmp_path: Path, root: None) -> Client:
+    """Somebody with an ssh of their own, who syncs."""
+    folder = tmp_path / "client"
+    folder.mkdir()
+    return Client(folder)

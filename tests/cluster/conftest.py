@@ -40,13 +40,6 @@ def kube(bare: Kube) -> Kube:
 
 
 @pytest.fixture
-def client(tmp_path: Path, root: None) -> Client:
-    folder = tmp_path / "client"
-    folder.mkdir()
-    return Client(folder)
-
-
-@pytest.fixture
 def wall(any_haproxy: Path, client: Client, tmp_path: Path) -> Iterator[Firewall]:
     """A firewall: an agent with its service, behind a real sshd."""
     with firewall(any_haproxy, client, tmp_path / "wall") as one:

@@ -11,13 +11,6 @@ from kit.ssh import Client, Cluster, Firewall, firewall
 
 
 @pytest.fixture
-def client(tmp_path: Path, root: None) -> Client:
-    folder = tmp_path / "client"
-    folder.mkdir()
-    return Client(folder)
-
-
-@pytest.fixture
 def cluster(client: Client) -> Cluster:
     return Cluster(client, client.folder)
 
