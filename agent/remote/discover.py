@@ -31,9 +31,10 @@ from agent.remote.cluster.fragments import Before
 from agent.remote.cluster.merge import Base
 from agent.remote.cluster.objects import Node, Service, Slice
 from agent.remote.cluster.reflector import Kind, Reflector
-from agent.remote.cluster.reports import Reporter, told
+from agent.remote.cluster.reports import Reporter
 from agent.remote.cluster.site import Site
 from agent.remote.cluster.state import Terms, Wanted, document, wanted
+from agent.remote.cluster.telling import told
 
 END_SECONDS = 5.0
 
@@ -76,7 +77,7 @@ class _Terms:
     """The base is read again where it has changed; one that cannot be read any more leaves the last good one."""
 
     def __init__(self, file: Path | None, terms: Terms, *, watched: bool) -> None:
-        self._file, self._watched = file, watched
+        self._file, self._watched, self._said = file, watched, ""
         self._data = self._bytes()
         self._terms = evolve(terms, base=self._base(self._data))
 
@@ -88,8 +89,11 @@ class _Terms:
                 self._data = data
                 self._terms = evolve(self._terms, base=self._base(data))
                 _log.info("%s: read again", self._file)
+            self._said = ""
         except AgentError as error:
-            _log.error("the base stays as it was: %s", error)
+            if str(error) != self._said:
+                _log.error("the base stays as it was: %s", error)
+            self._said = str(error)
         return self._terms
 
     def _bytes(self) -> bytes:

@@ -14,7 +14,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from attrs import evolve, frozen
@@ -93,15 +93,18 @@ def push(
     ordered: bool,
     on_stage: Callable[[Target, str], None],
     on_end: Callable[[Result], None],
+    more: Mapping[str, tuple[str, ...]] = {},
 ) -> tuple[Result, ...]:
     """Send it everywhere at once, or (`ordered`) to one after the other until one is not live.
 
-    `on_end`: called for each as it finishes. Returns one result for each target, in their order.
+    `on_end`: called for each as it finishes. `more`: further options, by a target's text. Returns one result for each
+    target, in their order.
     """
 
     async def one(where: Target) -> Result:
         try:
-            result = await _send(where, parcel, on_stage)
+            words = (*parcel.words, *more.get(where.text, ()))
+            result = await _send(where, evolve(parcel, words=words), on_stage)
         except (OSError, ValueError) as error:  # of one host; the others go on
             result = Result(target=where, exit_code=ExitCode.SSH, message=f"ssh failed: {error}", remedy=AGAIN)
         on_end(result)

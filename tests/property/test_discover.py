@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from agent.model.desired import DesiredState, parse
 from agent.remote.cluster import merge, objects, selector
-from agent.remote.cluster.reports import told
 from agent.remote.cluster.state import Snapshot, Terms, document, wanted
+from agent.remote.cluster.telling import told
 
 NAMES = st.sampled_from(["mail", "web", "a", "0", "x.y", "UPPER", "-", "n" * 63, "smtp"])
 PORTS = ["smtp", "imap", "check", ""]

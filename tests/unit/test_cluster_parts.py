@@ -24,7 +24,8 @@ from agent.remote.cluster.firewalls import Firewalls
 from agent.remote.cluster.merge import as_json
 from agent.remote.cluster.objects import Node, Service
 from agent.remote.cluster.reflector import Backoff, Kind, Reflector
-from agent.remote.cluster.reports import Reporter, Told
+from agent.remote.cluster.reports import Reporter
+from agent.remote.cluster.telling import Told
 
 # --- watching -----------------------------------------------------------------------------------------------------
 
@@ -321,12 +322,14 @@ class Ssh:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
         self.codes = dict.fromkeys(names, ExitCode.LIVE)
         self.statuses: dict[str, Any] = dict.fromkeys(names, "nobody listens there")
+        self.more: list[dict[str, tuple[str, ...]]] = []
         self.sent: list[tuple[tuple[str, ...], tuple[str, ...]]] = []
         monkeypatch.setattr(push, "push", self._push)
         monkeypatch.setattr(push, "status", lambda to, seconds: tuple(self.statuses[one.text] for one in to))
         self.firewalls = Firewalls([push.target(one) for one in names], seconds=1, sign=None)
 
-    def _push(self, to: Any, parcel: push.Parcel, **_: Any) -> tuple[push.Result, ...]:
+    def _push(self, to: Any, parcel: push.Parcel, more: Any, **_: Any) -> tuple[push.Result, ...]:
+        self.more.append(dict(more))
         self.sent.append((tuple(one.text for one in to), parcel.words))
         return tuple(result(one, self.codes[one.text]) for one in to)
 
@@ -344,7 +347,11 @@ def test_one_that_is_away_does_not_stop_the_others_and_gets_it_when_it_is_back(m
     verdict = ssh.firewalls.hand_over(TREE)
     assert (verdict.live, verdict.complete, verdict.away) == (True, False, "two: said")
     assert not ssh.firewalls.have(TREE)
+    assert "two: said" in ssh.firewalls.without(["a"], TREE)
+    assert ssh.firewalls.lacking(TREE) == []  # who is away is asked first
     ssh.codes["two"] = ExitCode.LIVE
+    ssh.statuses = {"one": status(TREE, ssh.firewalls.all[0].serial), "two": status({}, 4)}
+    ssh.firewalls.ask()
     assert ssh.firewalls.hand_over(TREE).complete
     assert [to for to, _ in ssh.sent] == [("one", "two"), ("two",)]  # who has it is left alone
     assert ssh.firewalls.have(TREE)
@@ -368,7 +375,8 @@ def test_what_a_person_holds_is_not_pushed_to(monkeypatch):
     verdict = ssh.firewalls.hand_over(TREE)
     assert [to for to, _ in ssh.sent] == [("two",)]
     assert "was put back by hand" in verdict.away
-    assert ssh.firewalls.have(TREE)
+    assert ssh.firewalls.lacking(TREE) == []
+    assert "was put back by hand" in ssh.firewalls.without(["a"], TREE)
 
 
 def test_a_serial_is_higher_than_any_that_is_known(monkeypatch):
@@ -395,6 +403,16 @@ def test_another_versions_status_ends_nothing(monkeypatch, odd):
     ssh.statuses = {"one": {**status(TREE, 9), **odd}}
     ssh.firewalls.ask()
     ssh.firewalls.hand_over(TREE)
+
+
+def test_nothing_is_pushed_on_top_of_what_is_not_known(monkeypatch):
+    ssh = Ssh(monkeypatch, "one")
+    ssh.statuses = {"one": status({"version": 1}, 4, live={"digest": "ab" * 32, "serial": 4})}
+    ssh.firewalls.ask()
+    ssh.codes["one"] = ExitCode.POLICY  # somebody was there in between
+    verdict = ssh.firewalls.hand_over(TREE)
+    assert ssh.more == [{"one": ("--if-live", "ab" * 32)}]
+    assert (verdict.live, verdict.refused, ssh.firewalls.lacking(TREE)) == (False, False, [])
 
 
 def test_a_rehearsal_touches_nothing_and_is_not_asked_of_who_is_away(monkeypatch):

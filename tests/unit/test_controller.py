@@ -12,12 +12,13 @@ from attrs import evolve
 from kit.discover import node, service
 
 from agent.errors import ExitCode
+from agent.remote.cluster import controller as module
 from agent.remote.cluster import merge, objects
 from agent.remote.cluster.controller import Controller
 from agent.remote.cluster.firewalls import Verdict
 from agent.remote.cluster.objects import Service
-from agent.remote.cluster.reports import Told
 from agent.remote.cluster.state import Snapshot, Terms
+from agent.remote.cluster.telling import Told
 
 LIVE = Verdict(code=ExitCode.LIVE)
 
@@ -61,15 +62,25 @@ class Firewalls:
     def have(self, tree: Mapping[str, Any]) -> bool:
         return not self.away and self.has is not None and merge.as_json(self.has) == merge.as_json(tree)
 
+    def lacking(self, tree: Mapping[str, Any]) -> list[str]:
+        return [] if self.away or self.have(tree) else ["fw"]
+
+    def knows(self, tree: Mapping[str, Any]) -> None:
+        """Nothing is told by digest here."""
+
+    def without(self, names: Any, tree: Mapping[str, Any]) -> str:
+        return self.away
+
     @property
-    def servers(self) -> dict[str, set[str]] | None:
+    def servers(self) -> dict[str, dict[str, Any]] | None:
         """As status.json tells it."""
         if self.away:
             return None
         groups, found = self.live.get("nodes", {}), {}
         for name, one in self.live.get("backends", {}).items():
-            members = {f"{host}:{one['port']}" for host in groups[one["nodes"]].values()} if "nodes" in one else set()
-            found[name] = members | {server["address"] for server in one.get("servers", {}).values()}
+            group = groups[one["nodes"]] if "nodes" in one else {}
+            members = {node: {"address": f"{host}:{one['port']}"} for node, host in group.items()}
+            found[name] = members | one.get("servers", {})
         return found
 
     def ask(self) -> None:
@@ -128,6 +139,7 @@ class Bench:
 
     def __init__(self, judge: Callable[[set[str]], Verdict] = lambda _: LIVE) -> None:
         self.sources, self.firewalls, self.reporter, self.election = Sources(), Firewalls(judge), Reporter(), Election()
+        self.terms = Terms()
         self.fresh()
 
     def fresh(self) -> None:
@@ -138,7 +150,7 @@ class Bench:
                 self.sources.services[name] = evolve(self.sources.services[name], status=status)
         self.controller = Controller(
             sources=self.sources,  # type: ignore[arg-type]
-            terms=Terms,
+            terms=lambda: self.terms,
             firewalls=self.firewalls,  # type: ignore[arg-type]
             election=lambda _: self.election,  # type: ignore[arg-type,return-value]
             reporter=self.reporter,  # type: ignore[arg-type]
@@ -201,7 +213,7 @@ def test_who_is_refused_is_found_by_halves_and_the_others_are_live(bad: list[str
     handed = bench.turn()
     assert bench.serves == set(names) - set(bad)
     assert len(handed) == 2  # the rest is rehearsed
-    assert len(bench.firewalls.rehearsed) <= len(bad) * 2 * 7  # of a hundred: seven halvings
+    assert len(bench.firewalls.rehearsed) <= 1 + len(bad) * 2 * 7  # of a hundred: seven halvings
     assert {name for name in names if bench.state(name) == "refused"} == set(bad)
     assert {name for name in names if bench.state(name) == "live"} == set(names) - set(bad)
     assert bench.firewalls.have(bench.firewalls.live), "what was refused does not stay in the desired file"
@@ -499,3 +511,175 @@ def test_what_a_refused_service_serves_and_nobody_can_write_down_is_not_taken_aw
     bench.fresh()
     bench.turn()
     assert bench.serves == {"a", "b"}
+
+
+# --- what was found by looking for what takes a frontend away
+
+
+def test_it_is_asked_again_in_time_although_nothing_happens(monkeypatch: pytest.MonkeyPatch):
+    now = [1_000.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    bench = Bench()
+    bench.add("a")
+
+    def idle(seconds: float) -> int:
+        """So long nothing is heard; how often the firewalls were asked."""
+        before, end = bench.firewalls.asked, now[0] + seconds
+        while now[0] < end:
+            now[0] += 20
+            bench.controller.look(heard=False)
+        return bench.firewalls.asked - before
+
+    bench.controller.look(heard=True)
+    assert 2 <= idle(1_300) <= 3
+    bench.firewalls.has = bench.firewalls.live = {"version": 1}  # somebody has synced something else
+    idle(620)
+    assert bench.serves == {"a"}
+    bench.firewalls.judge = refuses("b")
+    bench.add("b")
+    bench.controller.look(heard=True)
+    bench.firewalls.judge = refuses()
+    idle(360)
+    assert bench.serves == {"a", "b"}
+    bench.firewalls.away = "fw: gone"
+    assert idle(300) == 0  # nothing new, nothing to ask
+    idle(400)
+    bench.add("c")
+    bench.controller.look(heard=True)
+    assert bench.state("c") == "waiting"
+    bench.firewalls.away = ""
+    idle(80)
+    assert bench.serves == {"a", "b", "c"}
+
+
+def test_a_search_is_not_repeated_while_nothing_has_changed():
+    bench = Bench()
+    bench.add("a", "b")
+    bench.turn()
+    bench.firewalls.judge = lambda _: Verdict(code=ExitCode.REFUSED, message="the base")
+    bench.terms = Terms(bind=("192.0.2.77",))
+    bench.add("c")
+    bench.turn()
+    for _ in range(3):
+        assert bench.turn() == []
+        assert bench.firewalls.rehearsed == []
+    assert bench.serves == {"a", "b"}
+    assert bench.controller._held == {}  # nobody is to blame for the base
+
+
+def test_a_firewall_that_is_away_at_the_beginning_costs_no_memory():
+    bench = Bench()
+    bench.add("a", "b")
+    bench.turn()
+    bench.say("a", expose="nothing")
+    bench.turn()
+    bench.fresh()
+    bench.firewalls.away = "fw: gone"
+    bench.turn()
+    bench.fresh()
+    bench.firewalls.away = ""
+    bench.turn()
+    assert (bench.serves, bench.state("a")) == ({"a", "b"}, "mistake")
+
+
+def test_a_service_whose_ports_are_wrong_goes_on_over_a_restart():
+    bench = Bench()
+    bench.add("a", "b")
+    bench.turn()
+    before = bench.firewalls.live["frontends"]["a-x"]
+    one = bench.sources.services["a"]
+    bench.sources.services["a"] = evolve(one, ports=())
+    bench.turn()
+    bench.fresh()
+    bench.sources.nodes["n2"] = objects.node(node("n2", "192.0.2.102"))
+    bench.turn()
+    bench.fresh()
+    bench.turn()
+    assert (bench.serves, bench.state("a")) == ({"a", "b"}, "mistake")
+    assert bench.firewalls.live["frontends"]["a-x"] == before
+    assert set(bench.firewalls.live["nodes"]["workers"]) == {"n1", "n2"}
+
+
+def test_who_waits_for_a_name_does_not_get_it_by_a_restart_after_all_servers_have_changed():
+    bench = Bench()
+    bench.add("web")
+    bench.turn()
+    bench.add("old", prefix="web")
+    bench.sources.services["old"] = evolve(bench.sources.services["old"], created="2001-01-01T00:00:00Z")
+    bench.turn()
+    bench.sources.nodes = {"n9": objects.node(node("n9", "192.0.2.109"))}
+    bench.fresh()
+    bench.turn()
+    assert (bench.state("web"), bench.state("old")) == ("live", "mistake")
+    assert bench.firewalls.live["frontends"]["web-x"]["bind"] == ["192.0.2.1:1000"]
+
+
+def test_a_base_that_contradicts_what_is_live_takes_nothing_away():
+    bench = Bench()
+    bench.add("a", "b")
+    bench.turn()
+    base = b'version: 1\nfrontends: {a-x: {bind: ["192.0.2.9:1000"]}}\n'
+    bench.terms = Terms(base=merge.base(base, "base.yaml", watched=True))
+    assert bench.turn() == []
+    assert bench.serves == {"a", "b"}
+    told = bench.reporter.told["a"]
+    assert told is not None
+    assert (told.state, "base.yaml:2" in told.message) == ("mistake", True)
+    # Unless it says whose the name is.
+    bench.terms = Terms(base=merge.base(b"version: 1\nowners: {a-x: default/other}\n", "base.yaml", watched=True))
+    bench.turn()
+    assert bench.serves == {"b"}
+
+
+def test_a_base_that_hurts_is_put_aside_and_blames_nobody():
+    bench = Bench()
+    bench.add("a")
+    bench.turn()
+    hurts = Terms(base=merge.base(b"version: 1\ndefaults: {maxconn: 1}\n", "base.yaml", watched=True))
+    bench.firewalls.judge_tree = lambda tree: (  # type: ignore[method-assign]
+        Verdict(code=ExitCode.ROLLED_BACK, message="hurt") if "defaults" in tree else LIVE
+    )
+    bench.terms = hurts
+    bench.add("b")
+    bench.turn()
+    assert bench.serves == {"a", "b"}
+    assert "defaults" not in bench.firewalls.live
+    bench.add("c")
+    assert bench.turn() == [{"a-x", "b-x", "c-x"}]
+
+
+def test_all_services_that_vanish_at_once_are_not_believed_beside_a_base():
+    bench = Bench()
+    base = b"""version: 1
+frontends: {z: {bind: ["192.0.2.1:1"], backend: z}}
+backends: {z: {servers: {z: {address: "192.0.2.5:1"}}}}
+"""
+    bench.terms = Terms(base=merge.base(base, "base.yaml", watched=True))
+    bench.add("a")
+    bench.turn()
+    gone = dict(bench.sources.services)
+    bench.sources.services.clear()
+    assert bench.turn() == []
+    bench.sources.services.update(gone)
+    bench.sources.nodes.clear()
+    assert bench.turn() == []
+    assert bench.firewalls.live["nodes"] == {"workers": {"n1": "192.0.2.101"}}
+
+
+def test_a_new_service_of_an_old_name_that_is_refused_stops_nobody():
+    bench = Bench()
+    bench.add("v1", prefix="same")
+    bench.add("o")
+    bench.turn()
+    del bench.sources.services["v1"]
+    bench.add("v2", prefix="same", expose="x=1500")
+    bench.firewalls.judge_tree = lambda tree: (  # type: ignore[method-assign]
+        Verdict(code=ExitCode.REFUSED, message="no")
+        if tree["frontends"].get("same-x", {}).get("bind") == ["192.0.2.1:1500"]
+        else LIVE
+    )
+    bench.turn()
+    assert bench.state("v2") == "refused"
+    bench.add("n", expose="x=1600")
+    bench.turn()
+    assert bench.serves == {"o", "n"}

@@ -15,8 +15,8 @@ from agent.model.desired import parse
 from agent.remote.cluster import merge, objects, selector
 from agent.remote.cluster.fragments import Before
 from agent.remote.cluster.merge import Base
-from agent.remote.cluster.reports import Told, told
 from agent.remote.cluster.state import Snapshot, Terms, Wanted, document, wanted
+from agent.remote.cluster.telling import Told, told
 
 ROOT = Path(__file__).parents[2]
 BIND = "192.0.2.1"

@@ -32,6 +32,8 @@ class Mistake:
     message: str
     conflict: bool = False
     """Whether it is at odds with the base."""
+    kept: bool = False
+    """Whether the base keeps the name for another."""
 
     @property
     def text(self) -> str:

@@ -21,17 +21,18 @@ from agent.errors import ExitCode
 from agent.remote.cluster.annotations import Mistake
 from agent.remote.cluster.election import Election
 from agent.remote.cluster.firewalls import Firewalls, Verdict
-from agent.remote.cluster.fragments import Before, Fragment
+from agent.remote.cluster.fragments import Before, Fragment, settled, shape
 from agent.remote.cluster.objects import Key, Node, Service, Slice
 from agent.remote.cluster.reflector import Backoff, Reflector
-from agent.remote.cluster.reports import Reporter, Told, told
+from agent.remote.cluster.reports import Reporter
 from agent.remote.cluster.state import Snapshot, Terms, Wanted, document, lives, wanted
+from agent.remote.cluster.telling import Told, told
 
 QUIET_SECONDS, PATIENCE_SECONDS = 0.1, 1.0  # events come in bursts: a rollout, a node with all its endpoints
 ASK_SECONDS = 30.0  # while not all is live: the agent there tries again by itself
 RESYNC_SECONDS = 600.0
 HELD_SECONDS = 300.0  # a Service that was refused is tried again, although nothing about it has changed
-HURT_SECONDS = 3600.0  # where nodes alone have changed, and it hurt
+HURT_SECONDS = 1800.0  # where nodes alone have changed, and it hurt
 FRESH_SECONDS = 10.0  # who begins to lead has read the cluster within that time
 DEAF_SECONDS = 60.0  # without a word of a kind, nobody can say that all is in step
 
@@ -109,6 +110,8 @@ class Controller:
         self._last_event = 0.0
         self.election = election(self.wake)
         self._threads = [*(one.thread for one in sources.all), self.election.thread, reporter.thread]
+        self._file = self._terms  # as they were read last
+        self._live_terms: Terms | None = None  # those of what is live
         self._term = 0  # of office; 0: not begun
         self._live: Mapping[Key, Fragment] = {}  # what the firewalls serve, as far as is known
         self._good: dict[Key, Mapping[str, str]] = {}  # the annotations it is made of
@@ -145,66 +148,85 @@ class Controller:
             self.turned = time.monotonic()
             if dead := self.dead:  # a defect of ours: whoever started us starts us anew
                 raise RuntimeError(f"{', '.join(one.name for one in dead)} has ended")
-            self._wait()
+            heard = self._wait()
             if self._end.is_set():
                 return
-            if not self.election.leads:
-                self._term, self._complete, self._begin_at = 0, False, 0.0
-                self._reporter.clear()
-                self._at = time.monotonic() + RESYNC_SECONDS
-            elif self._sources.synced:
-                self._turn()
-            else:
-                self._at = time.monotonic() + RESYNC_SECONDS
+            self.look(heard=heard)
 
-    def _wait(self) -> None:
-        """Until something has changed and it is quiet again, or it is time to look; 20 s at most."""
-        self._dirty.wait(min(max(0.0, self._at - time.monotonic()), 20.0))
+    def look(self, *, heard: bool) -> None:
+        """Where something was heard of, or it is time: a turn."""
+        if not self.election.leads:
+            self._term, self._complete, self._begin_at, self._at = 0, False, 0.0, 0.0
+            self._reporter.clear()
+        elif self._sources.synced and (heard or time.monotonic() >= self._at or self._read_terms() is not self._file):
+            self._turn()
+
+    def _wait(self) -> bool:
+        """Until something has changed and it is quiet again (True), or it is time to look; 20 s at most."""
+        begins = self._begin_at if self.election.leads else math.inf
+        wait = (self._at if self._term else begins) - time.monotonic()
+        self._dirty.wait(min(max(0.0, wait), 20.0))
         if not self._dirty.is_set():
-            return
+            return False
         patience = time.monotonic() + PATIENCE_SECONDS
         while (now := time.monotonic()) < min(self._last_event + QUIET_SECONDS, patience) and not self._end.is_set():
             self._end.wait(min(self._last_event + QUIET_SECONDS, patience) - now)
         self._dirty.clear()
+        return True
 
     # --- a turn
 
     def _turn(self) -> None:
         now = time.monotonic()
-        if self._term != self.election.term:  # new, or lost and had again while we were at something
+        begins = self._term != self.election.term  # new, or lost and had again while we were at something
+        if begins:
             if now < self._begin_at:
                 return
             if not self._sources.fresh(FRESH_SECONDS):
                 self._at = now + 1.0  # it wakes us when it has been read
                 return
-            snapshot, self._terms = self._sources.now(), self._read_terms()
-            if not self._begin(snapshot):
-                return
-            now = self._at
-        else:
-            snapshot, self._terms = self._sources.now(), self._read_terms()
-            if now >= self._at:
-                self._firewalls.ask()
+        snapshot = self._sources.now()
+        self._look_at_base()
+        if begins and not self._begin(snapshot):
+            return
+        asked = begins or now >= self._at
+        if asked and not begins:
+            self._firewalls.ask()
         due = self._release(snapshot)
         found = self._wanted(snapshot)
         if due and not found.violations and not self._rehearsed(found, due, snapshot):
             found = self._wanted(snapshot)
         tree = document(self._terms, found.fragments)
-        empty = () if tree.get("frontends") else (_EMPTY,)
+        self._firewalls.knows(tree)
+        empty = (_EMPTY,) if self._ends_all(found, tree) else ()
         self._remark(found, *empty)
-        if found.violations:
-            verdict = Verdict(code=ExitCode.SSH, message="; ".join(found.violations))
-        elif empty:
-            verdict = Verdict(code=ExitCode.SSH, message=_EMPTY)
-        elif self._firewalls.have(tree) or (now < self._at and tree == self._sent):
-            # Nothing new; or it is not yet time to try again.
-            verdict = self._settle(self._firewalls.verdict, tree, found, snapshot)
+        if found.violations or empty:
+            verdict = Verdict(code=ExitCode.SSH, message="; ".join((*found.violations, *empty)))
+        elif not self._firewalls.lacking(tree) or (tree == self._sent and not asked):
+            # Nothing new for anybody who is there; or it is not yet time to try again.
+            verdict = self._settle(self._firewalls.verdict, tree, found, snapshot, search=asked)
         else:
-            verdict = self._settle(self._hand_over(tree), tree, found, snapshot)
+            asked = True
+            verdict = self._settle(self._hand_over(tree), tree, found, snapshot, search=True)
             if verdict.live and found.mistakes:
                 self.wake()  # what a Service has given up just now may be another's
         self._report(snapshot, found, verdict)
-        self._plan(verdict)
+        if asked:
+            self._plan(verdict)
+        self._at = min(self._at, *(one.until for one in self._held.values()), math.inf)
+
+    def _ends_all(self, found: Wanted, tree: Mapping[str, Any]) -> bool:
+        """Whether it would end all that the cluster serves."""
+        some = any(one.frontends for one in found.fragments.values())
+        return not tree.get("frontends") or (not some and any(one.frontends for one in self._live.values()))
+
+    def _look_at_base(self) -> None:
+        """A base that hurt is put aside until its file changes again."""
+        terms = self._read_terms()
+        if terms is self._file:
+            return
+        self._file = self._terms = terms
+        self._held.clear()  # what was refused may have been refused for it
 
     def _wanted(self, snapshot: Snapshot) -> Wanted:
         held = {key: Mistake("", one.message) for key, one in self._held.items()}
@@ -213,25 +235,26 @@ class Controller:
     def _begin(self, snapshot: Snapshot) -> bool:
         """Somebody else may have led, or we, before: what is live is told by the Services and the firewalls.
 
-        False where no firewall tells: then nothing could be pushed either.
+        False where no firewall tells: then nothing could be pushed either, and what the Services tell stays as it is.
         """
+        self._reporter.clear()
         self._firewalls.ask()
         servers = self._firewalls.servers
+        said = {one.key: found for one in snapshot.services if (found := told(one.status, one.uid))}
         if servers is None:
             verdict = self._firewalls.verdict
             if verdict.message not in self._said:
                 _log.warning("no firewall tells what it has: %s", verdict.message)
-                self._said = (verdict.message,)
-            self._live, self._good = {}, {}
-            self._report(snapshot, self._wanted(snapshot), verdict)
+            self._said = (verdict.message,)
+            self._live, self._good, self._held = {}, {}, {}
+            news = [one for one in snapshot.services if one.key not in said]
+            self._report(Snapshot(services=news, nodes=snapshot.nodes, slices=snapshot.slices), Wanted(), verdict)
             self._plan(verdict)
             self._begin_at = self._at
             return False
         _log.info("leading: %d Services, %d Nodes", len(snapshot.services), len(snapshot.nodes))
-        said = {one.key: told(one.status, one.uid) for one in snapshot.services if one.status}
-        good = {key: one.good for key, one in said.items() if one and one.good}
-        self._live = lives(snapshot, self._terms, good, servers)
-        self._good = {key: one for key, one in good.items() if key in self._live}
+        self._live = lives(snapshot, self._terms, said, servers)
+        self._good = {key: said[key].good for key in self._live if said[key].good}
         # What hurt is not tried again because somebody else leads.
         self._held = {
             one.key: Held(service=one, state=before.state, message=before.message, until=math.inf)
@@ -254,13 +277,13 @@ class Controller:
 
     def _rehearsed(self, found: Wanted, due: list[Key], snapshot: Snapshot) -> bool:
         """Whether the firewalls would take those that were refused before; who is not taken is held again."""
-        self.turned = time.monotonic()
-        suspects = [key for key in due if key in found.fragments]
-        verdict = self._firewalls.rehearse(document(self._terms, found.fragments))
-        if verdict.live:
-            return True
-        self._hold(self._guilty(found, suspects, verdict), snapshot)
-        return False
+        guilty = self._guilty(found, [key for key in due if key in found.fragments])
+        if guilty is None:  # nobody can tell now
+            later = Verdict(code=ExitCode.REFUSED, message="it was refused, and cannot be rehearsed again just now")
+            self._hold(dict.fromkeys(due, later), snapshot, seconds=ASK_SECONDS)
+            return False
+        self._hold(guilty, snapshot)
+        return not guilty
 
     def _remark(self, found: Wanted, *more: str) -> None:
         """What a person should know, once."""
@@ -279,26 +302,30 @@ class Controller:
 
     # --- what became of it
 
-    def _settle(self, verdict: Verdict, tree: Mapping[str, Any], found: Wanted, snapshot: Snapshot) -> Verdict:
+    def _settle(
+        self, verdict: Verdict, tree: Mapping[str, Any], found: Wanted, snapshot: Snapshot, *, search: bool
+    ) -> Verdict:
         """It is live; or whoever is behind its not being live is held back."""
         if verdict.live:
-            self._took(found.fragments, tree, found, snapshot)
+            self._took(tree, found, snapshot)
             return verdict
-        suspects = [key for key, one in found.fragments.items() if not self._is_live(key, one)]
-        if not verdict.refused or not suspects:
+        suspects = self._suspects(found, tree)
+        if not search or not verdict.refused or not suspects:
             return verdict
         return self._isolate(verdict, suspects, found, snapshot)
 
-    def _is_live(self, key: Key, one: Fragment) -> bool:
-        before = self._live.get(key)
-        return before is not None and before.document == one.document
+    def _suspects(self, found: Wanted, tree: Mapping[str, Any]) -> list[Key]:
+        return [key for key, one in found.fragments.items() if not self._is_live(key, one, tree)]
 
-    def _took(
-        self, fragments: Mapping[Key, Fragment], tree: Mapping[str, Any], found: Wanted, snapshot: Snapshot
-    ) -> None:
-        self._live, self._sent = dict(fragments), tree
+    def _is_live(self, key: Key, one: Fragment, tree: Mapping[str, Any]) -> bool:
+        before = self._live.get(key)
+        return before is not None and before.document == settled(one, tree).document
+
+    def _took(self, tree: Mapping[str, Any], found: Wanted, snapshot: Snapshot) -> None:
+        self._live = {key: settled(one, tree) for key, one in found.fragments.items()}
+        self._sent, self._live_terms = tree, self._terms
         for one in snapshot.services:
-            if one.key in fragments and found.levels.get(one.key) == 0 and one.key not in self._held:
+            if found.levels.get(one.key) == 0:
                 self._good[one.key] = dict(one.annotations)
         for key in self._good.keys() - {one.key for one in snapshot.services if one.wants}:
             del self._good[key]
@@ -307,79 +334,97 @@ class Controller:
         """Who of those that changed is behind it? The others go on.
 
         A refusal touches nothing, and is looked into by rehearsals, which do not either. After a rollback, where
-        something was touched, whoever asks for something else than before is held back; where nobody does, all are.
+        something was touched, the base is put aside if it has changed; else whoever asks for something else than
+        before is held back; where nobody does, all are.
         """
         _log.warning("looking for who is refused, of %d Services that changed", len(suspects))
         for _ in range(2):
-            if verdict.code is ExitCode.ROLLED_BACK:
+            if verdict.code is ExitCode.ROLLED_BACK and self._live_terms not in (None, self._terms):
+                assert self._live_terms is not None
+                _log.error("the base hurt, and is put aside until it changes: %s", verdict.message)
+                self._terms = self._live_terms
+            elif verdict.code is ExitCode.ROLLED_BACK:
                 services = {one.key: one for one in snapshot.services}
                 asked = [key for key in suspects if self._good.get(key) != services[key].annotations]
-                guilty = dict.fromkeys(asked or suspects, verdict)
+                self._hold(dict.fromkeys(asked or suspects, verdict), snapshot)
             else:
-                guilty = self._guilty(found, suspects, verdict)
-            if not guilty:
-                return verdict
-            known = self._firewalls.servers or {}
-            if unknown := [
-                key for key in guilty if key not in self._live and not self._names(found, key).isdisjoint(known)
-            ]:
-                # They serve something that we cannot write down: without them it would be taken away.
-                names = ", ".join("/".join(key) for key in unknown)
-                self._remark(
-                    found, f"Service {names} is refused, and what is live of it is not known: nothing is pushed"
-                )
-                return verdict
-            self._hold(guilty, snapshot)
+                guilty = self._guilty(found, suspects)
+                if not guilty:  # the base, or nobody can tell
+                    return verdict
+                if unknown := self._unknown(guilty, snapshot):
+                    # They serve something that nobody can write down: without them it would be taken away.
+                    names = ", ".join("/".join(key) for key in unknown)
+                    self._remark(found, f"{names} is refused, and what is live of it is not known: nothing is pushed")
+                    return verdict
+                self._hold(guilty, snapshot)
             found = self._wanted(snapshot)
             tree = document(self._terms, found.fragments)
-            if found.violations or not tree.get("frontends"):
+            if found.violations or self._ends_all(found, tree):
                 return verdict
             verdict = self._hand_over(tree)
             if verdict.live:
-                self._took(found.fragments, tree, found, snapshot)
-            suspects = [key for key, one in found.fragments.items() if not self._is_live(key, one)]
+                self._took(tree, found, snapshot)
+            suspects = self._suspects(found, tree)
             if not verdict.refused or not suspects:
                 break
         return verdict
 
-    @staticmethod
-    def _names(found: Wanted, key: Key) -> set[str]:
-        return set(found.fragments[key].backends) if key in found.fragments else set()
+    def _unknown(self, guilty: Collection[Key], snapshot: Snapshot) -> list[Key]:
+        """Which of them were live once, by their own status, and have frontends there that we could not write down."""
+        known = self._firewalls.servers or {}
+        found = []
+        for one in snapshot.services:
+            if one.key in guilty and one.key not in self._live and (said := told(one.status, one.uid)):
+                ours = {name for live in self._live.values() for name in live.backends}
+                found += [one.key] if any(name in known and name not in ours for name in said.frontends) else []
+        return found
 
-    def _guilty(self, found: Wanted, suspects: Sequence[Key], verdict: Verdict) -> dict[Key, Verdict]:
-        """By halves, in rehearsals: who is not taken, and what is said of each. Empty where nobody can tell."""
-        good = {key: one for key, one in found.fragments.items() if key not in suspects}
-        good |= {key: self._live[key] for key in suspects if key in self._live}
+    def _guilty(self, found: Wanted, suspects: Sequence[Key]) -> dict[Key, Verdict] | None:
+        """By halves, in rehearsals: who is not taken, and what is said of each. None where nobody can tell."""
+        tree = document(self._terms, found.fragments)
+        good: dict[Key, Fragment] = {}
+        for key, one in found.fragments.items():
+            if key not in suspects and self._is_live(key, one, tree):
+                good[key] = one
+            elif key in self._live:
+                good[key] = self._live[key]
         guilty: dict[Key, Verdict] = {}
         lost = False
 
-        def attempt(batch: Sequence[Key], known: Verdict | None) -> None:
+        def rehearse(more: Mapping[Key, Fragment]) -> Verdict:
             nonlocal lost
             self.turned = time.monotonic()
-            if lost or not self.election.leads:
-                return
-            trial = {**good, **{key: found.fragments[key] for key in batch}}
-            known = known or self._firewalls.rehearse(document(self._terms, trial))
-            if known.live:
-                good.update(trial)
-            elif not known.refused:
-                lost = True
-            elif len(batch) == 1:
-                guilty[batch[0]] = known
+            if self._end.is_set() or not self.election.leads:
+                verdict = Verdict(code=ExitCode.SSH)
             else:
+                verdict = self._firewalls.rehearse(document(self._terms, {**good, **more}))
+            lost = lost or not (verdict.live or verdict.refused)
+            return verdict
+
+        def attempt(batch: Sequence[Key], known: Verdict | None) -> None:
+            if lost or not batch:
+                return
+            trial = {key: found.fragments[key] for key in batch}
+            verdict = known or rehearse(trial)
+            if verdict.live:
+                good.update(trial)
+            elif verdict.refused and len(batch) == 1:
+                guilty[batch[0]] = verdict
+            elif verdict.refused:
                 half = len(batch) // 2
                 attempt(batch[:half], None)
                 attempt(batch[half:], None)
 
-        if suspects:
-            attempt(suspects, verdict)
-        return {} if lost else guilty
+        if good and rehearse({}).refused:
+            return None  # without any of them it is refused as well: it is the base, or what was live already
+        attempt(suspects, None)
+        return None if lost else guilty
 
-    def _hold(self, guilty: Mapping[Key, Verdict], snapshot: Snapshot) -> None:
+    def _hold(self, guilty: Mapping[Key, Verdict], snapshot: Snapshot, *, seconds: float = HELD_SECONDS) -> None:
         now, services = time.monotonic(), {one.key: one for one in snapshot.services}
         for key, verdict in guilty.items():
             hurt = verdict.code is ExitCode.ROLLED_BACK
-            until = now + HELD_SECONDS
+            until = now + seconds
             if hurt:  # until it asks for something else; where only nodes have changed, for long
                 until = math.inf if self._good.get(key) != services[key].annotations else now + HURT_SECONDS
             state = "rolled_back" if hurt else "refused"
@@ -390,26 +435,27 @@ class Controller:
 
     def _report(self, snapshot: Snapshot, found: Wanted, verdict: Verdict) -> None:
         states: dict[str, int] = {}
+        tree = document(self._terms, found.fragments)
         for one in snapshot.services:
             if not one.wants:
                 if one.status:
                     self._reporter.report(one, None)
                 continue
-            what = self._told(one, found, verdict)
+            what = self._told(one, found, verdict, tree)
             states[what.state] = states.get(what.state, 0) + 1
             self._reporter.report(one, what)
         self._reporter.forget({one.uid for one in snapshot.services})
         self.states = states
         self._complete = verdict.complete and not self._held and not found.mistakes
 
-    def _told(self, one: Service, found: Wanted, verdict: Verdict) -> Told:
+    def _told(self, one: Service, found: Wanted, verdict: Verdict, tree: Mapping[str, Any]) -> Told:
         live, fragment = self._live.get(one.key), found.fragments.get(one.key)
         names = tuple(sorted(live.frontends)) if live else ()
         goes_on = "; what was live before goes on" if live else ""
 
         def tell(state: str, message: str, **more: Any) -> Told:
-            good = self._good.get(one.key, {})
-            return Told(state=state, message=message, frontends=names, good=good, uid=one.uid, **more)
+            good, form = self._good.get(one.key, {}), shape(live) if live else {}
+            return Told(state=state, message=message, frontends=names, good=good, live=form, uid=one.uid, **more)
 
         if held := self._held.get(one.key):
             tried = {"tried": dict(one.annotations)} if held.until == math.inf else {}
@@ -417,20 +463,20 @@ class Controller:
             return tell(held.state, message, **tried)
         if mistakes := found.mistakes.get(one.key):
             return tell("mistake", "; ".join(mistake.text for mistake in mistakes) + goes_on)
-        if fragment is not None and not self._is_live(one.key, fragment):
-            state = "refused" if verdict.refused else "waiting"
-            return tell(state, (verdict.message or verdict.away) + goes_on)
+        if fragment is None or not self._is_live(one.key, fragment, tree):
+            # Of one that is to blame it was told above.
+            return tell("waiting", (verdict.message or verdict.away) + goes_on)
+        if lacking := self._firewalls.without(fragment.backends, tree):
+            return tell("waiting", f"{lacking}; live on the others" if verdict.live else lacking)
         down = [f"{name} is {verdict.down[name]}" for name in names if name in verdict.down]
         remarks = list(fragment.remarks) if fragment else []
         return tell("degraded" if down or remarks else "live", "; ".join([*down, *remarks]))
 
     def _plan(self, verdict: Verdict) -> None:
-        """When to look again."""
+        """When to ask again."""
         now = time.monotonic()
         if verdict.away or (not verdict.live and not verdict.refused):
             self._at = now + self._backoff.next()
         else:
             self._backoff.reset()
             self._at = now + (RESYNC_SECONDS if verdict.live and not verdict.down else ASK_SECONDS)
-        due: Collection[float] = [one.until for one in self._held.values()]
-        self._at = min(self._at, *due, math.inf)

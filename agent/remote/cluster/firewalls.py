@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from agent.errors import AgentError, ExitCode
 from agent.model.desired import digest_of
 from agent.remote import push, signature
 from agent.remote.cluster.merge import as_json
+from agent.remote.cluster.pools import NOBODY
 from agent.view.status import why
 
 _LIVE = (ExitCode.LIVE, ExitCode.DEGRADED)
@@ -57,8 +58,8 @@ class Verdict:
 class Firewall:
     """One of them. `digest`, `serial`: of what it has as its desired state; `code` None: not known yet.
 
-    `servers`: the addresses behind each backend that it has live; None where it has not told yet. `away`: why it takes
-    no part now. `by_hand`: a person holds it.
+    `live`: the digest of what it has live, "" where nobody knows; `tree`: that, where it is one of ours. `servers`: by
+    name, of each backend; None where it does not tell. `away`: why it takes no part now. `by_hand`: a person holds it.
     """
 
     target: push.Target
@@ -67,7 +68,9 @@ class Firewall:
     digest: str = ""
     serial: int = 0
     down: Mapping[str, str] = field(factory=dict)
-    servers: Mapping[str, set[str]] | None = None
+    live: str = ""
+    tree: Mapping[str, Any] | None = None
+    servers: Mapping[str, Mapping[str, Any]] | None = None
     away: str = ""
     by_hand: bool = False
 
@@ -81,13 +84,19 @@ class Firewalls:
         self.pushes: dict[str, int] = {}
         self.last_seconds = 0.0
 
+    def lacking(self, tree: Mapping[str, Any]) -> list[Firewall]:
+        """Those that are there and do not have it."""
+        return [one for one in self.all if not one.away and not self._has(one, tree)]
+
     def hand_over(self, tree: Mapping[str, Any]) -> Verdict:
-        """To each that does not have it, and wait."""
-        lacking = [one for one in self.all if not one.by_hand and not self._has(one, tree)]
-        serial, results = self._push(lacking, tree, ())
+        """To each that is there and does not have it, and wait."""
+        to = self.lacking(tree)
+        serial, results = self._push(to, tree, ())
         digest = digest_of(as_json(tree, serial))
-        for one, result in zip(lacking, results, strict=True):
+        for one, result in zip(to, results, strict=True):
             self._heard(one, result, digest, serial)
+            if result.exit_code in _LIVE:
+                one.live, one.tree = digest, tree
         return self.verdict
 
     def rehearse(self, tree: Mapping[str, Any]) -> Verdict:
@@ -117,7 +126,11 @@ class Firewalls:
             return serial, tuple(failed)
         options = (*words, "--timeout", f"{round(self.seconds * 1000)}ms")
         parcel = push.Parcel(data=data, signature=signed, words=options, seconds=self.seconds)
-        results = push.push([one.target for one in to], parcel, ordered=False, on_stage=_nothing, on_end=_nothing)
+        # Only on what it is known to have live: whoever was there in between, a person or a leader, is not undone.
+        more = {one.target.text: ("--if-live", one.live) for one in to if one.live}
+        results = push.push(
+            [one.target for one in to], parcel, ordered=False, on_stage=_nothing, on_end=_nothing, more=more
+        )
         self.last_seconds = time.monotonic() - begin
         return serial, results
 
@@ -131,7 +144,7 @@ class Firewalls:
             "push to %s: %s (%.1f s)%s", one.target.text, result.message, result.seconds, remedy,
         )  # fmt: skip
         if result.exit_code not in _ANSWERS:
-            one.digest, one.away = "", result.message
+            one.digest, one.live, one.away = "", "", result.message
             return
         one.code, one.message, one.away = result.exit_code, result.message, ""
         # Unless it was not even stored, it stands in the desired file, whatever became of it.
@@ -147,23 +160,46 @@ class Firewalls:
             try:
                 _read(one, found)
             except (KeyError, TypeError, ValueError, AttributeError) as error:  # another version's words, or nobody's
-                one.digest, one.away = "", f"its status cannot be read: {error!r}"
+                one.digest, one.live, one.servers, one.away = "", "", None, f"its status cannot be read: {error!r}"
+
+    def knows(self, tree: Mapping[str, Any]) -> None:
+        """Whoever has it live is known to have this tree."""
+        for one in self.all:
+            if one.live and one.live == digest_of(as_json(tree, one.serial or None)):
+                one.tree = tree
+
+    def without(self, names: Collection[str], tree: Mapping[str, Any]) -> str:
+        """Who is away and, as far as is known, has not what `tree` says of these backends and their frontends."""
+        lacking = [
+            one
+            for one in self.all
+            if one.away
+            and (
+                one.tree is None
+                or any(
+                    one.tree.get(part, {}).get(name) != tree.get(part, {}).get(name)
+                    for part in ("frontends", "backends")
+                    for name in names
+                )
+            )
+        ]
+        return "; ".join(f"{one.target.text}: {one.away}" for one in lacking)
 
     def _has(self, one: Firewall, tree: Mapping[str, Any]) -> bool:
         return one.digest == digest_of(as_json(tree, one.serial or None))
 
     def have(self, tree: Mapping[str, Any]) -> bool:
-        """Whether it is what all have as their desired state, or are kept from having."""
-        return all(one.by_hand or self._has(one, tree) for one in self.all)
+        """Whether it is what all have as their desired state."""
+        return all(self._has(one, tree) for one in self.all)
 
     @property
-    def servers(self) -> dict[str, set[str]] | None:
+    def servers(self) -> dict[str, Mapping[str, Any]] | None:
         """What is live behind each backend, on any of them; None where none of them has told."""
         known = [one.servers for one in self.all if one.servers is not None]
-        found: dict[str, set[str]] = {}
+        found: dict[str, Mapping[str, Any]] = {}
         for servers in known:
-            for name, addresses in servers.items():
-                found.setdefault(name, set()).update(addresses)
+            for name, part in servers.items():
+                found.setdefault(name, part)
         return found if known else None
 
     @property
@@ -187,7 +223,7 @@ class Firewalls:
 
 def _read(one: Firewall, found: Mapping[str, Any] | str) -> None:
     if isinstance(found, str):
-        one.digest, one.away = "", push.printable(found, 500)
+        one.digest, one.live, one.servers, one.away = "", "", None, push.printable(found, 500)
         return
     desired, live, held = found.get("desired") or {}, found.get("live") or {}, found.get("held") or {}
     by_hand = _BY_HAND in str(held.get("reason"))
@@ -195,8 +231,10 @@ def _read(one: Firewall, found: Mapping[str, Any] | str) -> None:
     digest = str((held if by_hand else desired).get("digest") or "")
     serials = [int(part.get("serial") or 0) for part in (desired, live)]
     one.servers = {
-        str(pool["name"]): {str(server["address"]) for server in pool["servers"]} for pool in found["backends"]
+        str(pool["name"]): {str(server["name"]): _server(server) for server in pool["servers"]}
+        for pool in found["backends"]
     }
+    one.live = str(live.get("digest") or "")
     one.digest, one.serial, one.away = digest, max(one.serial, *serials), ""
     one.by_hand = by_hand
     if by_hand:
@@ -207,6 +245,18 @@ def _read(one: Firewall, found: Mapping[str, Any] | str) -> None:
     if found.get("outcome") in _OUTCOMES:
         one.down = _down(found.get("frontends"))
         one.code = ExitCode.DEGRADED if one.down else ExitCode.LIVE
+
+
+def _server(found: Mapping[str, Any]) -> dict[str, Any]:
+    """As a desired state has it."""
+    made: dict[str, Any] = {"address": str(found["address"])}
+    if found.get("weight", 1) != 1:
+        made["weight"] = int(found["weight"])
+    if found.get("backup"):
+        made["backup"] = True
+    if found["name"] == NOBODY:
+        made["disabled"] = True
+    return made
 
 
 def _named(result: push.Result) -> str:

@@ -9,10 +9,10 @@ from typing import Any
 
 from attrs import evolve, field, frozen
 
-from agent.model.schema import WILDCARDS
+from agent.model.schema import WILDCARDS, endpoint
 from agent.remote.cluster.annotations import Exposed, Mistake, read
 from agent.remote.cluster.objects import PREFIX, Key, Service
-from agent.remote.cluster.pools import Pool, View, pool
+from agent.remote.cluster.pools import NOBODY, Pool, View, pool
 
 WORKERS = "workers"
 """The group of every node; one of chosen nodes has its labels behind that."""
@@ -48,6 +48,44 @@ def flat(one: Fragment) -> Fragment:
         servers = {node: {"address": _endpoint(host, backend["port"])} for node, host in members.items()}
         backends[name] = rest | {"servers": servers | backend.get("servers", {})}
     return evolve(one, backends=backends, groups={})
+
+
+def settled(one: Fragment, tree: Mapping[str, Any]) -> Fragment:
+    """As it stands in a desired state: where it listens said, its servers one by one. So two can be compared."""
+    there = tree.get("frontends", {})
+    frontends = {
+        name: {**part, "bind": list(there.get(name, {}).get("bind", ()))} for name, part in one.frontends.items()
+    }
+    binds = [endpoint(text) for part in frontends.values() for text in part["bind"]]
+    return evolve(flat(one), frontends=frontends, binds=tuple((each.host, each.port) for each in binds), remarks=())
+
+
+def shape(one: Fragment) -> dict[str, Any]:
+    """All of it but its servers, which the firewalls tell: small enough to be written onto its Service."""
+    backends = {
+        name: {key: value for key, value in part.items() if key not in ("nodes", "port", "servers")}
+        for name, part in one.backends.items()
+    }
+    return {"frontends": dict(one.frontends), "backends": backends}
+
+
+def revived(service: Key, found: Mapping[str, Any], servers: Mapping[str, Mapping[str, Any]]) -> Fragment | None:
+    """A shape and the servers that the firewalls have behind its backends; None where it is not theirs, or no shape."""
+    try:
+        frontends = {str(name): {"backend": str(part["backend"]), "bind": list(part["bind"])}
+                     for name, part in found["frontends"].items()}  # fmt: skip
+        backends = {str(name): {**part, "servers": dict(servers[name])} for name, part in found["backends"].items()}
+        binds = [endpoint(text) for part in frontends.values() for text in part["bind"]]
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+    if not backends or not all(part["servers"] for part in backends.values()):
+        return None
+    return Fragment(
+        service=service,
+        frontends=frontends,
+        backends=backends,
+        binds=tuple((each.host, each.port) for each in binds),
+    )
 
 
 @frozen(kw_only=True)
@@ -170,11 +208,13 @@ class Found:
     """What became of the Services: fragments in the order in which they were taken, and the mistakes of each.
 
     `levels`: what each fragment is made of: 0 the annotations as they are, 1 those that were live last, 2 what is live.
+    `stuck`: what is live, and does not go with the base any more.
     """
 
     fragments: Mapping[Key, Fragment]
     mistakes: Mapping[Key, tuple[Mistake, ...]]
     levels: Mapping[Key, int]
+    stuck: Mapping[Key, tuple[Mistake, ...]] = field(factory=dict)
 
 
 @frozen(kw_only=True)
@@ -204,6 +244,7 @@ def gather(
     fragments: dict[Key, Fragment] = {}
     mistakes: dict[Key, tuple[Mistake, ...]] = {}
     levels: dict[Key, int] = {}
+    stuck: dict[Key, tuple[Mistake, ...]] = {}
     names: dict[str, Key] = {}
     binds: dict[int, list[tuple[str, int, str, str]]] = {}  # by port
 
@@ -233,6 +274,10 @@ def gather(
             numbers = {port for _, port in made.binds}
             others = [bind for number in numbers for bind in binds.get(number, ()) if bind[2] != one.text]
             wrong = (*_taken(made, taken, others), *against(made), *banned.get(one.key, {}).get(level, ()))
+            # Nobody asked for the end of what is live, unless the base keeps its name for another.
+            if level == 2 and wrong and not any(mistake.kept for mistake in wrong):
+                stuck[one.key] = wrong
+                return made, wrong
         return (None if wrong else made), wrong
 
     for one in sorted(asking.values(), key=lambda one: (one.key not in reserved, one.created, one.key)):
@@ -245,7 +290,7 @@ def gather(
                 names |= dict.fromkeys(made.backends, one.key)
                 bound(made, one.text)
                 break
-    return Found(fragments=fragments, mistakes=mistakes, levels=levels)
+    return Found(fragments=fragments, mistakes=mistakes, levels=levels, stuck=stuck)
 
 
 def _taken(made: Fragment, names: Mapping[str, str], binds: Sequence[tuple[str, int, str, str]]) -> tuple[Mistake, ...]:
@@ -266,12 +311,22 @@ def _taken(made: Fragment, names: Mapping[str, str], binds: Sequence[tuple[str, 
     return tuple(found)
 
 
-def servers_of(one: Fragment) -> dict[str, set[str]]:
-    """The addresses behind each of its backends."""
+def addresses_of(one: Fragment) -> dict[str, set[str]]:
+    """The addresses behind each of its backends; those that stand for nobody are none."""
     return {
-        name: {server["address"] for server in backend["servers"].values()}
-        for name, backend in flat(one).backends.items()
+        name: {server["address"] for each, server in part["servers"].items() if each != NOBODY}
+        for name, part in flat(one).backends.items()
     }
+
+
+def apart(one: Fragment, others: Iterable[Fragment]) -> bool:
+    """Whether it has no name and no address in common with any of them."""
+    for other in others:
+        if not one.backends.keys().isdisjoint(other.backends):
+            return False
+        if any(port == number and overlap(host, there) for host, port in one.binds for there, number in other.binds):
+            return False
+    return True
 
 
 def overlap(one: str, other: str) -> bool:

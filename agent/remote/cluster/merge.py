@@ -74,7 +74,7 @@ class Base:
             return None
         if owner is not None:
             said = f"{self.place((OWNERS, name))} keeps {name} for Service {owner}"
-            return Mistake(f"{PREFIX}expose", said, conflict=True)
+            return Mistake(f"{PREFIX}expose", said, conflict=True, kept=True)
         own = self._part("backends").get(name)
         if isinstance(own, Mapping) and own.keys() & {"servers", "nodes"}:
             said = f"{self.place(('backends', name))} has servers of its own in {name}; `{OWNERS}` there lets one join"

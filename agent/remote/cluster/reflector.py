@@ -70,7 +70,7 @@ class Reflector(Generic[T]):
         self._lock = threading.Lock()
         self._objects: dict[Key, T] = {}
         self._path = 0
-        self._version, self._told = "", False
+        self._version, self._told, self._stopped = "", False, False
         self.synced = threading.Event()
         self.lists = self.failures = 0
         self.error = ""
@@ -102,6 +102,7 @@ class Reflector(Generic[T]):
         """From another thread: list it again, soon, whatever is known."""
         self._told = True
         if (watching := self._watching) is not None:
+            self._stopped = True
             watching.stop()
 
     def read(self) -> None:
@@ -117,18 +118,22 @@ class Reflector(Generic[T]):
                     self._list()
                 begin = time.monotonic()
                 self._watch()
+                self._watching, self._stopped = None, False
                 if time.monotonic() - begin < BRIEF_SECONDS:  # who ends each watch at once is not asked at once
                     self._end.wait(backoff.next())
                 else:
                     backoff.reset()
             except ApiError as error:
+                watched, self._watching = self._watching is not None, None
+                if self._stopped:  # that was us
+                    self._stopped = False
+                    continue
                 if error.status == _GONE:
                     _log.info("%s: history is gone, listing anew", self.kind)
                     self._version = ""
-                    if time.monotonic() - self._listed > BRIEF_SECONDS:  # else it says so of what it has just told
+                    # Else it says so of what it has just told, or of the list itself.
+                    if watched and time.monotonic() - self._listed > BRIEF_SECONDS:
                         continue
-                if self._told:  # to begin anew: that was us
-                    continue
                 if error.status in _NOT_SO:
                     # Of a version that is not served any more, or that the server does not know: a list tells.
                     self._version, self._path = "", 0

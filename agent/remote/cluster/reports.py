@@ -7,67 +7,24 @@ several things to be told of one Service only the last is.
 from __future__ import annotations
 
 import datetime as dt
-import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
-
-from attrs import field, frozen
 
 from agent.remote.cluster.api import Api, ApiError
 from agent.remote.cluster.objects import STATUS, Key, Service
 from agent.remote.cluster.reflector import Backoff
+from agent.remote.cluster.telling import Told, told
 
 PACE_SECONDS = 0.02  # between two Services: fifty a second of them is no load for any API server
+ECHO_SECONDS = 60.0  # after which what was written should have come back by the watch
 _LONGEST = 1_000  # characters of an Event's message; the API takes 1,024
 _GONE = 404
 _REFUSED, _FAILED = 400, 500
 
 _log = logging.getLogger("agent.discover")
-
-
-@frozen(kw_only=True)
-class Told:
-    """`state`: live, degraded, waiting, mistake, refused or rolled_back. `good`: the annotations that are live.
-
-    `uid`: of the Service it is about: a copy of one has the annotation too. `tried`: annotations that hurt, and are not
-    tried again.
-    """
-
-    state: str
-    message: str = ""
-    frontends: tuple[str, ...] = ()
-    good: Mapping[str, str] = field(factory=dict)
-    tried: Mapping[str, str] = field(factory=dict)
-    uid: str = ""
-
-    @property
-    def annotation(self) -> str:
-        """One line of JSON, with the moment it began."""
-        now = dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        found = {"state": self.state, "message": self.message, "since": now, "frontends": list(self.frontends)}
-        more = {"good": dict(self.good), "tried": dict(self.tried), "uid": self.uid}
-        return json.dumps(found | {key: value for key, value in more.items() if value})
-
-
-def told(annotation: str, uid: str) -> Told | None:
-    """What was told last of the Service with this uid; None where that is nothing, or no work of ours."""
-    try:
-        found = json.loads(annotation)
-        if (found.get("uid") or "") != uid:
-            return None
-        return Told(
-            uid=uid,
-            state=str(found["state"]),
-            message=str(found["message"]),
-            frontends=tuple(map(str, found["frontends"])),
-            good={str(key): str(value) for key, value in (found.get("good") or {}).items()},
-            tried={str(key): str(value) for key, value in (found.get("tried") or {}).items()},
-        )
-    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
-        return None
 
 
 class Reporter:
@@ -78,8 +35,7 @@ class Reporter:
         self._api, self._end = api, end
         self._lock = threading.Condition()
         self._waiting: dict[Key, tuple[Service, Told | None]] = {}
-        self._last: dict[str, Told | None] = {}
-        self._seen: set[str] = set()  # whose annotation has come back by the watch, as it was told
+        self._written: dict[str, tuple[Told | None, float]] = {}  # by uid, and when
         self.failures = 0
         self._error = ""
         self.thread = threading.Thread(target=self._run, name="reports", daemon=True)
@@ -87,30 +43,30 @@ class Reporter:
     def report(self, service: Service, what: Told | None) -> None:
         """`what` None: it asks for nothing any more, and its annotation goes."""
         uid, there = service.uid, told(service.status, service.uid)
-        if what == there and bool(service.status) == (what is not None):
-            self._last[uid] = what
-            self._seen.add(uid)
-            return
-        if uid in self._last and self._last[uid] == what and uid not in self._seen:
-            return  # it is on its way
-        self._last[uid] = what
-        self._seen.discard(uid)
         with self._lock:
+            if what == there and bool(service.status) == (what is not None):
+                self._waiting.pop(service.key, None)
+                self._written.pop(uid, None)
+                return
+            if service.key in self._waiting and self._waiting[service.key][1] == what:
+                return
+            written = self._written.get(uid)
+            if written is not None and written[0] == what and time.monotonic() - written[1] < ECHO_SECONDS:
+                return  # the watch has not told of it yet
             self._waiting[service.key] = (service, what)
             self._lock.notify()
 
     def forget(self, uids: set[str]) -> None:
         """Only these Services are there any more."""
-        for uid in self._last.keys() - uids:
-            del self._last[uid]
-        self._seen &= uids
+        with self._lock:
+            for uid in self._written.keys() - uids:
+                del self._written[uid]
 
     def clear(self) -> None:
-        """It is somebody else's to tell now."""
+        """It is somebody else's to tell now, or was."""
         with self._lock:
             self._waiting.clear()
-        self._last.clear()
-        self._seen.clear()
+            self._written.clear()
 
     def wake(self) -> None:
         """To see that the end has come."""
@@ -149,6 +105,8 @@ class Reporter:
         """The annotation by way of `status`: there a ServiceAccount needs no right to what the Service is."""
         path = f"/api/v1/namespaces/{service.namespace}/services/{service.name}/status"
         self._api.patch(path, {"metadata": {"annotations": {STATUS: what.annotation if what else None}}})
+        with self._lock:
+            self._written[service.uid] = (what, time.monotonic())
         if what is None:
             return
         try:

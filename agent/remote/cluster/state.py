@@ -9,10 +9,11 @@ from typing import Any
 from attrs import evolve, field, frozen
 
 from agent.remote.cluster.annotations import Mistake
-from agent.remote.cluster.fragments import Before, Fragment, fragment, gather, servers_of
+from agent.remote.cluster.fragments import Before, Fragment, addresses_of, apart, fragment, gather, revived
 from agent.remote.cluster.merge import Base, as_json, conflicts, judge, merge
 from agent.remote.cluster.objects import Key, Node, Service, Slice
 from agent.remote.cluster.pools import View
+from agent.remote.cluster.telling import Told
 
 
 @frozen(kw_only=True)
@@ -78,9 +79,11 @@ def wanted(snapshot: Snapshot, terms: Terms, before: Before = _NEVER, held: Mapp
     # What is live is not taken away because the rest of the document does not go with it.
     stuck = [
         f"Service {'/'.join(key)} cannot go on as it is: {mistake.text}"
-        for key, mistakes in judged.guilty.items()
+        for key, mistakes in {**judged.guilty, **found.stuck}.items()
         for mistake in mistakes
     ]
+    if before.live and not snapshot.nodes:
+        stuck.append("the cluster names no Node at all: that is not believed")
     return Wanted(
         fragments=found.fragments,
         mistakes=found.mistakes,
@@ -96,21 +99,45 @@ def document(terms: Terms, fragments: Mapping[Key, Fragment]) -> dict[str, Any]:
 
 
 def lives(
-    snapshot: Snapshot, terms: Terms, good: Mapping[Key, Mapping[str, str]], live: Mapping[str, set[str]]
+    snapshot: Snapshot, terms: Terms, said: Mapping[Key, Told], servers: Mapping[str, Mapping[str, Any]]
 ) -> dict[Key, Fragment]:
     """Which Services are live indeed, of those that are said to be, and as what.
 
-    `live`: the servers of each backend on the firewalls. Whoever may write a Service can write its status too: it is
-    believed where the firewall has, behind each of its backends, a server of it.
+    `servers`: by name, of each backend on the firewalls. Whoever may write a Service can write its status too: where
+    two claim the same, that one is believed of which the firewall has a server behind each backend; then the older.
     """
     view = View(snapshot.nodes, snapshot.slices)
     ground = terms.base.ground(terms.bind)
-    found = {}
+    claims = []
     for one in snapshot.services:
-        if one.key in good:
-            made, _ = fragment(evolve(one, annotations=good[one.key]), view, ground)
-            if made is not None and all(
-                not addresses.isdisjoint(live.get(name, ())) for name, addresses in servers_of(made).items()
-            ):
-                found[one.key] = made
+        told = said.get(one.key)
+        if not one.wants or told is None or not told.live:
+            continue
+        made = revived(one.key, told.live, _without(terms.base, servers))
+        if made is None:
+            continue
+        now, _ = fragment(evolve(one, annotations=told.good), view, ground) if told.good else (None, ())
+        there = addresses_of(made)
+        proven = now is not None and all(
+            not addresses.isdisjoint(there.get(name, ())) for name, addresses in addresses_of(now).items()
+        )
+        claims.append((not proven, one.created, one.key, made))
+    found: dict[Key, Fragment] = {}
+    for _, _, key, made in sorted(claims, key=lambda claim: claim[:3]):
+        if apart(made, found.values()):
+            found[key] = made
     return found
+
+
+def _without(base: Base, servers: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The servers that are not the base's own."""
+    backends = base.tree.get("backends")
+    own = {
+        name: part.get("servers") or {}
+        for name, part in (backends.items() if isinstance(backends, Mapping) else ())
+        if isinstance(part, Mapping)
+    }
+    return {
+        name: {each: server for each, server in part.items() if each not in own.get(name, {})}
+        for name, part in servers.items()
+    }
