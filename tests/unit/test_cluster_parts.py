@@ -415,6 +415,25 @@ def test_nothing_is_pushed_on_top_of_what_is_not_known(monkeypatch):
     assert (verdict.live, verdict.refused, ssh.firewalls.lacking(TREE)) == (False, False, [])
 
 
+def test_one_that_was_put_back_by_hand_has_not_what_it_had(monkeypatch):
+    ssh = Ssh(monkeypatch, "one")
+    ssh.firewalls.hand_over(TREE)
+    serial = ssh.firewalls.all[0].serial
+    held = {"digest": digest_of(as_json(TREE, serial)), "reason": "generation 1 was put back by hand", "since": ""}
+    ssh.statuses = {"one": status({"version": 1}, 3, held=held, live={"digest": "cd" * 32, "serial": 3})}
+    ssh.firewalls.ask()
+    assert "was put back by hand" in ssh.firewalls.without(["a"], TREE)
+
+
+def test_a_group_that_has_other_nodes_is_another_backend(monkeypatch):
+    ssh = Ssh(monkeypatch, "one")
+    tree = {"version": 1, "nodes": {"w": {"n1": "192.0.2.1"}}, "backends": {"a": {"nodes": "w", "port": 1}}}
+    ssh.firewalls.hand_over(tree)
+    ssh.firewalls.ask()  # it does not answer
+    assert ssh.firewalls.without(["a"], tree) == ""
+    assert ssh.firewalls.without(["a"], {**tree, "nodes": {"w": {"n2": "192.0.2.2"}}})
+
+
 def test_a_rehearsal_touches_nothing_and_is_not_asked_of_who_is_away(monkeypatch):
     ssh = Ssh(monkeypatch, "one", "two")
     ssh.codes["two"] = ExitCode.SSH
@@ -498,6 +517,16 @@ def test_the_same_is_told_once_and_again_where_somebody_has_wiped_it(reporting):
     reporter.report(back, None)
     until(lambda: written.patches[-1] is None, "taken away")
     assert written.events == ["Live", "Live"]
+
+
+def test_what_is_so_again_before_the_watch_has_told_is_told_again(reporting):
+    reporter, written = reporting
+    one, other = Told(state="live", uid="u"), Told(state="waiting", uid="u")
+    there = evolve(MAIL, status=one.annotation)
+    reporter.report(there, other)
+    until(lambda: len(written.patches) == 1, "told")
+    reporter.report(there, one)  # the watch still says so
+    until(lambda: len(written.patches) == 2, "told again")
 
 
 def test_an_event_that_is_refused_is_dropped_and_an_api_server_that_is_away_is_waited_for(reporting):

@@ -683,3 +683,124 @@ def test_a_new_service_of_an_old_name_that_is_refused_stops_nobody():
     bench.add("n", expose="x=1600")
     bench.turn()
     assert bench.serves == {"o", "n"}
+
+
+def test_a_mistaken_service_that_is_refused_as_it_was_stops_nobody():
+    bench = Bench()
+    bench.add("a", "b")
+    bench.turn()
+    bench.say("a", expose="nothing")
+    bench.turn()
+
+    def judge(tree: Mapping[str, Any]) -> Verdict:
+        one = tree["backends"]["a-x"]
+        nodes = set(tree["nodes"][one["nodes"]] if "nodes" in one else ()) | set(one.get("servers", ()))
+        return Verdict(code=ExitCode.REFUSED, message="no") if "n2" in nodes else LIVE
+
+    bench.firewalls.judge_tree = judge  # type: ignore[method-assign]
+    bench.sources.nodes["n2"] = objects.node(node("n2", "192.0.2.102"))
+    bench.turn()
+    assert set(bench.firewalls.live["nodes"]["workers"]) == {"n1", "n2"}
+    assert list(bench.firewalls.live["backends"]["a-x"]["servers"]) == ["n1"]
+    assert bench.turn() == []
+
+
+def test_a_firewall_that_is_away_is_asked_although_others_are_pushed_to(monkeypatch: pytest.MonkeyPatch):
+    now = [1_000.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    bench = Bench()
+    bench.add("a")
+    bench.controller.look(heard=True)
+    partly = Verdict(code=ExitCode.LIVE, away="two: gone")
+    bench.firewalls.judge = lambda _: partly
+    before = bench.firewalls.asked
+    for number in range(40):
+        now[0] += 5
+        bench.sources.nodes["n1"] = objects.node(node("n1", f"192.0.2.{number}"))
+        bench.controller.look(heard=True)
+    assert bench.firewalls.asked - before >= 3
+
+
+def test_it_waits_while_it_may_lead_and_cannot():
+    bench = Bench()
+    for synced in (False, True):
+        bench.sources.synced = synced
+        bench.sources.fresh = lambda _: False  # type: ignore[method-assign]
+        begin, turns = time.monotonic(), 0
+        while time.monotonic() - begin < 0.3:
+            threading.Timer(0.3, bench.controller.wake).start()
+            bench.controller.look(heard=bench.controller._wait())
+            turns += 1
+        assert turns < 10
+
+
+def test_a_base_that_hurts_alone_is_put_aside_and_what_hurt_before_stays_held():
+    bench = Bench()
+    bench.add("a")
+    bench.turn()
+    bench.firewalls.judge = refuses("b", code=ExitCode.ROLLED_BACK)
+    bench.add("b")
+    bench.turn()
+    bench.terms = Terms(base=merge.base(b"version: 1\nname: harmless\n", "base.yaml", watched=True))
+    assert bench.turn() == [{"a-x"}]
+    assert (bench.firewalls.live["name"], bench.state("b")) == ("harmless", "rolled_back")
+    good = bench.firewalls.judge_tree
+    bench.firewalls.judge_tree = lambda tree: (  # type: ignore[method-assign]
+        Verdict(code=ExitCode.ROLLED_BACK, message="hurt") if tree["name"] == "hurts" else good(tree)
+    )
+    bench.terms = Terms(base=merge.base(b"version: 1\nname: hurts\n", "base.yaml", watched=True))
+    assert bench.turn() == [{"a-x"}, {"a-x"}]
+    assert bench.firewalls.live["name"] == "harmless"
+    assert not bench.controller.in_step
+    bench.sources.nodes["n2"] = objects.node(node("n2", "192.0.2.102"))
+    assert bench.turn() == [{"a-x"}]
+
+
+def test_what_hurts_after_a_restart_blames_nobody_and_is_not_pushed_again_for_nodes():
+    bench = Bench()
+    bench.add("a")
+    bench.turn()
+    bench.fresh()
+    bench.firewalls.judge = lambda _: Verdict(code=ExitCode.ROLLED_BACK, message="hurt")
+    bench.add("b")
+    assert len(bench.turn()) == 1
+    bench.sources.nodes["n2"] = objects.node(node("n2", "192.0.2.102"))
+    assert bench.turn() == []
+    bench.firewalls.judge = refuses()
+    bench.say("b", application="tls")
+    bench.turn()
+    assert bench.serves == {"a", "b"}
+
+
+def test_nodes_that_hurt_are_not_tried_at_once_by_the_next_leader():
+    bench = Bench()
+    bench.add("a")
+    bench.turn()
+    bench.firewalls.judge_tree = lambda tree: (  # type: ignore[method-assign]
+        Verdict(code=ExitCode.ROLLED_BACK, message="hurt")
+        if len(tree.get("nodes", {}).get("workers", ())) > 1
+        else LIVE
+    )
+    bench.sources.nodes["n2"] = objects.node(node("n2", "192.0.2.102"))
+    bench.turn()
+    bench.fresh()
+    assert bench.turn() == []
+    assert bench.state("a") == "rolled_back"
+
+
+def test_nonsense_in_a_status_stops_nobody():
+    bench = Bench()
+    bench.add("a", "b")
+    bench.turn()
+    bench.say("a", expose="nothing")
+    bench.turn()
+    bench.fresh()
+    one = bench.sources.services["a"]
+    live = {
+        "frontends": {"a-x": {"backend": "a-x", "bind": ["192.0.2.1:1000"]}},
+        "backends": {"a-x": {"application": "?"}},
+    }
+    bench.sources.services["a"] = evolve(one, status=Told(state="live", live=live, uid=one.uid).annotation)
+    bench.add("c")
+    bench.turn()
+    assert {"b", "c"} <= bench.serves

@@ -15,13 +15,13 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from agent.errors import ExitCode
 from agent.remote.cluster.annotations import Mistake
 from agent.remote.cluster.election import Election
 from agent.remote.cluster.firewalls import Firewalls, Verdict
-from agent.remote.cluster.fragments import Before, Fragment, settled, shape
+from agent.remote.cluster.fragments import Before, Fragment, apart, settled, shape
 from agent.remote.cluster.objects import Key, Node, Service, Slice
 from agent.remote.cluster.reflector import Backoff, Reflector
 from agent.remote.cluster.reports import Reporter
@@ -36,6 +36,7 @@ HURT_SECONDS = 1800.0  # where nodes alone have changed, and it hurt
 FRESH_SECONDS = 10.0  # who begins to lead has read the cluster within that time
 DEAF_SECONDS = 60.0  # without a word of a kind, nobody can say that all is in step
 
+_HURT = "it hurt when it was pushed last, and nothing but nodes has changed since: nothing is pushed"
 _EMPTY = "no frontend is left, and all service would end: nothing is pushed"
 
 _log = logging.getLogger("agent.discover")
@@ -82,9 +83,13 @@ class Sources:
 
 @frozen(kw_only=True)
 class Held:
-    """A Service that was refused as it is, why, and until when (monotonic seconds) it is not tried again."""
+    """A Service that was refused as it is, why, and until when (monotonic seconds) it is not tried again.
+
+    `level`: what was refused of it (`fragments.Found`): that, and what comes before it, is not tried.
+    """
 
     service: Service
+    level: int = 0
     state: str
     message: str
     until: float
@@ -112,6 +117,7 @@ class Controller:
         self._threads = [*(one.thread for one in sources.all), self.election.thread, reporter.thread]
         self._file = self._terms  # as they were read last
         self._live_terms: Terms | None = None  # those of what is live
+        self._hurt: tuple[Terms, dict[Key, Mapping[str, str]]] | None = None
         self._term = 0  # of office; 0: not begun
         self._live: Mapping[Key, Fragment] = {}  # what the firewalls serve, as far as is known
         self._good: dict[Key, Mapping[str, str]] = {}  # the annotations it is made of
@@ -163,7 +169,7 @@ class Controller:
 
     def _wait(self) -> bool:
         """Until something has changed and it is quiet again (True), or it is time to look; 20 s at most."""
-        begins = self._begin_at if self.election.leads else math.inf
+        begins = self._begin_at if self.election.leads and self._sources.synced else math.inf
         wait = (self._at if self._term else begins) - time.monotonic()
         self._dirty.wait(min(max(0.0, wait), 20.0))
         if not self._dirty.is_set():
@@ -182,8 +188,9 @@ class Controller:
         if begins:
             if now < self._begin_at:
                 return
-            if not self._sources.fresh(FRESH_SECONDS):
-                self._at = now + 1.0  # it wakes us when it has been read
+            self._firewalls.ask()
+            if self._firewalls.servers is not None and not self._sources.fresh(FRESH_SECONDS):
+                self._begin_at = now + 1.0  # it wakes us when it has been read
                 return
         snapshot = self._sources.now()
         self._look_at_base()
@@ -192,12 +199,15 @@ class Controller:
         asked = begins or now >= self._at
         if asked and not begins:
             self._firewalls.ask()
+            self._remember(snapshot)
         due = self._release(snapshot)
         found = self._wanted(snapshot)
-        if due and not found.violations and not self._rehearsed(found, due, snapshot):
+        if due and (found.violations or not self._rehearsed(found, due, snapshot)):
+            self._held |= {key: one for key, one in due.items() if found.violations and key not in self._held}
             found = self._wanted(snapshot)
         tree = document(self._terms, found.fragments)
         self._firewalls.knows(tree)
+        pushed = False
         empty = (_EMPTY,) if self._ends_all(found, tree) else ()
         self._remark(found, *empty)
         if found.violations or empty:
@@ -205,14 +215,19 @@ class Controller:
         elif not self._firewalls.lacking(tree) or (tree == self._sent and not asked):
             # Nothing new for anybody who is there; or it is not yet time to try again.
             verdict = self._settle(self._firewalls.verdict, tree, found, snapshot, search=asked)
+        elif self._hurts(snapshot):
+            verdict = Verdict(code=ExitCode.SSH, message=_HURT)
         else:
-            asked = True
+            pushed = True
             verdict = self._settle(self._hand_over(tree), tree, found, snapshot, search=True)
             if verdict.live and found.mistakes:
                 self.wake()  # what a Service has given up just now may be another's
         self._report(snapshot, found, verdict)
-        if asked:
+        if asked or pushed:
+            before = self._at
             self._plan(verdict)
+            # A push is no answer of those that were not pushed to: they are asked when it was time for that.
+            self._at = self._at if asked else min(before, self._at)
         self._at = min(self._at, *(one.until for one in self._held.values()), math.inf)
 
     def _ends_all(self, found: Wanted, tree: Mapping[str, Any]) -> bool:
@@ -226,10 +241,12 @@ class Controller:
         if terms is self._file:
             return
         self._file = self._terms = terms
-        self._held.clear()  # what was refused may have been refused for it
+        for key, held in list(self._held.items()):
+            if held.state == "refused":  # perhaps for the base
+                del self._held[key]
 
     def _wanted(self, snapshot: Snapshot) -> Wanted:
-        held = {key: Mistake("", one.message) for key, one in self._held.items()}
+        held = {key: (one.level, Mistake("", one.message)) for key, one in self._held.items()}
         return wanted(snapshot, self._terms, Before(good=self._good, live=self._live), held)
 
     def _begin(self, snapshot: Snapshot) -> bool:
@@ -238,7 +255,6 @@ class Controller:
         False where no firewall tells: then nothing could be pushed either, and what the Services tell stays as it is.
         """
         self._reporter.clear()
-        self._firewalls.ask()
         servers = self._firewalls.servers
         said = {one.key: found for one in snapshot.services if (found := told(one.status, one.uid))}
         if servers is None:
@@ -252,37 +268,56 @@ class Controller:
             self._plan(verdict)
             self._begin_at = self._at
             return False
+        now = time.monotonic()
         _log.info("leading: %d Services, %d Nodes", len(snapshot.services), len(snapshot.nodes))
         self._live = lives(snapshot, self._terms, said, servers)
         self._good = {key: said[key].good for key in self._live if said[key].good}
         # What hurt is not tried again because somebody else leads.
         self._held = {
-            one.key: Held(service=one, state=before.state, message=before.message, until=math.inf)
+            one.key: Held(
+                service=one,
+                level=0,
+                state=before.state,
+                message=before.message,
+                until=now + HURT_SECONDS if before.tried == before.good else math.inf,
+            )
             for one in snapshot.services
             if (before := said.get(one.key)) and before.state == "rolled_back" and before.tried == one.annotations
         }
-        self._term, self._sent, self._at = self.election.term, None, time.monotonic()
+        self._term, self._sent, self._at, self._hurt = self.election.term, None, now, None
         return True
 
-    def _release(self, snapshot: Snapshot) -> list[Key]:
+    def _remember(self, snapshot: Snapshot) -> None:
+        """Of a firewall that tells for the first time: what is live there alone."""
+        servers = self._firewalls.servers
+        said = {one.key: found for one in snapshot.services if (found := told(one.status, one.uid))}
+        missing = {key: one for key, one in said.items() if key not in self._live}
+        if servers is None or not missing:
+            return
+        for key, one in lives(snapshot, self._terms, missing, servers).items():
+            if apart(one, self._live.values()):
+                self._live = {**self._live, key: one}
+                self._good.setdefault(key, said[key].good or {})
+
+    def _release(self, snapshot: Snapshot) -> dict[Key, Held]:
         """Whoever has changed is tried again; who has waited long enough too, but not on the firewalls at first."""
-        now, services, due = time.monotonic(), {one.key: one for one in snapshot.services}, []
+        now, services = time.monotonic(), {one.key: one for one in snapshot.services}
+        due: dict[Key, Held] = {}
         for key, held in list(self._held.items()):
             if services.get(key) != held.service:
                 del self._held[key]
             elif now >= held.until:
-                del self._held[key]
-                due.append(key)
+                due[key] = self._held.pop(key)
         return due
 
-    def _rehearsed(self, found: Wanted, due: list[Key], snapshot: Snapshot) -> bool:
+    def _rehearsed(self, found: Wanted, due: Mapping[Key, Held], snapshot: Snapshot) -> bool:
         """Whether the firewalls would take those that were refused before; who is not taken is held again."""
         guilty = self._guilty(found, [key for key in due if key in found.fragments])
         if guilty is None:  # nobody can tell now
-            later = Verdict(code=ExitCode.REFUSED, message="it was refused, and cannot be rehearsed again just now")
-            self._hold(dict.fromkeys(due, later), snapshot, seconds=ASK_SECONDS)
+            later = time.monotonic() + ASK_SECONDS
+            self._held |= {key: evolve(one, until=later) for key, one in due.items()}
             return False
-        self._hold(guilty, snapshot)
+        self._hold(guilty, found, snapshot)
         return not guilty
 
     def _remark(self, found: Wanted, *more: str) -> None:
@@ -310,9 +345,20 @@ class Controller:
             self._took(tree, found, snapshot)
             return verdict
         suspects = self._suspects(found, tree)
-        if not search or not verdict.refused or not suspects:
+        hurt = verdict.code is ExitCode.ROLLED_BACK
+        if not search or not verdict.refused or not (suspects or (hurt and self._base_is_new())):
+            return verdict
+        if hurt and self._live_terms is None:  # what the last one had as its base nobody knows: nobody is blamed
+            self._hurt = (self._terms, _asked(snapshot))
             return verdict
         return self._isolate(verdict, suspects, found, snapshot)
+
+    def _base_is_new(self) -> bool:
+        return self._live_terms is not None and self._live_terms is not self._terms
+
+    def _hurts(self, snapshot: Snapshot) -> bool:
+        """Whether it is what hurt, and nobody knows why, but for its nodes."""
+        return self._hurt is not None and self._hurt == (self._terms, _asked(snapshot))
 
     def _suspects(self, found: Wanted, tree: Mapping[str, Any]) -> list[Key]:
         return [key for key, one in found.fragments.items() if not self._is_live(key, one, tree)]
@@ -323,7 +369,7 @@ class Controller:
 
     def _took(self, tree: Mapping[str, Any], found: Wanted, snapshot: Snapshot) -> None:
         self._live = {key: settled(one, tree) for key, one in found.fragments.items()}
-        self._sent, self._live_terms = tree, self._terms
+        self._sent, self._live_terms, self._hurt = tree, self._terms, None
         for one in snapshot.services:
             if found.levels.get(one.key) == 0:
                 self._good[one.key] = dict(one.annotations)
@@ -338,15 +384,17 @@ class Controller:
         before is held back; where nobody does, all are.
         """
         _log.warning("looking for who is refused, of %d Services that changed", len(suspects))
-        for _ in range(2):
-            if verdict.code is ExitCode.ROLLED_BACK and self._live_terms not in (None, self._terms):
+        aside = False
+        for _ in range(3):
+            if verdict.code is ExitCode.ROLLED_BACK and self._base_is_new() and not aside:
                 assert self._live_terms is not None
-                _log.error("the base hurt, and is put aside until it changes: %s", verdict.message)
-                self._terms = self._live_terms
+                _log.error("what the base says now is put aside, since it hurt: %s", verdict.message)
+                aside, self._terms = True, self._live_terms
             elif verdict.code is ExitCode.ROLLED_BACK:
+                self._terms = self._file  # without it it hurts as well
                 services = {one.key: one for one in snapshot.services}
                 asked = [key for key in suspects if self._good.get(key) != services[key].annotations]
-                self._hold(dict.fromkeys(asked or suspects, verdict), snapshot)
+                self._hold(dict.fromkeys(asked or suspects, verdict), found, snapshot)
             else:
                 guilty = self._guilty(found, suspects)
                 if not guilty:  # the base, or nobody can tell
@@ -356,7 +404,7 @@ class Controller:
                     names = ", ".join("/".join(key) for key in unknown)
                     self._remark(found, f"{names} is refused, and what is live of it is not known: nothing is pushed")
                     return verdict
-                self._hold(guilty, snapshot)
+                self._hold(guilty, found, snapshot)
             found = self._wanted(snapshot)
             tree = document(self._terms, found.fragments)
             if found.violations or self._ends_all(found, tree):
@@ -420,15 +468,18 @@ class Controller:
         attempt(suspects, None)
         return None if lost else guilty
 
-    def _hold(self, guilty: Mapping[Key, Verdict], snapshot: Snapshot, *, seconds: float = HELD_SECONDS) -> None:
+    def _hold(self, guilty: Mapping[Key, Verdict], found: Wanted, snapshot: Snapshot) -> None:
         now, services = time.monotonic(), {one.key: one for one in snapshot.services}
         for key, verdict in guilty.items():
             hurt = verdict.code is ExitCode.ROLLED_BACK
-            until = now + seconds
+            until = now + HELD_SECONDS
             if hurt:  # until it asks for something else; where only nodes have changed, for long
                 until = math.inf if self._good.get(key) != services[key].annotations else now + HURT_SECONDS
             state = "rolled_back" if hurt else "refused"
-            self._held[key] = Held(service=services[key], state=state, message=verdict.message, until=until)
+            level = found.levels.get(key, 0)
+            self._held[key] = Held(
+                service=services[key], level=level, state=state, message=verdict.message, until=until
+            )
             _log.warning("held back: Service %s/%s: %s", *key, verdict.message)
 
     # --- what is told of it
@@ -446,7 +497,8 @@ class Controller:
             self._reporter.report(one, what)
         self._reporter.forget({one.uid for one in snapshot.services})
         self.states = states
-        self._complete = verdict.complete and not self._held and not found.mistakes
+        aside = self._terms is not self._file
+        self._complete = verdict.complete and not self._held and not found.mistakes and not aside
 
     def _told(self, one: Service, found: Wanted, verdict: Verdict, tree: Mapping[str, Any]) -> Told:
         live, fragment = self._live.get(one.key), found.fragments.get(one.key)
@@ -454,11 +506,14 @@ class Controller:
         goes_on = "; what was live before goes on" if live else ""
 
         def tell(state: str, message: str, **more: Any) -> Told:
-            good, form = self._good.get(one.key, {}), shape(live) if live else {}
+            good: Mapping[str, str] = self._good.get(one.key, {})
+            form: Mapping[str, Any] = shape(live) if live else {}
+            if not live and (said := told(one.status, one.uid)):  # what was live on a firewall that is away
+                good, form = said.good, said.live
             return Told(state=state, message=message, frontends=names, good=good, live=form, uid=one.uid, **more)
 
         if held := self._held.get(one.key):
-            tried = {"tried": dict(one.annotations)} if held.until == math.inf else {}
+            tried = {"tried": dict(one.annotations)} if held.state == "rolled_back" else {}
             message = held.message if held.message.endswith(goes_on) else held.message + goes_on
             return tell(held.state, message, **tried)
         if mistakes := found.mistakes.get(one.key):
@@ -480,3 +535,8 @@ class Controller:
         else:
             self._backoff.reset()
             self._at = now + (RESYNC_SECONDS if verdict.live and not verdict.down else ASK_SECONDS)
+
+
+def _asked(snapshot: Snapshot) -> dict[Key, Mapping[str, str]]:
+    """What Services ask for."""
+    return {one.key: one.annotations for one in snapshot.services if one.wants}

@@ -58,8 +58,9 @@ class Verdict:
 class Firewall:
     """One of them. `digest`, `serial`: of what it has as its desired state; `code` None: not known yet.
 
-    `live`: the digest of what it has live, "" where nobody knows; `tree`: that, where it is one of ours. `servers`: by
-    name, of each backend; None where it does not tell. `away`: why it takes no part now. `by_hand`: a person holds it.
+    `live`: the digest of what it has live, "" where nobody knows; `tree`: that, where it is one of ours (its digest is
+    `had`). `servers`: by name, of each backend; None where it does not tell. `away`: why it takes no part now.
+    `by_hand`: a person holds it.
     """
 
     target: push.Target
@@ -70,6 +71,7 @@ class Firewall:
     down: Mapping[str, str] = field(factory=dict)
     live: str = ""
     tree: Mapping[str, Any] | None = None
+    had: str = ""
     servers: Mapping[str, Mapping[str, Any]] | None = None
     away: str = ""
     by_hand: bool = False
@@ -96,7 +98,8 @@ class Firewalls:
         for one, result in zip(to, results, strict=True):
             self._heard(one, result, digest, serial)
             if result.exit_code in _LIVE:
-                one.live, one.tree = digest, tree
+                one.live = one.had = digest
+                one.tree = tree
         return self.verdict
 
     def rehearse(self, tree: Mapping[str, Any]) -> Verdict:
@@ -166,22 +169,14 @@ class Firewalls:
         """Whoever has it live is known to have this tree."""
         for one in self.all:
             if one.live and one.live == digest_of(as_json(tree, one.serial or None)):
-                one.tree = tree
+                one.tree, one.had = tree, one.live
 
     def without(self, names: Collection[str], tree: Mapping[str, Any]) -> str:
         """Who is away and, as far as is known, has not what `tree` says of these backends and their frontends."""
         lacking = [
             one
             for one in self.all
-            if one.away
-            and (
-                one.tree is None
-                or any(
-                    one.tree.get(part, {}).get(name) != tree.get(part, {}).get(name)
-                    for part in ("frontends", "backends")
-                    for name in names
-                )
-            )
+            if one.away and (one.tree is None or any(_says(one.tree, name) != _says(tree, name) for name in names))
         ]
         return "; ".join(f"{one.target.text}: {one.away}" for one in lacking)
 
@@ -195,7 +190,8 @@ class Firewalls:
     @property
     def servers(self) -> dict[str, Mapping[str, Any]] | None:
         """What is live behind each backend, on any of them; None where none of them has told."""
-        known = [one.servers for one in self.all if one.servers is not None]
+        best = sorted(self.all, key=lambda one: (one.by_hand, -one.serial))  # what was put back is older
+        known = [one.servers for one in best if one.servers is not None]
         found: dict[str, Mapping[str, Any]] = {}
         for servers in known:
             for name, part in servers.items():
@@ -235,6 +231,8 @@ def _read(one: Firewall, found: Mapping[str, Any] | str) -> None:
         for pool in found["backends"]
     }
     one.live = str(live.get("digest") or "")
+    if one.had != one.live:  # somebody else's
+        one.tree = None
     one.digest, one.serial, one.away = digest, max(one.serial, *serials), ""
     one.by_hand = by_hand
     if by_hand:
@@ -245,6 +243,13 @@ def _read(one: Firewall, found: Mapping[str, Any] | str) -> None:
     if found.get("outcome") in _OUTCOMES:
         one.down = _down(found.get("frontends"))
         one.code = ExitCode.DEGRADED if one.down else ExitCode.LIVE
+
+
+def _says(tree: Mapping[str, Any], name: str) -> tuple[Any, ...]:
+    """All of a frontend and its backend of one name."""
+    backend = tree.get("backends", {}).get(name, {})
+    group = tree.get("nodes", {}).get(backend.get("nodes"))
+    return tree.get("frontends", {}).get(name), backend, group
 
 
 def _server(found: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from attrs import evolve, field, frozen
 
+from agent.errors import InvalidError
+from agent.model.desired import parse
 from agent.model.schema import WILDCARDS, endpoint
 from agent.remote.cluster.annotations import Exposed, Mistake, read
 from agent.remote.cluster.objects import PREFIX, Key, Service
@@ -79,6 +82,10 @@ def revived(service: Key, found: Mapping[str, Any], servers: Mapping[str, Mappin
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
     if not backends or not all(part["servers"] for part in backends.values()):
+        return None
+    try:  # whoever may write the Service may have written this
+        parse(json.dumps({"version": 1, "frontends": frontends, "backends": backends}).encode(), file="status")
+    except InvalidError:
         return None
     return Fragment(
         service=service,
@@ -273,7 +280,9 @@ def gather(
             taken = {name: asking[names[name]].text for name in made.backends if names.get(name, one.key) != one.key}
             numbers = {port for _, port in made.binds}
             others = [bind for number in numbers for bind in binds.get(number, ()) if bind[2] != one.text]
-            wrong = (*_taken(made, taken, others), *against(made), *banned.get(one.key, {}).get(level, ()))
+            wrong = (*_taken(made, taken, others), *against(made))
+            if level < 2:
+                wrong = (*wrong, *banned.get(one.key, {}).get(level, ()))
             # Nobody asked for the end of what is live, unless the base keeps its name for another.
             if level == 2 and wrong and not any(mistake.kept for mistake in wrong):
                 stuck[one.key] = wrong

@@ -44,13 +44,13 @@ class Reporter:
         """`what` None: it asks for nothing any more, and its annotation goes."""
         uid, there = service.uid, told(service.status, service.uid)
         with self._lock:
-            if what == there and bool(service.status) == (what is not None):
+            written = self._written.get(uid)
+            if service.key in self._waiting and self._waiting[service.key][1] == what:
+                return
+            if what == there and bool(service.status) == (what is not None) and (not written or written[0] == what):
                 self._waiting.pop(service.key, None)
                 self._written.pop(uid, None)
                 return
-            if service.key in self._waiting and self._waiting[service.key][1] == what:
-                return
-            written = self._written.get(uid)
             if written is not None and written[0] == what and time.monotonic() - written[1] < ECHO_SECONDS:
                 return  # the watch has not told of it yet
             self._waiting[service.key] = (service, what)
@@ -104,9 +104,9 @@ class Reporter:
     def _tell(self, service: Service, what: Told | None) -> None:
         """The annotation by way of `status`: there a ServiceAccount needs no right to what the Service is."""
         path = f"/api/v1/namespaces/{service.namespace}/services/{service.name}/status"
-        self._api.patch(path, {"metadata": {"annotations": {STATUS: what.annotation if what else None}}})
         with self._lock:
             self._written[service.uid] = (what, time.monotonic())
+        self._api.patch(path, {"metadata": {"annotations": {STATUS: what.annotation if what else None}}})
         if what is None:
             return
         try:

@@ -52,14 +52,18 @@ class Wanted:
 _NEVER = Before()
 
 
-def wanted(snapshot: Snapshot, terms: Terms, before: Before = _NEVER, held: Mapping[Key, Mistake] = {}) -> Wanted:
+def wanted(
+    snapshot: Snapshot, terms: Terms, before: Before = _NEVER, held: Mapping[Key, tuple[int, Mistake]] = {}
+) -> Wanted:
     """Every Service that can be served; a mistaken one leaves the others alone.
 
-    `held`: Services that are held back as they are: they go on as they were.
+    `held`: Services that are held back, up to a level, and why: they go on as they were.
     """
     view = View(snapshot.nodes, snapshot.slices)
     ground = terms.base.ground(terms.bind)
-    banned: dict[Key, dict[int, tuple[Mistake, ...]]] = {key: {0: (mistake,)} for key, mistake in held.items()}
+    banned: dict[Key, dict[int, tuple[Mistake, ...]]] = {
+        key: dict.fromkeys(range(level + 1), (mistake,)) for key, (level, mistake) in held.items()
+    }
     against = partial(conflicts, terms.base)
     while True:  # to its end: each round bans somebody, for good
         found = gather(snapshot.services, view, ground, before=before, against=against, banned=banned)
