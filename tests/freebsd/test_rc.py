@@ -180,7 +180,8 @@ def test_restart_and_reload_and_status_and_configtest(serving: tuple[Box, int]):
 
 def test_stale_pid_files_are_nobodys(installed: Box):
     other = installed.start("sleep", "1000")
-    theirs = installed.sh("pgrep -x sleep").split()[-1]
+    # It is nsenter at first, and then itself.
+    theirs = until(lambda: installed.run("pgrep", "-x", "sleep").stdout.split(), "it runs")[-1]
     for file in (SUPERVISOR, CHILD):
         installed.put(file, theirs.encode())
     assert "not running" in verb(installed, "status", 1)
