@@ -183,10 +183,6 @@ class Firewalls:
     def _has(self, one: Firewall, tree: Mapping[str, Any]) -> bool:
         return one.digest == digest_of(as_json(tree, one.serial or None))
 
-    def have(self, tree: Mapping[str, Any]) -> bool:
-        """Whether it is what all have as their desired state."""
-        return all(self._has(one, tree) for one in self.all)
-
     @property
     def servers(self) -> dict[str, Mapping[str, Any]] | None:
         """What is live behind each backend, on any of them; None where none of them has told."""
