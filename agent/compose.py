@@ -21,7 +21,7 @@ from agent import __version__
 from agent.converge import Story
 from agent.errors import LaterError, NoAnswerError, Outcome, StoreError, UsageError
 from agent.host import templates
-from agent.host.haproxy import HAProxy, file_limit, find_ca_file
+from agent.host.haproxy import HAProxy, file_limit, find_ca_file, peers_socket
 from agent.host.notice import Notices
 from agent.host.prober import HostProber
 from agent.host.processes import usage
@@ -384,4 +384,5 @@ def process_of(settings: Settings) -> Process:
         chroot=chosen.chroot,
         log=chosen.log,
         ca_file=chosen.ca_file or find_ca_file(),
+        peers=peers_socket(settings.run, chosen.chroot),
     )

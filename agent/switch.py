@@ -25,6 +25,10 @@ from agent.ports import Ports
 from agent.telling import Told
 
 KNOCK_SECONDS = 1.0  # for all servers together, side by side; a server that takes longer is as good as dead
+LIMITS_SECONDS = (
+    11.0  # a process of HAProxy 2.6 or 2.8 is ready 5 s after its start, 10 s where its old one sent nothing
+)
+LIMITS_POLL_SECONDS = 0.05
 POLL_SECONDS = 0.02  # between two looks at checks that have not ended yet
 
 
@@ -101,6 +105,7 @@ class Switch:
         number = store.next_number()
         config = wanted.config.stamped(digest=wanted.digest, generation=number)
         with told.stage("check"):
+            self._wait_for_limits(change)
             staged = store.stage(number, desired=change.data, config=config)
             with proxy.trying_out(staged, number):
                 self.hand_over(change.before, wanted.state, change.old, down=change.down, reached=change.reached)
@@ -117,6 +122,16 @@ class Switch:
         with told.stage("commit"):
             self.commit(told, change, number, loaded=number, reasons=step.reasons)
         told.tried, told.touched = None, False
+
+    def _wait_for_limits(self, change: Change) -> None:
+        """Where clients are counted before and after: until the old process can pass its counts on to the new one."""
+        counts_before = change.before is not None and any(one.rate_limit for one in change.before.frontends)
+        if change.old is None or not counts_before or not any(one.rate_limit for one in change.wanted.state.frontends):
+            return
+        deadline = self.ports.clock.monotonic() + LIMITS_SECONDS
+        with contextlib.suppress(NoAnswerError):  # it has died, and its counts with it
+            while not self.ports.proxy.limits_settled() and self.ports.clock.monotonic() < deadline:
+                self.ports.clock.sleep(LIMITS_POLL_SECONDS)  # HAProxy sends no word when it is ready
 
     def record(self, told: Told, change: Change) -> None:
         """Another document, the same configuration: a generation of its own, and HAProxy is left alone."""

@@ -14,9 +14,10 @@ import re
 import resource
 import shutil
 import signal
+import stat
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from attrs import frozen
 
@@ -37,6 +38,8 @@ CA_FILES = (
     "/etc/ssl/certs/ca-certificates.crt",  # Debian
     "/etc/pki/tls/certs/ca-bundle.crt",
 )
+PEERS_SOCKET = "peers"
+_LONGEST_SOCKET = 90  # HAProxy takes 97 bytes on FreeBSD, and puts its pid behind the name while it binds
 _POLL_SECONDS = 0.002
 _STUBBORN_SECONDS = 2.0
 _CAP_SYS_RESOURCE = 24  # linux/capability.h
@@ -71,6 +74,26 @@ def find_binary(name: str) -> Path:
 def find_ca_file() -> str:
     """The system's bundle of certificate authorities, "" where none is found."""
     return next((path for path in CA_FILES if Path(path).is_file()), "")
+
+
+def peers_socket(run: Path, chroot: str) -> PurePosixPath | None:
+    """Where a process passes its rate limits on to the next one: in `run`, or in HAProxy's `chroot`.
+
+    A process connects to it from inside its chroot. None where no socket can be made there: a folder that is missing,
+    read-only or immutable (FreeBSD's /var/empty has the flag schg), or a path too long for a unix socket.
+    """
+    folder = PurePosixPath(chroot) if chroot else PurePosixPath(run)
+    path = folder / PEERS_SOCKET
+    if len(str(path)) > _LONGEST_SOCKET:
+        return None
+    if chroot:
+        try:
+            flags = getattr(Path(chroot).stat(), "st_flags", 0)  # FreeBSD's, and macOS's
+        except OSError:
+            return None
+        if flags & (stat.UF_IMMUTABLE | stat.SF_IMMUTABLE) or not os.access(chroot, os.W_OK | os.X_OK):
+            return None
+    return path
 
 
 def file_limit() -> int | None:
@@ -140,6 +163,10 @@ class HAProxy:
     def server_states(self) -> str:
         """What the running process knows of its servers. Raises NoAnswerError."""
         return self.socket.server_states()
+
+    def limits_settled(self) -> bool:
+        """Whether the running process could send its rate-limit tables to the next one now. Raises NoAnswerError."""
+        return self.socket.limits_settled()
 
     def tell(self, command: Command) -> None:
         """Have the running process do one thing. Raises CommandError, NoAnswerError."""

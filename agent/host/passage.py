@@ -7,7 +7,7 @@ import errno
 import time
 from collections.abc import Sequence
 
-from agent.model.canary import Arrival, Passage, judge
+from agent.model.canary import Arrival, Passage, announces, judge
 from agent.model.proxyheader import header
 from agent.model.schema import Endpoint, ProxyProtocol
 
@@ -43,7 +43,7 @@ async def _go(passage: Passage, seconds: float) -> Arrival:
                 host, port = name[:2]
                 me = Endpoint(passage.address.family, host, port)
                 used = str(me)
-                if passage.announce:
+                if announces(passage, host):
                     writer.write(header(ProxyProtocol.V2, me, passage.address))
                 if passage.nudge:
                     writer.write(b"\r\n")

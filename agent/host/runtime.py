@@ -19,7 +19,7 @@ from attrs import frozen
 from agent.errors import CommandError, NoAnswerError, UsageError
 from agent.model.observed import FrontendSeen, Observation, Running, ServerSeen
 from agent.model.plan import AddServer, Command, Delete, EnableHealth, Move, SetHealth, SetState, SetWeight
-from agent.model.render import DESCRIPTION
+from agent.model.render import DESCRIPTION, PEERS
 
 _GENERATION = re.compile(re.escape(DESCRIPTION) + r"(\d{1,18})")
 _FRONTEND, _SERVER = "0", "2"  # the `type` column of `show stat` (HAProxy's management guide, 9.1)
@@ -43,6 +43,8 @@ _DONE: dict[type[Command], re.Pattern[str]] = {
     ),
     Delete: re.compile(r"Server deleted\."),
 }
+_PEERS_FLAGS = re.compile(rf"\bid={PEERS} disabled=\d+ flags=0x([0-9a-f]+)")
+_RESYNC_FINISHED = 0x3
 _BUSY = "Server still has connections attached to it, cannot remove it."
 
 
@@ -127,6 +129,15 @@ class StatsSocket:
         if not _DONE[Delete].fullmatch(said):
             raise CommandError(f"HAProxy answered `{command}` with: {said or 'nothing'}")
         return True
+
+    def limits_settled(self) -> bool:
+        """Whether the process could send its rate-limit tables to the next one now. Raises NoAnswerError.
+
+        HAProxy below 3.0 sends nothing until it has given up asking its own peers for theirs, 5 s after its start (M;
+        peers.c, process_peer_sync: PEERS_RESYNC_STATEMASK, PEER_RESYNC_TIMEOUT). True where it has no tables.
+        """
+        match = _PEERS_FLAGS.search(self.ask(f"show peers {PEERS}"))
+        return match is None or int(match[1], 16) & _RESYNC_FINISHED == _RESYNC_FINISHED
 
     def server_states(self) -> str:
         """The dump that a later process can read as its server-state file. Raises NoAnswerError."""

@@ -5,6 +5,7 @@ Behind the frontend stands `agent echo`, which answers each client with the addr
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Collection, Iterable
 
@@ -25,13 +26,14 @@ _NOT_TOLD = (b"LOCAL", b"no PROXY v2 header")  # by agent.host.echo
 class Passage:
     """One address of a frontend to go through. `source`: where from, None: whatever the system takes.
 
-    `announce`: it expects a PROXY header itself (accept_proxy). `nudge`: it waits for a first byte (routes by SNI).
+    `accept_proxy`: who must send a PROXY header, as in the desired state. `nudge`: it waits for a first byte (routes
+    by SNI).
     """
 
     frontend: str
     address: Endpoint
     source: str | None = None
-    announce: bool = False
+    accept_proxy: bool | tuple[str, ...] = False
     nudge: bool = False
 
 
@@ -61,7 +63,7 @@ def passages(
             frontend=one.name,
             address=_reachable(bind),
             source=source,
-            announce=one.accept_proxy,
+            accept_proxy=one.accept_proxy,
             nudge=bool(one.routes),
         )
         for one in state.frontends
@@ -69,6 +71,14 @@ def passages(
         for bind in one.binds
         if family in (None, bind.family) and str(bind) not in without
     )
+
+
+def announces(passage: Passage, host: str) -> bool:
+    """Whether a client from `host` must send a PROXY header there."""
+    if isinstance(passage.accept_proxy, bool):
+        return passage.accept_proxy
+    address = ipaddress.ip_address(host)
+    return any(address in ipaddress.ip_network(network) for network in passage.accept_proxy)
 
 
 def _reachable(bind: Endpoint) -> Endpoint:

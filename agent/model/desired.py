@@ -8,12 +8,23 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 
-from attrs import frozen
+from attrs import field, frozen
 
 from agent.errors import Finding, InvalidError, Violation, dotted
 from agent.model import document, rules, schema, structure
 from agent.model.document import Document
-from agent.model.schema import Application, Balance, Endpoint, HealthType, ProxyProtocol, RateLimit, Timeouts
+from agent.model.schema import (
+    Application,
+    BackendTimeouts,
+    Balance,
+    Endpoint,
+    FrontendTimeouts,
+    HealthType,
+    OnDown,
+    ProxyProtocol,
+    RateLimit,
+    Timeouts,
+)
 
 DEFAULT_MAX_BYTES = 1_048_576
 
@@ -30,24 +41,28 @@ class Route:
 class Frontend:
     """What clients connect to. `maxconn` None: the default of all frontends.
 
+    `backend` None: a client that matches no route is refused. `accept_proxy`: whether clients send a PROXY header, or
+    the networks of the proxies that alone may send one.
     `canary`: an echo is behind it, and at every resync it is tried whether clients' addresses get through.
     """
 
     name: str
     binds: tuple[Endpoint, ...]
-    backend: str
+    backend: str | None
     maxconn: int | None
-    accept_proxy: bool
+    accept_proxy: bool | tuple[str, ...]
     allow: tuple[str, ...]
     deny: tuple[str, ...]
     rate_limit: RateLimit | None
     routes: tuple[Route, ...]
+    timeouts: FrontendTimeouts = field(factory=FrontendTimeouts)
     canary: bool = False
 
     @property
     def backends(self) -> tuple[str, ...]:
         """Every backend a connection can get to, each once, the default last unless a route leads there."""
-        return tuple(dict.fromkeys([*(route.backend for route in self.routes), self.backend]))
+        default = () if self.backend is None else (self.backend,)
+        return tuple(dict.fromkeys([*(route.backend for route in self.routes), *default]))
 
 
 @frozen(kw_only=True)
@@ -77,7 +92,7 @@ class Health:
     send_proxy: bool | None
     path: str
     host: str | None
-    status: int
+    status: str
     tls: bool
     verify: bool
 
@@ -92,6 +107,8 @@ class Backend:
     balance: Balance
     servers: tuple[Server, ...]
     health: Health
+    timeouts: BackendTimeouts = field(factory=BackendTimeouts)
+    on_down: OnDown = OnDown.KEEP
 
 
 @frozen(kw_only=True, cache_hash=True)  # it is a key of what was rendered, and large
@@ -188,6 +205,7 @@ def _frontend(name: str, one: schema.Frontend) -> Frontend:
         deny=one.deny,
         rate_limit=one.rate_limit,
         routes=tuple(Route(sni=route.sni, backend=route.backend) for route in one.routes),
+        timeouts=one.timeouts,
         canary=one.canary,
     )
 
@@ -225,8 +243,10 @@ def _backend(name: str, one: schema.Backend, written: schema.Written) -> Backend
             send_proxy=health.send_proxy,
             path="/" if health.path is None else health.path,
             host=health.host,
-            status=200 if health.status is None else health.status,
+            status="200" if health.status is None else health.status,
             tls=health.type is HealthType.TLS or bool(health.tls),
             verify=bool(health.verify),
         ),
+        timeouts=one.timeouts,
+        on_down=one.on_down,
     )

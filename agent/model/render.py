@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import PurePosixPath
 
 import jinja2
@@ -17,7 +17,7 @@ from attrs import field, frozen
 
 from agent.errors import InvalidError, RefusedError, Violation
 from agent.model.desired import Backend, DesiredState, Frontend, Server
-from agent.model.schema import Balance, Endpoint, HealthType, ProxyProtocol
+from agent.model.schema import Application, Balance, Endpoint, HealthType, OnDown, ProxyProtocol, RateLimit
 from agent.model.structure import duration
 
 CONFIG_TEMPLATE = "haproxy.cfg.j2"
@@ -27,7 +27,18 @@ DESCRIPTION = "edgeagent generation "
 # Private-use characters: no valid state can hold them, so a mark is never mistaken for text.
 _DIGEST_MARK = "\ue000digest\ue001"
 _GENERATION_MARK = "\ue000generation\ue001"
+PEERS = "edgeagent"
+"""The name of the peers section, and of the local peer in it."""
 _SECTIONS = 12  # networks on one acl line: HAProxy takes 64 words and 2,048 characters a line
+RETRIES = 3
+HALF_CLOSED = "1m"
+KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_COUNT = "4m", "30s", 4
+# What greets first, the polite way to leave, and its answer (RFC 5321, 9051, 1939).
+_GREETINGS = {
+    Application.SMTP: ("'^220[ -]'", r'"QUIT\r\n"', "^221"),
+    Application.IMAP: (r"'^\* (OK|PREAUTH)'", r'"a LOGOUT\r\n"', r"'^\* BYE'"),
+    Application.POP3: (r"'^\+OK'", r'"QUIT\r\n"', r"'^\+OK'"),
+}
 _SAFE_PATH = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-+@:=,")
 
 
@@ -36,6 +47,8 @@ class Process:
     """What haproxy.cfg says of the process itself; comes from agent.toml, never from the desired state.
 
     Times in milliseconds; "" where nothing is to be said. `ca_file`: what `verify: true` checks certificates by.
+    `peers`: the unix socket by which a process passes its rate limits on to the next one; below `chroot`, where there
+    is one. None: they cannot be passed on.
     """
 
     socket: PurePosixPath
@@ -47,6 +60,7 @@ class Process:
     chroot: str = ""
     log: str = ""
     ca_file: str = ""
+    peers: PurePosixPath | None = None
 
 
 @frozen(kw_only=True)
@@ -131,9 +145,13 @@ def render(state: DesiredState, process: Process, template: Template) -> Config:
             digest=_DIGEST_MARK,
             generation=_GENERATION_MARK,
             description=f"{DESCRIPTION}{_GENERATION_MARK}",
-            global_lines=tuple(_global(process)),
+            global_lines=tuple(_global(state, process)),
             defaults_lines=tuple(_defaults(state, process)),
-            frontends=tuple(_FrontendSection(name=one.name, lines=tuple(_frontend(one))) for one in state.frontends),
+            peers=PEERS,
+            peers_lines=tuple(_peers(process)) if passes_limits_on(state, process) else (),
+            frontends=tuple(
+                _FrontendSection(name=one.name, lines=tuple(_frontend(one, process))) for one in state.frontends
+            ),
             backends=tuple(
                 _BackendSection(
                     name=one.name,
@@ -153,6 +171,9 @@ def render(state: DesiredState, process: Process, template: Template) -> Config:
     if f"{DESCRIPTION}{_GENERATION_MARK}" not in text:
         what = 'the global section must keep `description "{{ description }}"`: by it the agent knows what runs'
         raise InvalidError(template.file, (Violation((), what),))
+    if passes_limits_on(state, process) and f"\npeers {PEERS}\n" not in text:
+        what = "rate limits need the section `peers {{ peers }}` with {{ peers_lines }}: see the built-in template"
+        raise InvalidError(template.file, (Violation((), what),))
     return Config(text, servers, frozenset(line.strip() for line in text.splitlines()))
 
 
@@ -170,7 +191,26 @@ def quoted(path: str | PurePosixPath) -> str:
     return text if _SAFE_PATH.issuperset(text) else f"'{text}'"
 
 
-def _global(process: Process) -> Iterator[str]:
+def passes_limits_on(state: DesiredState, process: Process) -> bool:
+    """Whether a process counts clients for rate limits, and can pass those counts on to the next process."""
+    return process.peers is not None and any(frontend.rate_limit for frontend in state.frontends)
+
+
+def _peers(process: Process) -> Iterator[str]:
+    """The local process as its own peer: on a reload the old process sends its tables to the new one (FACTS, 13).
+
+    HAProxy binds the socket before it enters its chroot, and connects to it from inside: `unix-bind prefix` stands in
+    front of bound paths only (HAProxy's manual, unix-bind).
+    """
+    assert process.peers is not None
+    owner = [f"user {process.user}"] if process.user else []
+    owner += [f"group {process.group}"] if process.group else []
+    yield " ".join(["default-bind", *owner, "mode 600"])
+    path = PurePosixPath("/", process.peers.relative_to(process.chroot)) if process.chroot else process.peers
+    yield f"peer {PEERS} {quoted(f'unix@{path}')}"
+
+
+def _global(state: DesiredState, process: Process) -> Iterator[str]:
     yield f"maxconn {process.maxconn}"
     if process.user:
         yield f"user {process.user}"
@@ -184,6 +224,13 @@ def _global(process: Process) -> Iterator[str]:
     yield f"stats socket {quoted(process.socket)} mode 600 level admin expose-fd listeners"
     yield "stats timeout 1m"
     yield f"server-state-file {quoted(process.server_state)}"
+    if passes_limits_on(state, process):
+        yield f"localpeer {PEERS}"
+        if process.chroot:
+            yield f"unix-bind prefix {quoted(process.chroot)}"
+    if any(_greets_with_header(backend, server) for backend in state.backends for server in backend.servers):
+        # A check of a mail server carries a PROXY header with true addresses: Postfix dies of LOCAL (FACTS, servers).
+        yield "pp2-never-send-local"
     if process.log:
         yield f"log {process.log} daemon"
 
@@ -194,6 +241,18 @@ def _defaults(state: DesiredState, process: Process) -> Iterator[str]:
     yield f"timeout connect {duration(state.timeouts.connect)}"
     yield f"timeout client {duration(state.timeouts.client)}"
     yield f"timeout server {duration(state.timeouts.server)}"
+    # A client or server that vanishes without a word is noticed after idle + 4 x intvl, not after an hour; and one
+    # that has closed its half of a session holds the other half no longer than this.
+    yield f"timeout client-fin {HALF_CLOSED}"
+    yield f"timeout server-fin {HALF_CLOSED}"
+    for side in ("cli", "srv"):
+        yield f"option {side}tcpka"
+        yield f"{side}tcpka-idle {KEEPALIVE_IDLE}"
+        yield f"{side}tcpka-intvl {KEEPALIVE_INTERVAL}"
+        yield f"{side}tcpka-cnt {KEEPALIVE_COUNT}"
+    # Each try goes to another server, or a dead one costs its clients until its checks notice (FACTS, HAProxy 11).
+    yield f"retries {RETRIES}"
+    yield "option redispatch 1"
     # Dead servers stay dead over a reload (FACTS, HAProxy 5).
     yield "load-server-state-from-file global"
     if process.log:
@@ -205,14 +264,17 @@ def _defaults(state: DesiredState, process: Process) -> Iterator[str]:
 # --- frontends --------------------------------------------------------------------------------------------------
 
 
-def _frontend(frontend: Frontend) -> Iterator[str]:
+def _frontend(frontend: Frontend, process: Process) -> Iterator[str]:
     for endpoint in frontend.binds:
         yield " ".join(_bind(endpoint, frontend))
     if frontend.maxconn is not None:
         yield f"maxconn {frontend.maxconn}"
-    yield from _sources(frontend)
+    if frontend.timeouts.client is not None:
+        yield f"timeout client {duration(frontend.timeouts.client)}"
+    yield from _sources(frontend, process)
     yield from _routes(frontend)
-    yield f"default_backend {frontend.backend}"
+    if frontend.backend is not None:
+        yield f"default_backend {frontend.backend}"
 
 
 def _bind(endpoint: Endpoint, frontend: Frontend) -> Iterator[str]:
@@ -221,37 +283,64 @@ def _bind(endpoint: Endpoint, frontend: Frontend) -> Iterator[str]:
     if endpoint.family == 6:
         # IPv4 clients of a v6 wildcard would come as ::ffff:a.b.c.d and break reverse lookups (FACTS, HAProxy 9).
         yield "v6only"
-    if frontend.accept_proxy:
+    if frontend.accept_proxy is True:
         yield "accept-proxy"
 
 
-def _sources(frontend: Frontend) -> Iterator[str]:
+def _sources(frontend: Frontend, process: Process) -> Iterator[str]:
     """Who may connect, and how often. Deny wins over allow; only who passed both is counted.
 
     HAProxy converts addresses between the families when it matches (`::/0` takes every IPv4 client, an IPv4 network
     takes its 6to4 twin), so where a client of the other family can come, the family is tested as well (M: all three).
 
     Behind an outer proxy the client is known only after its header: `session` rules run then, `connection` rules
-    before (HAProxy's manual, tcp-request session).
+    before (HAProxy's manual, tcp-request session). Where only some proxies send one, the first rule tests who connects.
     """
     rule = "tcp-request session" if frontend.accept_proxy else "tcp-request connection"
-    families = {4, 6} if frontend.accept_proxy else {endpoint.family for endpoint in frontend.binds}
-    if any(_strangers(networks, families) for networks in (frontend.allow, frontend.deny)):
+    connecting = {endpoint.family for endpoint in frontend.binds}
+    named = {4, 6} if frontend.accept_proxy else connecting
+    proxies = () if isinstance(frontend.accept_proxy, bool) else frontend.accept_proxy
+    exempt = frontend.rate_limit.exempt if frontend.rate_limit is not None else ()
+    tested = (frontend.allow, frontend.deny, exempt)
+    if _strangers(proxies, connecting) or any(_strangers(networks, named) for networks in tested):
         yield "acl from_ipv6 src -m sub :"
+    if proxies:
+        terms = yield from _terms("proxy", proxies, connecting)
+        yield f"tcp-request connection expect-proxy layer4 if {terms}"
     for name, networks, verb in (("denied", frontend.deny, "if"), ("allowed", frontend.allow, "unless")):
         if networks:
-            terms = []
-            for family, members in _by_family(networks):
-                yield from _acl(f"{name}{family}", members)
-                test = "" if families == {family} else " from_ipv6" if family == 6 else " !from_ipv6"
-                terms.append(f"{name}{family}{test}")
-            yield f"{rule} reject {verb} {' || '.join(terms)}"
+            terms = yield from _terms(name, networks, named)
+            yield f"{rule} reject {verb} {terms}"
     if frontend.rate_limit is not None:
-        period = duration(frontend.rate_limit.period)
-        # An ipv6 table holds both families: HAProxy maps an IPv4 source into it.
-        yield f"stick-table type ipv6 size 100k expire {period} store conn_rate({period})"
-        yield f"{rule} track-sc0 src"
-        yield f"{rule} reject if {{ sc0_conn_rate gt {frontend.rate_limit.connections} }}"
+        yield from _limits(frontend.rate_limit, rule, named, process)
+
+
+def _terms(name: str, networks: tuple[str, ...], families: set[int]) -> Generator[str, None, str]:
+    """The acls of `networks`, and the condition that a client of one of these `families` is in one of them."""
+    terms = []
+    for family, members in _by_family(networks):
+        yield from _acl(f"{name}{family}", members)
+        test = "" if families == {family} else " from_ipv6" if family == 6 else " !from_ipv6"
+        terms.append(f"{name}{family}{test}")
+    return " || ".join(terms)
+
+
+def _limits(limit: RateLimit, rule: str, families: set[int], process: Process) -> Iterator[str]:
+    unless = ""
+    if limit.exempt:
+        terms = yield from _terms("exempt", limit.exempt, families)
+        unless = f" unless {terms}"
+    # An entry in use does not expire: a table of concurrent connections alone needs only some time.
+    period = duration(limit.period or 60_000)
+    counters = ([f"conn_rate({period})"] if limit.connections else []) + (["conn_cur"] if limit.concurrent else [])
+    peers = f" peers {PEERS}" if process.peers is not None else ""
+    # An ipv6 table holds both families: HAProxy maps an IPv4 source into it.
+    yield f"stick-table type ipv6 size 100k expire {period} store {','.join(counters)}{peers}"
+    yield f"{rule} track-sc0 src{unless}"
+    if limit.connections:
+        yield f"{rule} reject if {{ sc0_conn_rate gt {limit.connections} }}"
+    if limit.concurrent:
+        yield f"{rule} reject if {{ sc0_conn_cur gt {limit.concurrent} }}"
 
 
 def _by_family(networks: tuple[str, ...]) -> Iterator[tuple[int, tuple[str, ...]]]:
@@ -275,12 +364,23 @@ def _routes(frontend: Frontend) -> Iterator[str]:
         return
     # Wait for the name, but no longer than for bytes that cannot be a TLS hello.
     yield "tcp-request inspect-delay 5s"
-    yield "tcp-request content accept if { req.ssl_hello_type gt 0 }"
+    if frontend.backend is not None:
+        yield "tcp-request content accept if { req.ssl_hello_type gt 0 }"
+    else:
+        for route in frontend.routes:
+            yield from (f"acl routed {test}" for test in _tests(route.sni))
+        yield "tcp-request content accept if routed"
+        yield "tcp-request content reject"
     for route in frontend.routes:
-        for matcher, names in _matchers(route.sni):
-            for start in range(0, len(names), _SECTIONS):
-                words = " ".join(names[start : start + _SECTIONS])
-                yield f"use_backend {route.backend} if {{ req.ssl_sni {matcher}{' ' if words else ''}{words} }}"
+        yield from (f"use_backend {route.backend} if {{ {test} }}" for test in _tests(route.sni))
+
+
+def _tests(patterns: tuple[str, ...]) -> Iterator[str]:
+    """`req.ssl_sni ...` for these names, as many on a line as HAProxy reads."""
+    for matcher, names in _matchers(patterns):
+        for start in range(0, len(names), _SECTIONS):
+            words = " ".join(names[start : start + _SECTIONS])
+            yield f"req.ssl_sni {matcher}{' ' if words else ''}{words}"
 
 
 def _matchers(patterns: tuple[str, ...]) -> Iterator[tuple[str, list[str]]]:
@@ -301,6 +401,9 @@ def _backend(backend: Backend) -> Iterator[str]:
     if backend.balance is Balance.SOURCE:
         # Servers can be added at runtime only to a dynamic algorithm (FACTS, HAProxy 6).
         yield "hash-type consistent"
+    for name, length in (("connect", backend.timeouts.connect), ("server", backend.timeouts.server)):
+        if length is not None:
+            yield f"timeout {name} {duration(length)}"
     health = backend.health
     if health.type is HealthType.NONE:
         return
@@ -310,6 +413,12 @@ def _backend(backend: Backend) -> Iterator[str]:
         host = f" ver HTTP/1.1 hdr Host {health.host}" if health.host is not None else ""
         yield f"http-check send meth GET uri {health.path}{host}"
         yield f"http-check expect status {health.status}"
+    if health.type is HealthType.GREETING:
+        greeting, goodbye, answer = _GREETINGS[backend.application]
+        yield "option tcp-check"
+        yield f"tcp-check expect rstring {greeting}"
+        yield f"tcp-check send {goodbye}"
+        yield f"tcp-check expect rstring {answer}"
 
 
 def _server(server: Server, backend: Backend, process: Process) -> ServerLine:
@@ -319,6 +428,8 @@ def _server(server: Server, backend: Backend, process: Process) -> ServerLine:
     elif backend.proxy_protocol is ProxyProtocol.V1:
         words.append("send-proxy")
     words += _check(server, backend, process)
+    if backend.on_down is OnDown.CLOSE:
+        words.append("on-marked-down shutdown-sessions")
     if server.backup:
         words.append("backup")
     return ServerLine(
@@ -340,9 +451,9 @@ def _check(server: Server, backend: Backend, process: Process) -> Iterable[str]:
     if health.type is HealthType.NONE:
         return
     yield "check"
-    own_port = health.port is None or health.port == server.address.port
+    own_port = _checks_data_port(backend, server)
     speaks = backend.proxy_protocol is not ProxyProtocol.NONE
-    with_header = speaks and (own_port if health.send_proxy is None else health.send_proxy)
+    with_header = _check_has_header(backend, server)
     if not own_port:
         yield f"port {health.port}"
     elif speaks and not with_header:
@@ -353,6 +464,24 @@ def _check(server: Server, backend: Backend, process: Process) -> Iterable[str]:
         yield "check-ssl"
         yield from _verify(backend, process)
     yield f"inter {duration(health.interval)} rise {health.rise} fall {health.fall}"
+
+
+def _checks_data_port(backend: Backend, server: Server) -> bool:
+    return backend.health.port in (None, server.address.port)
+
+
+def _check_has_header(backend: Backend, server: Server) -> bool:
+    sends = backend.health.send_proxy
+    speaks = backend.proxy_protocol is not ProxyProtocol.NONE
+    return speaks and (_checks_data_port(backend, server) if sends is None else sends)
+
+
+def _greets_with_header(backend: Backend, server: Server) -> bool:
+    """Whether a check carries a v2 header to a server that speaks SMTP, or whose greeting is read."""
+    health = backend.health
+    spoken = backend.application is Application.SMTP or health.type is HealthType.GREETING
+    checked = health.type is not HealthType.NONE and _check_has_header(backend, server)
+    return spoken and checked and backend.proxy_protocol is ProxyProtocol.V2
 
 
 def _verify(backend: Backend, process: Process) -> Iterator[str]:

@@ -19,6 +19,7 @@ from agent.model.schema import (
     HealthType,
     Name,
     ProxyProtocol,
+    RateLimit,
     Route,
     SniPattern,
     Written,
@@ -34,9 +35,11 @@ MAX_NODES = 1_000  # per group
 MAX_SERVERS = 1_000  # per backend, groups unfolded
 MAX_ALL_SERVERS = 100_000
 
+GREETING_APPLICATIONS = frozenset({Application.SMTP, Application.IMAP, Application.POP3})
 HEALTH_KEYS: Mapping[HealthType, frozenset[str]] = {
     HealthType.NONE: frozenset(),
     HealthType.TCP: frozenset({"port", "interval", "timeout", "rise", "fall", "send_proxy"}),
+    HealthType.GREETING: frozenset({"port", "interval", "timeout", "rise", "fall", "send_proxy"}),
     HealthType.TLS: frozenset({"port", "interval", "timeout", "rise", "fall", "send_proxy", "host", "verify"}),
     HealthType.HTTP: frozenset(
         {"port", "interval", "timeout", "rise", "fall", "send_proxy", "path", "host", "status", "tls", "verify"}
@@ -66,8 +69,8 @@ def too_much(tree: object) -> Iterator[Remark]:
     for name in _keys(tree, "frontends"):
         yield from _limit(tree, ("frontends", name, "bind"), MAX_BINDS, "addresses of one frontend")
         yield from _limit(tree, ("frontends", name, "routes"), MAX_ROUTES, "routes of one frontend")
-        for key in ("allow", "deny"):
-            yield from _limit(tree, ("frontends", name, key), MAX_NETWORKS, "networks in one list")
+        for key in (("allow",), ("deny",), ("accept_proxy",), ("rate_limit", "exempt")):
+            yield from _limit(tree, ("frontends", name, *key), MAX_NETWORKS, "networks in one list")
 
 
 def _keys(tree: Mapping[str, object], key: str) -> Iterable[str]:
@@ -117,7 +120,12 @@ def _addresses(written: Written) -> Iterator[Remark]:
 def _frontend(built: Structured[Written], written: Written, at: Path, frontend: Frontend) -> Iterator[Remark]:
     if not frontend.bind and built.whole((*at, "bind")):
         yield Remark((*at, "bind"), "a frontend without an address serves nobody")
-    yield from _known(written.backends, frontend.backend, (*at, "backend"), "backend", built, "backends")
+    if frontend.backend is not None:
+        yield from _known(written.backends, frontend.backend, (*at, "backend"), "backend", built, "backends")
+    elif not frontend.routes and built.whole((*at, "routes")) and built.whole((*at, "backend")):
+        yield Remark(at, "the key `backend` is missing; only a frontend with `routes` can do without")
+    if frontend.rate_limit is not None and built.whole((*at, "rate_limit")):
+        yield from _rate_limit((*at, "rate_limit"), frontend.rate_limit)
     if frontend.canary:
         yield from _canary(written, at, frontend)
     coverings = _coverings(frontend.routes)
@@ -132,9 +140,17 @@ def _frontend(built: Structured[Written], written: Written, at: Path, frontend: 
             yield Remark(where, f"can never match: earlier routes take it all ({names}); the first match wins")
 
 
+def _rate_limit(at: Path, limit: RateLimit) -> Iterator[Remark]:
+    if (limit.connections is None) != (limit.period is None):
+        key = "connections" if limit.connections is None else "period"
+        yield Remark(at, f"the key `{key}` is missing: a rate is so many `connections` in a `period`")
+    elif limit.connections is None and limit.concurrent is None:
+        yield Remark(at, "limits nothing; give it `connections` and `period`, or `concurrent`")
+
+
 def _canary(written: Written, at: Path, frontend: Frontend) -> Iterator[Remark]:
     """Behind a canary stands `agent echo`, which demands PROXY v2 of every client."""
-    backend = written.backends.get(frontend.backend)
+    backend = written.backends.get(frontend.backend) if frontend.backend is not None else None
     if backend is not None and backend.proxy_protocol is not ProxyProtocol.V2:
         yield Remark(
             (*at, "canary"),
@@ -207,6 +223,11 @@ def _health(at: Path, backend: Backend) -> Iterator[Remark]:
             yield Remark(
                 (*at, "health", key), f"means nothing to a check of type {health.type}; it belongs to {owners}"
             )
+    if health.type is HealthType.GREETING and backend.application not in GREETING_APPLICATIONS:
+        yield Remark(
+            (*at, "health", "type"),
+            f"only smtp, imap and pop3 greet first; this backend has application: {backend.application}",
+        )
     if health.send_proxy and backend.proxy_protocol is ProxyProtocol.NONE:
         yield Remark((*at, "health", "send_proxy"), "this backend sends no header (proxy_protocol: none)")
     if health.type is HealthType.HTTP and health.verify is not None and not health.tls:
@@ -215,7 +236,7 @@ def _health(at: Path, backend: Backend) -> Iterator[Remark]:
 
 def advice(written: Written, *, process_maxconn: int, file_limit: int | None) -> Iterator[Remark]:
     """What is valid but unwise. `process_maxconn`: haproxy.maxconn; `file_limit`: open files, None if unlimited."""
-    used = {frontend.backend for frontend in written.frontends.values()}
+    used = {frontend.backend for frontend in written.frontends.values() if frontend.backend is not None}
     used |= {route.backend for frontend in written.frontends.values() for route in frontend.routes}
     for name in sorted(written.backends.keys() - used):
         yield Remark(("backends", name), "no frontend uses it", "remove it, or route something to it")
@@ -251,6 +272,13 @@ def _above(at: Path, maxconn: int, process_maxconn: int) -> Remark:
 def _frontend_advice(at: Path, frontend: Frontend, process_maxconn: int) -> Iterator[Remark]:
     if frontend.maxconn is not None and frontend.maxconn > process_maxconn:
         yield _above((*at, "maxconn"), frontend.maxconn, process_maxconn)
+    by_source = [key for key in ("allow", "deny", "rate_limit") if getattr(frontend, key)]
+    if frontend.accept_proxy is True and by_source:
+        yield Remark(
+            (*at, "accept_proxy"),
+            f"any client can send a PROXY header that names another address, and so pass {' and '.join(by_source)}",
+            "list the networks of the proxies: accept_proxy: [192.0.2.9]",
+        )
     for index, covering in enumerate(_coverings(frontend.routes)):
         for position, (name, by) in enumerate(covering):
             if by is not None:

@@ -30,7 +30,8 @@ Count = NewType("Count", int)
 Serial = NewType("Serial", int)
 Weight = NewType("Weight", int)
 Checks = NewType("Checks", int)
-HttpStatus = NewType("HttpStatus", int)
+HttpStatus = NewType("HttpStatus", str)
+"""`200`, or a range of them: `200-399`."""
 Milliseconds = NewType("Milliseconds", int)
 Address = NewType("Address", str)
 """An IP literal in its shortest form."""
@@ -77,7 +78,15 @@ class HealthType(enum.StrEnum):
     TCP = "tcp"
     HTTP = "http"
     TLS = "tls"
+    GREETING = "greeting"
     NONE = "none"
+
+
+class OnDown(enum.StrEnum):
+    """What becomes of the sessions of a server whose checks fail."""
+
+    KEEP = "keep"
+    CLOSE = "close"
 
 
 @frozen(order=True)
@@ -110,6 +119,21 @@ class Timeouts:
 
 
 @frozen(kw_only=True)
+class FrontendTimeouts:
+    """Overrides of `defaults.timeouts` for one frontend, in milliseconds. None: the default holds."""
+
+    client: Milliseconds | None = None
+
+
+@frozen(kw_only=True)
+class BackendTimeouts:
+    """Overrides of `defaults.timeouts` for one backend, in milliseconds. None: the default holds."""
+
+    connect: Milliseconds | None = None
+    server: Milliseconds | None = None
+
+
+@frozen(kw_only=True)
 class Defaults:
     """What every frontend starts from. `maxconn` None: not written, DEFAULT_MAXCONN holds."""
 
@@ -119,10 +143,15 @@ class Defaults:
 
 @frozen(kw_only=True)
 class RateLimit:
-    """At most so many new connections per source address in a period."""
+    """Limits per source address: `connections` new ones in a `period` (milliseconds), `concurrent` ones at once.
 
-    connections: Count
-    period: Milliseconds
+    `exempt`: networks that no limit holds for.
+    """
+
+    connections: Count | None = None
+    period: Milliseconds | None = None
+    concurrent: Count | None = None
+    exempt: tuple[Network, ...] = ()
 
 
 @frozen(kw_only=True)
@@ -135,12 +164,16 @@ class Route:
 
 @frozen(kw_only=True)
 class Frontend:
-    """What clients connect to."""
+    """What clients connect to. `backend` None: a client that matches no route is refused.
+
+    `accept_proxy`: whether clients send a PROXY header, or the networks of the proxies that alone may send one.
+    """
 
     bind: tuple[Endpoint, ...]
-    backend: Name
+    backend: Name | None = None
     maxconn: Count | None = None
-    accept_proxy: bool = False
+    timeouts: FrontendTimeouts = FrontendTimeouts()
+    accept_proxy: bool | tuple[Network, ...] = False
     allow: tuple[Network, ...] = ()
     deny: tuple[Network, ...] = ()
     rate_limit: RateLimit | None = None
@@ -186,6 +219,8 @@ class Backend:
     nodes: Name | None = None
     port: Port | None = None
     servers: dict[Name, Server] = Factory(dict)
+    timeouts: BackendTimeouts = BackendTimeouts()
+    on_down: OnDown = OnDown.KEEP
     health: Health = Health()
 
 
@@ -281,6 +316,19 @@ def _http_host(value: object) -> HttpHost:
     raise expected("a host name", value)
 
 
+_STATUS = re.compile(r"([1-5][0-9]{2})-([1-5][0-9]{2})")
+
+
+def _http_status(value: object) -> HttpStatus:
+    """`200` as a number, or `"200-399"` as a text (HAProxy's manual, http-check expect status)."""
+    if isinstance(value, int) and not isinstance(value, bool) and 100 <= value <= 599:
+        return HttpStatus(str(value))
+    limits = _STATUS.fullmatch(value) if isinstance(value, str) else None
+    if limits is None or limits[1] > limits[2]:
+        raise expected('a status from 100 to 599, or a range such as "200-399"', value)
+    return HttpStatus(limits[1] if limits[1] == limits[2] else limits[0])
+
+
 def _version(value: object) -> Version:
     if value != 1 or isinstance(value, (bool, float)):
         raise ValueError(f"this agent reads version 1 of the desired state, got {shown(value)}")
@@ -298,7 +346,7 @@ SCALARS: dict[object, Hook] = {
     Serial: structure.whole(0, MAX_SERIAL),
     Weight: structure.whole(0, 256),
     Checks: structure.whole(1, 1_000),
-    HttpStatus: structure.whole(100, 599),
+    HttpStatus: _http_status,
     Milliseconds: structure.milliseconds,
     Address: _address,
     Network: _network,

@@ -242,6 +242,7 @@ def converter(scalars: Mapping[Any, Hook]) -> Converter:
     made = Converter(detailed_validation=True, forbid_extra_keys=True)
     made.register_structure_hook_factory(attrs.has, lambda cls: _class(cls, made))
     made.register_structure_hook_factory(_is_optional, lambda kind: _optional(kind, made))
+    made.register_structure_hook_factory(_is_switch_or_list, lambda kind: _switch_or_list(kind, made))
     made.register_structure_hook_factory(partial(_originates, tuple), lambda kind: _tuple(kind, made))
     made.register_structure_hook_factory(partial(_originates, dict), lambda kind: _dict(kind, made))
     for kind, hook in {str: text, bool: boolean, **scalars}.items():
@@ -268,6 +269,25 @@ def _optional(kind: Any, made: Converter) -> Callable[[object, Any], object]:
     (inner,) = (part for part in get_args(kind) if part is not type(None))
     hook = made.get_structure_hook(inner)
     return lambda value, _: hook(value, inner)
+
+
+def _is_switch_or_list(kind: Any) -> bool:
+    return bool in get_args(kind) and any(get_origin(part) is tuple for part in get_args(kind))
+
+
+def _switch_or_list(kind: Any, made: Converter) -> Callable[[object, Any], object]:
+    """`bool | tuple[T, ...]`: true, false or a list."""
+    (listed,) = (part for part in get_args(kind) if part is not bool)
+    hook = made.get_structure_hook(listed)
+
+    def structured(value: object, _: Any) -> object:
+        if isinstance(value, bool):
+            return value
+        if not isinstance(value, list):
+            raise expected("true, false or a list", value)
+        return hook(value, listed)
+
+    return structured
 
 
 def _enum(value: object, kind: type[enum.StrEnum]) -> enum.StrEnum:

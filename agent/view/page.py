@@ -183,7 +183,8 @@ def _sent_names(frontend: Mapping[str, Any]) -> dict[str, str]:
     """By backend: the names (SNI) whose clients are sent there, as many as a line has room for."""
     found: dict[str, list[str]] = {}
     for route in frontend.get("routes", ()):
-        found.setdefault(route["backend"], []).extend(route["sni"])
+        if route["backend"] is not None:
+            found.setdefault(route["backend"], []).extend(route["sni"])
     return {backend: _short(", ".join(names), _LABEL) for backend, names in found.items()}
 
 

@@ -214,7 +214,8 @@ def _frontend(
         "backends": list(frontend.backends),
         "routes": [
             *({"sni": list(one.sni), "backend": one.backend} for one in frontend.routes),
-            {"sni": [], "backend": frontend.backend},  # who sent no name, or one of no route
+            # Clients that send no name, or match no route; null: they are refused.
+            {"sni": [], "backend": frontend.backend},
         ],
         "servers_up": sum(up for up, _ in counts),
         "servers_total": sum(total for _, total in counts),

@@ -41,6 +41,7 @@ def test_the_configuration_is_the_golden_one(name: str):
         "chroot": "/var/empty",
         "log": "127.0.0.1:514",
         "ca_file": "/etc/ssl/cert.pem",
+        "peers": PurePosixPath("/var/empty/peers"),
     }
     config = rendered(CASES[name], "/run/edge agent", **(more if name == "every-key" else {}))
     found = config.stamped(digest="0123456789abcdef", generation=42).decode()

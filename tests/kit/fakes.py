@@ -120,6 +120,10 @@ class FakeProxy:
         self._do("server_states")
         return "1\n"
 
+    def limits_settled(self) -> bool:
+        self._do("limits_settled")
+        return True
+
     def tell(self, command: Command) -> None:
         self._do("tell", str(command))
         fold(self.servers, command, sessions=self.sessions)

@@ -77,6 +77,7 @@ def echo(name: str, *, header: bool = True, port: int = 0, host: str = "127.0.0.
                 self.request.settimeout(10)
                 found = parse_header(self.request) if header else Seen("none", self.client_address[0])
                 record.seen.append(found)
+                self.request.settimeout(None)  # a session may sit quiet for as long as its client likes
                 self.request.sendall(f"{name} {found.command} {found.client}\n".encode())
                 while data := self.request.recv(4096):
                     self.request.sendall(data)

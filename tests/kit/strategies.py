@@ -29,12 +29,13 @@ def merged(*parts: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[dict[
 
 
 _paths = st.from_regex(r"/[A-Za-z0-9._~/=&?+:@%,;-]{0,20}", fullmatch=True)
+_statuses = st.one_of(st.integers(100, 599), st.integers(100, 399).map(lambda low: f"{low}-{low + 200}"))
 _check = maybe(port=ports, interval=durations, timeout=durations, rise=st.integers(1, 9), fall=st.integers(1, 9))
 healths = st.one_of(
     st.just({"type": "none"}),
     merged(_check, maybe(type=st.just("tcp"))),
     merged(_check, st.just({"type": "tls"}), maybe(host=hosts, verify=st.booleans())),
-    merged(_check, st.just({"type": "http"}), maybe(path=_paths, host=hosts, status=st.integers(100, 599))),
+    merged(_check, st.just({"type": "http"}), maybe(path=_paths, host=hosts, status=_statuses)),
     merged(_check, st.just({"type": "http", "tls": True}), maybe(path=_paths, verify=st.booleans())),
 )
 servers = merged(
@@ -46,10 +47,23 @@ _pool = maybe(
     proxy_protocol=st.sampled_from(["v2", "v1", "none"]),
     balance=st.sampled_from(["roundrobin", "leastconn", "source", "first", "random"]),
     health=healths,
+    timeouts=maybe(connect=durations, server=durations),
+    on_down=st.sampled_from(["keep", "close"]),
+)
+_greeted = merged(
+    maybe(proxy_protocol=st.sampled_from(["v2", "v1", "none"])),
+    st.fixed_dictionaries(
+        {
+            "application": st.sampled_from(["smtp", "imap", "pop3"]),
+            "health": merged(_check, st.just({"type": "greeting"})),
+            "servers": st.dictionaries(names, servers, min_size=1, max_size=2),
+        }
+    ),
 )
 backends = st.one_of(
     merged(_pool, st.fixed_dictionaries({"servers": st.dictionaries(names, servers, min_size=1, max_size=4)})),
     merged(_pool, st.fixed_dictionaries({"nodes": st.just("group"), "port": ports})),
+    _greeted,
 )
 
 
@@ -62,16 +76,29 @@ def states(draw: st.DrawFn) -> dict[str, Any]:
     routes = st.lists(
         st.fixed_dictionaries({"sni": st.lists(snis, min_size=1, max_size=4), "backend": pool}), max_size=2
     )
+    exempt = maybe(exempt=st.lists(networks, max_size=4))
+    rate = st.fixed_dictionaries({"connections": counts, "period": durations})
+    concurrent = st.fixed_dictionaries({"concurrent": counts})
+    limits = st.one_of(merged(rate, exempt), merged(concurrent, exempt), merged(rate, concurrent, exempt))
     frontends = merged(
         st.fixed_dictionaries({"bind": st.lists(endpoints, min_size=1, max_size=3), "backend": pool}),
         maybe(
             maxconn=counts,
-            accept_proxy=st.booleans(),
+            accept_proxy=st.one_of(st.booleans(), st.lists(networks, max_size=4)),
+            timeouts=maybe(client=durations),
             allow=st.lists(networks, max_size=20),
             deny=st.lists(networks, max_size=20),
-            rate_limit=st.fixed_dictionaries({"connections": counts, "period": durations}),
+            rate_limit=limits,
             routes=routes,
         ),
+    )
+    # Without a backend a frontend refuses whoever matches no route.
+    frontends = st.tuples(frontends, st.booleans()).map(
+        lambda drawn: (
+            {key: value for key, value in drawn[0].items() if key != "backend"}
+            if drawn[1] and drawn[0].get("routes")
+            else drawn[0]
+        )
     )
     timeouts = maybe(connect=durations, client=durations, server=durations)
     return {

@@ -30,6 +30,19 @@ def rendered(state: DesiredState) -> str:
     return render(state, PROCESS, templates.load(CONFIG_TEMPLATE, "")).stamped(digest="0" * 64, generation=1).decode()
 
 
+def spoken(text: str) -> str:
+    """Without what depends on a backend's `application`, which a haproxy.cfg does not say."""
+    return text.replace("    pp2-never-send-local\n", "")
+
+
+def reached(document: dict[str, Any]) -> dict[str, Any]:
+    """Without the backends that no frontend leads to: they are not imported."""
+    names = set()
+    for frontend in document["frontends"].values():
+        names |= {route["backend"] for route in frontend.get("routes", ())} | {frontend.get("backend")}
+    return document | {"backends": {name: pool for name, pool in document["backends"].items() if name in names}}
+
+
 def valid(document: dict[str, Any]) -> DesiredState:
     try:
         return parse(json.dumps(document).encode(), file="d").state
@@ -39,12 +52,12 @@ def valid(document: dict[str, Any]) -> DesiredState:
 
 @given(states())
 def test_what_is_rendered_and_imported_is_the_same(document: dict[str, Any]):
-    state = valid(document)
+    state = valid(reached(document))
     text = rendered(state)
-    assume(state.backends)
+    assume(state.backends and state.frontends)
     found = importing.convert(text.encode(), "haproxy.cfg")
     again = importing.document(found, "haproxy.cfg")
-    assert rendered(parse(again.encode(), file="again").state) == text
+    assert spoken(rendered(parse(again.encode(), file="again").state)) == spoken(text)
     # And nothing of it is left but what is the process's own.
     own = text[: text.index("\nfrontend ") if "\nfrontend " in text else text.index("\nbackend ")].count("\n") + 1
     assert [str(one) for one in found.left if int(one.place.rpartition(":")[2]) > own + 1] == []

@@ -11,7 +11,7 @@ from kit.states import FIVE_MISTAKES, state
 
 from agent.errors import InvalidError
 from agent.model.desired import DesiredState, Limits, Parsed, parse
-from agent.model.schema import Application, Balance, Endpoint, HealthType, ProxyProtocol, RateLimit, Timeouts
+from agent.model.schema import Application, Balance, Endpoint, HealthType, OnDown, ProxyProtocol, RateLimit, Timeouts
 
 UNBOUNDED = Limits()
 
@@ -60,10 +60,11 @@ def test_every_key_of_the_schema_comes_through():
             bind: ["192.0.2.1:25", "[2001:DB8:1:0::2]:25"]
             backend: smtp
             maxconn: 50
-            accept_proxy: true
+            timeouts: {client: 5m}
+            accept_proxy: [192.0.2.8, "2001:db8:8::/48"]
             allow: [203.0.113.0/24, "2001:db8::/32", 192.0.2.7/32]
             deny: [203.0.113.9]
-            rate_limit: {connections: 30, period: 10s}
+            rate_limit: {connections: 30, period: 10s, concurrent: 20, exempt: [203.0.113.9/32]}
             routes:
               - {sni: [A.example.org, "*.B.example.org"], backend: other}
               - {sni: ["*"], backend: smtp}
@@ -76,8 +77,10 @@ def test_every_key_of_the_schema_comes_through():
             port: 30125
             servers:
               spare: {address: "192.0.2.9:2525", weight: 10, backup: true, disabled: true}
+            timeouts: {connect: 2s, server: 1h}
+            on_down: close
             health: {type: http, port: 80, interval: 1s, timeout: 2s, rise: 3, fall: 4, send_proxy: true,
-                     path: /x, host: Health.example.org, status: 204, tls: true, verify: true}
+                     path: /x, host: Health.example.org, status: "200-399", tls: true, verify: true}
           other:
             servers: {a: {address: "192.0.2.10:1"}}
         """
@@ -86,7 +89,9 @@ def test_every_key_of_the_schema_comes_through():
     assert found.timeouts == Timeouts(connect=1_000, client=120_000, server=10_800_000)
     (smtp,) = found.frontends
     assert smtp.binds == (Endpoint(4, "192.0.2.1", 25), Endpoint(6, "2001:db8:1::2", 25))
-    assert (smtp.maxconn, smtp.accept_proxy, smtp.rate_limit) == (50, True, RateLimit(connections=30, period=10_000))
+    limit = RateLimit(connections=30, period=10_000, concurrent=20, exempt=("203.0.113.9",))
+    assert (smtp.maxconn, smtp.timeouts.client, smtp.rate_limit) == (50, 300_000, limit)
+    assert smtp.accept_proxy == ("192.0.2.8", "2001:db8:8::/48")
     assert smtp.allow == ("203.0.113.0/24", "2001:db8::/32", "192.0.2.7")
     assert smtp.deny == ("203.0.113.9",)
     assert [(route.sni, route.backend) for route in smtp.routes] == [
@@ -100,6 +105,8 @@ def test_every_key_of_the_schema_comes_through():
         ProxyProtocol.V1,
         Balance.LEASTCONN,
     )
+    assert (pool.timeouts.connect, pool.timeouts.server, pool.on_down) == (2_000, 3_600_000, OnDown.CLOSE)
+    assert (other.timeouts.connect, other.timeouts.server, other.on_down) == (None, None, OnDown.KEEP)
     assert [(one.name, str(one.address), one.weight, one.backup, one.disabled) for one in pool.servers] == [
         ("n1", "192.0.2.101:30125", 1, False, False),
         ("n2", "[2001:db8::2]:30125", 1, False, False),
@@ -108,7 +115,7 @@ def test_every_key_of_the_schema_comes_through():
     health = pool.health
     assert (health.type, health.port, health.interval, health.timeout) == (HealthType.HTTP, 80, 1_000, 2_000)
     assert (health.rise, health.fall, health.send_proxy, health.path) == (3, 4, True, "/x")
-    assert (health.host, health.status, health.tls, health.verify) == ("health.example.org", 204, True, True)
+    assert (health.host, health.status, health.tls, health.verify) == ("health.example.org", "200-399", True, True)
     assert (other.application, other.proxy_protocol) == (Application.RAW, ProxyProtocol.V2)
     assert (other.balance, other.health.type, other.health.interval) == (Balance.ROUNDROBIN, HealthType.TCP, 5_000)
     assert (other.health.rise, other.health.fall, other.health.timeout) == (2, 3, 3_000)
@@ -209,7 +216,11 @@ def test_names_are_narrow(path, name):
         ("frontends/smtp/bind", "192.0.2.1:25", 'frontends.smtp.bind: expected a list, got the text "192.0.2.1:25"'),
         ("frontends/smtp/bind", [], "frontends.smtp.bind: a frontend without an address serves nobody"),
         ("frontends/smtp/bind", ..., "frontends.smtp: the key `bind` is missing"),
-        ("frontends/smtp/backend", ..., "frontends.smtp: the key `backend` is missing"),
+        (
+            "frontends/smtp/backend",
+            ...,
+            "frontends.smtp: the key `backend` is missing; only a frontend with `routes` can do without",
+        ),
         (
             "frontends/smtp/maxconn",
             True,
@@ -228,7 +239,7 @@ def test_names_are_narrow(path, name):
         (
             "frontends/smtp/accept_proxy",
             "yes",
-            'frontends.smtp.accept_proxy: expected true or false, got the text "yes"',
+            'frontends.smtp.accept_proxy: expected true, false or a list, got the text "yes"',
         ),
         ("backends/smtp/balance", "round-robin", None),
         (
@@ -283,6 +294,39 @@ def test_names_are_narrow(path, name):
             {"connections": 0, "period": "1s"},
             "frontends.smtp.rate_limit.connections: expected a whole number from 1 to 10,000,000, got 0",
         ),
+        (
+            "frontends/smtp/rate_limit",
+            {"connections": 5},
+            "frontends.smtp.rate_limit: the key `period` is missing: a rate is so many `connections` in a `period`",
+        ),
+        (
+            "frontends/smtp/rate_limit",
+            {"exempt": ["192.0.2.1"]},
+            "frontends.smtp.rate_limit: limits nothing; give it `connections` and `period`, or `concurrent`",
+        ),
+        ("frontends/smtp/accept_proxy", ["192.0.2.9/24"], None),
+        ("backends/smtp/timeouts", {"client": "5m"}, None),
+        (
+            "backends/smtp/health",
+            {"type": "http", "status": "399-200"},
+            (
+                'backends.smtp.health.status: expected a status from 100 to 599, or a range such as "200-399", '
+                'got the text "399-200"'
+            ),
+        ),
+        (
+            "backends/smtp/health",
+            {"type": "http", "status": "200"},
+            (
+                'backends.smtp.health.status: expected a status from 100 to 599, or a range such as "200-399", '
+                'got the text "200"'
+            ),
+        ),
+        (
+            "backends/smtp/health",
+            {"type": "greeting"},
+            "backends.smtp.health.type: only smtp, imap and pop3 greet first; this backend has application: raw",
+        ),
         ("nodes/empty", {}, None),
     ],
 )
@@ -299,7 +343,12 @@ def test_each_wrong_value_has_its_own_message(path, value, message):
     if message is not None:
         assert found == [message]
     else:
-        assert "did you mean" in found[0] or "such as" in found[0] or "write 192.0.2.0/24" in found[0]
+        assert (
+            "did you mean" in found[0]
+            or "such as" in found[0]
+            or "write 192.0.2.0/24" in found[0]
+            or "known here" in found[0]
+        )
 
 
 @pytest.mark.parametrize(

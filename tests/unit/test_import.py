@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from attrs import evolve
 from click.testing import CliRunner, Result
 
 from agent.cli import main
@@ -18,13 +19,15 @@ from agent.once.imports import command as importing
 WORKED = Path(__file__).parents[1] / "golden/pfsense.xml"
 
 
-# Behind the rest, so that no line has another number; timeouts are of all frontends here.
-FOREVER = "\ndefaults\n timeout connect 5s\n timeout client 1h\n timeout server 1h\n"
+# In front of a text that says nothing of timeouts; its own lines keep their numbers.
+FOREVER = "defaults\n timeout connect 5s\n timeout client 1h\n timeout server 1h\n"
 
 
 def imported(text: str) -> importing.Translation:
-    more = "" if "<" in text[:1] or " timeout" in text else FOREVER
-    return importing.convert((text + more).encode(), "haproxy.cfg")
+    first = "" if "<" in text[:1] or " timeout" in text else FOREVER
+    found = importing.convert((first + text).encode(), "haproxy.cfg")
+    found.left = [evolve(one, place=f"haproxy.cfg:{one.number - first.count(chr(10))}") for one in found.left]
+    return found
 
 
 def left(found: importing.Translation) -> list[str]:
@@ -58,7 +61,7 @@ def test_the_worked_deployment_out_of_a_config_xml():
     assert (backends["traefik"].health.type, backends["traefik"].proxy_protocol) == ("none", "v2")
     assert (backends["webgui"].health.type, backends["webgui"].proxy_protocol) == ("tcp", "none")
     kubernetes = backends["kubernetes"].health
-    assert (kubernetes.type, kubernetes.path, kubernetes.tls, kubernetes.status) == ("http", "/readyz", True, 200)
+    assert (kubernetes.type, kubernetes.path, kubernetes.tls, kubernetes.status) == ("http", "/readyz", True, "200")
     told = done.stderr
     for word in (
         "Old Web: mode http",
@@ -71,7 +74,7 @@ def test_the_worked_deployment_out_of_a_config_xml():
         assert word in done.stdout, word
 
 
-HEAD = f"{FOREVER[1:]}backend b\n server a 192.0.2.9:25 check\n"
+HEAD = f"{FOREVER}backend b\n server a 192.0.2.9:25 check\n"
 
 CASES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "a listen section is both": (
@@ -160,16 +163,54 @@ CASES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
                 }
             }
         },
-        ["its check is another", "maxconn, 7", "a desired state names addresses", "its check is another"],
+        [
+            "its check is another",
+            "maxconn, 7",
+            "a desired state names addresses",
+            "its check is another",
+            "its check is another",
+        ],
     ),
-    "timeouts are one for all": (
+    "timeouts of each": (
         (
-            "defaults\n timeout client 30000\n timeout tarpit 5s\nbackend b\n timeout server 1m\n"
-            " server a 192.0.2.9:25\n"
-            "backend c\n timeout server 2m\n server a 192.0.2.9:25\n"
+            "defaults\n timeout client 30000\n timeout connect 5s\n timeout server 1m\n timeout tarpit 5s\n"
+            "frontend f\n bind 192.0.2.1:25\n default_backend b\n"
+            "frontend g\n bind 192.0.2.1:26\n timeout client 5m\n default_backend c\n"
+            "frontend h\n bind 192.0.2.1:27\n default_backend d\n"
+            "backend b\n server a 192.0.2.9:25\n"
+            "backend c\n timeout server 2m\n timeout connect 2147483647\n server a 192.0.2.9:25\n"
+            "backend d\n timeout tunnel 1h\n server a 192.0.2.9:25\n"
+            "backend unused\n timeout connect 10m\n server a 192.0.2.9:25\n"
         ),
-        {"defaults": {"timeouts": {"client": "30s", "server": "2m"}}},
-        ["timeout tarpit", "the longest, 2m"],
+        {
+            "defaults": {"timeouts": {"connect": "5s", "client": "30s", "server": "1m"}},
+            "frontends": {
+                "f": {"bind": ["192.0.2.1:25"], "backend": "b"},
+                "g": {"bind": ["192.0.2.1:26"], "backend": "c", "timeouts": {"client": "5m"}},
+                "h": {"bind": ["192.0.2.1:27"], "backend": "d", "timeouts": {"client": "1h"}},
+            },
+            "backends": {
+                "b": {
+                    "application": "smtp",
+                    "proxy_protocol": "none",
+                    "servers": {"a": {"address": "192.0.2.9:25"}},
+                    "health": {"type": "none"},
+                },
+                "c": {
+                    "proxy_protocol": "none",
+                    "servers": {"a": {"address": "192.0.2.9:25"}},
+                    "health": {"type": "none"},
+                    "timeouts": {"connect": "596h", "server": "2m"},
+                },
+                "d": {
+                    "proxy_protocol": "none",
+                    "servers": {"a": {"address": "192.0.2.9:25"}},
+                    "health": {"type": "none"},
+                    "timeouts": {"server": "1h"},
+                },
+            },
+        },
+        ["timeout tarpit", "longer than a desired state can say", "no imported frontend leads to it"],
     ),
     "names that may not be": (
         (
@@ -198,7 +239,15 @@ CASES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
             f" nameserver a 192.0.2.53:53\n"
         ),
         {"frontends": {}},
-        ["mode http: the agent forwards TCP", "mode http", "bind :80", "redirect", "resolvers r", "nameserver"],
+        [
+            "no imported frontend leads to it",
+            "mode http: the agent forwards TCP",
+            "mode http",
+            "bind :80",
+            "redirect",
+            "resolvers r",
+            "nameserver",
+        ],
     ),
     "what HAProxy itself would not take": (
         (
@@ -208,6 +257,7 @@ CASES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
         ),
         {"frontends": {"f": {"bind": ["192.0.2.1:25"], "backend": "nowhere"}}},
         [
+            "no imported frontend leads to it",
             "stray words",
             "backend nowhere is not here",
             "server",
@@ -374,7 +424,12 @@ CLOSING = (
     " tcp-request connection reject if { src 10.0.0.1 } { dst_port 25 }",
     " tcp-request connection reject unless !{ src 10.0.0.1 } or !{ src 10.0.0.2 }",
     " tcp-request connection silent-drop if { src 10.0.0.1 }",
-    " tcp-request connection expect-proxy layer4 if { src 10.0.0.1 }",
+    " tcp-request connection expect-proxy layer4 unless { src 10.0.0.1 }",
+    # A backend may be a sink, or have rules of its own; nobody looks whether something listens there.
+    " use_backend c if { src 10.0.0.1 }",
+    " use_backend c if !{ src 10.0.0.1 } { req.ssl_sni -i a.org }",
+    " use_backend c if { dst_port 26 }",
+    " use_backend %[src,map(/etc/haproxy/pools)]",
     " tcp-request content accept if { req.ssl_hello_type 1 } !{ src 10.0.0.0/8 }",
     " tcp-request connection track-sc0 src\n tcp-request connection reject if { sc0_conn_rate gt 3 }",
     ' tcp-request connection reject if { src "$BAD" }',
@@ -484,13 +539,13 @@ SERVERS: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     ),
     "httpchk without a method": (
         " option httpchk /x\n server a 192.0.2.9:25 check",
-        {},
-        ["asks by OPTIONS", "any 2xx or 3xx"],
+        {"health": {"type": "http", "path": "/x", "status": "200-399", "interval": "2s", "timeout": "2s"}},
+        ["asks by OPTIONS"],
     ),
     "httpchk with another": (
         " option httpchk HEAD /x\n server a 192.0.2.9:25 check",
         {},
-        ["asks by HEAD", "any 2xx or 3xx"],
+        ["asks by HEAD"],
     ),
     "httpchk with a host in its version": (
         (
@@ -605,10 +660,85 @@ REFUSING = {
     "another source": f"{FRONT} tcp-request connection set-src src,ipmask(24)\n",
     "a script": f"{FRONT} tcp-request content lua.guard\n",
     "a backend without a server": f"{FRONT} use_backend nowhere if {{ src 10.0.0.1 }}\nbackend nowhere\n",
-    "no default": f"{FRONT.replace(' default_backend b', SNI.rstrip())}",
+    "no default": f"{FRONT.replace(' default_backend b', ' use_backend b if { src 10.0.0.0/8 }')}",
+    "nothing at all": f"{FRONT.replace(' default_backend b', '')}",
+    "names that lead to a sink": f"{FRONT} use_backend sink if {{ req.ssl_sni -m reg ^a }}\n"
+    "backend sink\n server none 127.0.0.1:80 disabled\n",
+    "names that lead to a server of no weight": f"{FRONT} use_backend sink if {{ req.ssl_sni -m reg ^a }}\n"
+    "backend sink\n server none 127.0.0.1:80 weight 0\n",
+    "a bare reject behind other names": f"{FRONT.replace(' default_backend b', SNI.rstrip())}"
+    " tcp-request content accept if { req.ssl_sni -i other.org }\n tcp-request content reject\n",
     "hello, and then a reject": f"{FRONT}{SNI} tcp-request content accept if {{ req.ssl_hello_type 1 }}\n"
     " tcp-request content reject if { src 10.0.0.1 }\n",
 }
+
+
+def test_what_only_moves_clients_to_where_all_go_is_dropped():
+    found = imported(f"{FRONT} use_backend b if {{ src 10.0.0.1 }}\n")
+    assert found.document["frontends"]["f"] == {"bind": ["192.0.2.1:25"], "backend": "b"}
+    assert [one.text for one in found.left] == ["use_backend b if { src 10.0.0.1 }"]
+
+
+def test_a_frontend_of_names_alone_goes_on_refusing_everybody_else():
+    routed = FRONT.replace(" default_backend b\n", " tcp-request inspect-delay 5s\n")
+    closing = " tcp-request content accept if { req.ssl_sni -i a.org }\n tcp-request content reject\n"
+    for more in ("", closing):
+        found = imported(f"{routed}{more} use_backend b if {{ req.ssl_sni -i a.org }}\n")
+        wanted = {"bind": ["192.0.2.1:25"], "routes": [{"sni": ["a.org"], "backend": "b"}]}
+        assert (found.document["frontends"]["f"], found.left) == (wanted, [])
+
+
+def test_proxies_that_alone_may_send_a_header():
+    found = imported(f"{FRONT} tcp-request connection expect-proxy layer4 if {{ src 10.0.0.1 10.1.0.0/16 }}\n")
+    assert found.document["frontends"]["f"]["accept_proxy"] == ["10.0.0.1", "10.1.0.0/16"]
+    assert found.left == []
+
+
+@pytest.mark.parametrize("how", ["sc0_conn_rate", "sc_conn_rate(0)", "src_conn_rate"])
+def test_limits_by_source(how: str):
+    found = imported(
+        f"{FRONT} acl known src 10.0.0.1\n"
+        " stick-table type ipv6 size 100k expire 10s store conn_rate(10s),conn_cur peers mypeers\n"
+        f" tcp-request connection track-sc0 src unless known\n tcp-request connection reject if {{ {how} gt 30 }}\n"
+        f" tcp-request connection reject if {{ {how.replace('rate', 'cur')} gt 20 }}\n"
+    )
+    limit = {"connections": 30, "period": "10s", "concurrent": 20, "exempt": ["10.0.0.1"]}
+    assert (found.document["frontends"]["f"]["rate_limit"], found.left) == (limit, [])
+
+
+def test_what_defaults_say_holds_for_each_backend():
+    found = imported(
+        "defaults\n timeout connect 5s\n timeout client 1h\n timeout server 1h\n timeout check 4s\n balance leastconn\n"
+        " option httpchk GET /x\n option redispatch\n retries 3\n default_backend b\n"
+        "frontend f\n bind 192.0.2.1:25\n"
+        "backend b\n server a 192.0.2.9:25 check\n"
+    )
+    assert found.document["frontends"]["f"]["backend"] == "b"
+    pool = found.document["backends"]["b"]
+    assert pool["balance"] == "leastconn"
+    assert pool["health"] == {"type": "http", "path": "/x", "status": "200-399", "interval": "2s", "timeout": "4s"}
+    assert found.left == []
+
+
+def test_servers_by_name_say_what_their_backend_is():
+    found = imported(
+        f"{FRONT.replace(' server a 192.0.2.9:25 check', ' option httpchk GET /x')} default_backend b\n"
+        "backend named\n server x mail.example.org:25\n"
+        "frontend g\n bind 192.0.2.1:26\n default_backend c\n"
+        "backend c\n option httpchk GET /x\n server x mail.example.org:25 check send-proxy\n"
+    )
+    pool = found.document["backends"]["c"]
+    assert (pool["proxy_protocol"], pool["servers"], pool["health"]["type"]) == ("v1", {}, "http")
+
+
+def test_no_password_comes_out(tmp_path: Path):
+    file = tmp_path / "haproxy.cfg"
+    file.write_text(
+        f"{FRONT} stats auth admin:Secret1\nuserlist u\n user a insecure-password Secret2\n user b password Secret3\n"
+    )
+    done = run(file)
+    assert "Secret" not in done.output + done.stderr
+    assert "stats auth ..." in done.stderr
 
 
 @pytest.mark.parametrize("name", REFUSING)

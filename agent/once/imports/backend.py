@@ -13,10 +13,18 @@ from agent.model.structure import duration
 from agent.once.imports import ledger
 from agent.once.imports.conditions import endpoint, milliseconds, number
 from agent.once.imports.haproxycfg import Line, Section
+from agent.once.imports.timing import Timing
 
+CHECK_OPTIONS = ("httpchk", "tcp-check", "ssl-hello-chk")
+_INHERITED = (("balance",), ("hash-type",), ("http-check",))
+_GREETED: dict[tuple[str, ...], str] = {
+    ("expect rstring ^220[ -]", r"send QUIT\r\n", "expect rstring ^221"): "smtp",
+    (r"expect rstring ^\* (OK|PREAUTH)", r"send a LOGOUT\r\n", r"expect rstring ^\* BYE"): "imap",
+    (r"expect rstring ^\+OK", r"send QUIT\r\n", r"expect rstring ^\+OK"): "pop3",
+}
 _BALANCE = ("roundrobin", "leastconn", "source", "first", "random")
 
-_VALUED = ("port", "inter", "rise", "fall", "weight", "verify", "check-sni", "verifyhost", "ca-file")
+_VALUED = ("port", "inter", "rise", "fall", "weight", "verify", "check-sni", "verifyhost", "ca-file", "on-marked-down")
 _FLAGS = ("check", "backup", "disabled", "check-ssl", "check-send-proxy")
 _PROXY = {"send-proxy": "v1", "send-proxy-v2": "v2"}
 # Not known here, and with a value behind them, which must not be taken for a word of its own.
@@ -24,7 +32,7 @@ _OTHERS = frozenset(
     """
     agent-addr agent-inter agent-port agent-send addr alpn check-alpn check-proto ciphers ciphersuites cookie crl-file
     crt curves downinter error-limit fastinter guid id init-addr log-bufsize log-proto max-reuse maxconn maxqueue
-    minconn namespace npn observe on-error on-marked-down on-marked-up pool-conn-name pool-low-conn pool-max-conn
+    minconn namespace npn observe on-error on-marked-up pool-conn-name pool-low-conn pool-max-conn
     pool-purge-delay proto proxy-v2-options redir resolvers resolve-net resolve-opts resolve-prefer shard slowstart sni
     socks4 source ssl-max-ver ssl-min-ver track usesrc ws
 """.split()  # noqa: SIM905  # as a paragraph it can be read
@@ -35,7 +43,7 @@ class BackendReader:
     """Of one section; `translate` leaves its backend with `work`."""
 
     def __init__(self, work: ledger.Work, section: Section, head: Line, defaults: Section | None) -> None:
-        self.work, self.section, self.head = work, section, head
+        self.work, self.section, self.head, self.defaults = work, section, head, defaults
         self.found: dict[str, Any] = {}
         self.servers: dict[str, dict[str, Any]] = {}
         self.health: dict[str, Any] = {}
@@ -43,6 +51,10 @@ class BackendReader:
         self.checks: list[tuple[dict[str, Any], str, Line]] = []
         self.headers: list[tuple[bool, bool, Line]] = []  # whether there is one, at the data port or elsewhere
         self.kind: tuple[str, Line] | None = None  # the check option that counts: the last one (M)
+        self.timing = Timing.of(defaults)
+        self.tcp_rules: list[Line] = []
+        self.closing: list[tuple[bool, Line]] = []  # whether each server's sessions end when it goes down
+        self.usable = False
         self.http: dict[str, Any] = {}
         self.method = ""
         self.rules: list[Line] = []
@@ -52,19 +64,26 @@ class BackendReader:
 
     def translate(self) -> None:
         """Line by line, then as a whole."""
-        for line in self.section.lines:
+        inherited = [line for line in (self.defaults.lines if self.defaults else ()) if _is_inherited(line)]
+        for line in (*inherited, *self.section.lines):
             words = line.words
+            own = ledger.own(line)
+            if own is not None:
+                if own and self.section.kind != "listen":  # its other half reports it
+                    self.work.leave(line, own)
+                continue
             if words[:1] == ("default-server",):
                 self.default += _defaults_of(line)  # holds for the servers below it, and for them only (M)
                 continue
             known = (
                 words[:1] == ("mode",)
-                or self.work.timeout(line, ("connect", "server"))
+                or self.timing.take(line, "backend")
                 or (words[:2] == ("timeout", "check") and self._check_timeout(line))
                 or (words[:1] == ("balance",) and self._balance(line))
                 or (words == ("hash-type", "consistent") and self._consistent(line))
                 or (words[:1] == ("option",) and self._option(line))
                 or (words[:1] == ("http-check",) and self._http_check(line))
+                or (words[:1] == ("tcp-check",) and self._tcp_check(line))
                 or (words[:1] == ("server",) and len(words) > 2 and self._server(line))
             )
             if not known and (self.section.kind != "listen" or ledger.of_backend(line)):
@@ -80,6 +99,10 @@ class BackendReader:
         if self.found.get("balance") == "source" and self.consistent is None:
             self.work.leave(self.head, "balance source: by a map there, consistent here")
         self._settle()
+        self.work.heads_of_pools[name] = self.head
+        self.work.timings["backend", name] = self.timing
+        if not self.usable:
+            self.work.unusable.add(name)
         self.work.backends[name] = {
             **self.found,
             "servers": self.servers,
@@ -106,9 +129,9 @@ class BackendReader:
 
     def _option(self, line: Line) -> bool:
         words = line.words[1:]
-        if words[:1] not in (("httpchk",), ("tcp-check",), ("ssl-hello-chk",)):
+        if not words or words[0] not in CHECK_OPTIONS:
             return False
-        if self.kind is not None:
+        if self.kind is not None and self.kind[1] in self.section.lines:
             self.work.leave(self.kind[1], "another check follows")
         self.kind = (words[0], line)
         if words[0] == "ssl-hello-chk":
@@ -129,8 +152,9 @@ class BackendReader:
     def _http_check(self, line: Line) -> bool:
         words = list(line.words[1:])
         self.rules.append(line)
-        if words[:2] == ["expect", "status"] and len(words) == 3 and number(words[2]) is not None:
-            self.http["status"] = number(words[2])
+        status = re.fullmatch(r"([1-5]\d\d)(?:-([1-5]\d\d))?", words[2]) if len(words) == 3 else None
+        if words[:2] == ["expect", "status"] and status and status[1] <= (status[2] or "999"):
+            self.http["status"] = words[2] if status[2] else int(status[1])
             return True
         if words[:1] != ["send"]:
             return False
@@ -152,12 +176,19 @@ class BackendReader:
         self.method = method
         return True
 
+    def _tcp_check(self, line: Line) -> bool:
+        """The rules of one check, which are known where they are those of a greeting; `_health` sees."""
+        self.tcp_rules.append(line)
+        return True
+
     def _server(self, line: Line) -> bool:
-        address = endpoint(line.words[2])
-        if address is None or line.words[2].startswith((":", "*")):
-            self.work.leave(line, f"{line.words[2]} is no address and port: a desired state names addresses")
-            return True
         told = _Told.of([*self.default, *line.words[3:]])
+        address = None if line.words[2].startswith((":", "*")) else endpoint(line.words[2])
+        if address is None:
+            # What its backend says of all servers is known from it all the same.
+            self.work.leave(line, f"{line.words[2]} is no address and port: a desired state names addresses")
+            self._about_all(told, line, line.words[2])
+            return True
         if told.unknown:
             self.work.leave(line, f"{', '.join(told.unknown)}: not known here; the server is there without it")
         one: dict[str, Any] = {"address": address}
@@ -172,6 +203,13 @@ class BackendReader:
         if name in self.servers:
             name = self.work.fresh(kind, line.words[1], line)
         self.servers[name] = one
+        self.usable |= "disabled" not in told.flags and weight != 0
+        self._about_all(told, line, address)
+        return True
+
+    def _about_all(self, told: _Told, line: Line, address: str) -> None:
+        """What one server says of header and checks, and a desired state says of the whole backend."""
+        self.closing.append((told.values.get("on-marked-down") == "shutdown-sessions", line))
         self.proxies.append((told.proxy, line))
         if "check" in told.flags and told.proxy != "none":
             # It carries a header where it uses the data port and names none (FACTS, HAProxy 8).
@@ -180,7 +218,6 @@ class BackendReader:
         elif "check-send-proxy" in told.flags:
             self.work.leave(line, "check-send-proxy without send-proxy: its check carries no header here")
         self.checks.append((self._check(told, line), _port(address), line))
-        return True
 
     def _check(self, told: _Told, line: Line) -> dict[str, Any]:
         if "check" not in told.flags:
@@ -215,6 +252,12 @@ class BackendReader:
         proxy = ledger.most([one for one, _ in self.proxies])
         if proxy is not None and proxy != "v2":
             self.found["proxy_protocol"] = proxy
+        closing = ledger.most([closes for closes, _ in self.closing])
+        if closing:
+            self.found["on_down"] = "close"
+        for closes, line in self.closing:
+            if closes != closing:
+                self.work.leave(line, "on-marked-down is one for the whole backend here")
         for one, line in self.proxies:
             if one != proxy:
                 self.work.leave(line, f"PROXY {one}: one for the whole backend here, {proxy}")
@@ -233,8 +276,13 @@ class BackendReader:
     def _health(self, check: dict[str, Any]) -> None:
         kind = self.kind[0] if self.kind else ""
         if kind != "httpchk":
-            for line in self.rules:
+            for line in (one for one in self.rules if one in self.section.lines):
                 self.work.leave(line, "without option httpchk it says nothing")
+        greeted = (
+            _GREETED.get(tuple(" ".join(line.words[1:]) for line in self.tcp_rules)) if kind == "tcp-check" else None
+        )
+        for line in () if greeted and check.get("type") != "none" else self.tcp_rules:
+            self.work.leave(line, "cannot be expressed here; whether it connects is checked")
         if check.get("type") == "none":
             self.health = {"type": "none"}
             return
@@ -246,8 +294,10 @@ class BackendReader:
             found = {"type": "http", **({"tls": True} if ssl else {}), "path": "/", **self.http}
             if self.method != "GET":
                 self.work.leave(self.kind[1], f"asks by {self.method} there, by GET here")
-            if "status" not in self.http:
-                self.work.leave(self.kind[1], "any 2xx or 3xx is well there, 200 here: http-check expect status")
+            found.setdefault("status", "200-399")
+        elif greeted:
+            found = {"type": "greeting"}
+            self.found["application"] = greeted
         elif ssl or kind == "ssl-hello-chk":
             found = {"type": "tls"}
         if ssl and verify:
@@ -297,6 +347,13 @@ class _Told:
                 unknown += [word, *([rest.pop(0)] if word in _OTHERS and rest else [])]
         # Both: v2 is sent (M).
         return cls(frozenset(flags), values, max(proxies, default="none"), tuple(unknown))
+
+
+def _is_inherited(line: Line) -> bool:
+    """Of a line of a defaults section, whether a backend takes it over."""
+    if line.words[:1] == ("option",):
+        return line.words[1:2] != () and line.words[1] in CHECK_OPTIONS
+    return line.words[:1] in _INHERITED or line.words[:2] == ("timeout", "check")
 
 
 def _defaults_of(line: Line) -> Iterator[str]:

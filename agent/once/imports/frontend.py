@@ -10,8 +10,15 @@ from agent.model.structure import duration
 from agent.once.imports import ledger
 from agent.once.imports.conditions import Acl, endpoint, matcher, milliseconds, number, terms
 from agent.once.imports.haproxycfg import Line, Section
+from agent.once.imports.timing import Timing
 
 _HELLO = re.compile(r"tcp-request\s+content\s+accept\s+if\s+\{\s*req[._]ssl_hello_type\s+(gt 0|1)\s*\}$")
+
+
+_LIMIT = re.compile(
+    r"reject if \{ (?:sc0_conn_|src_conn_|sc_conn_(?=(?:rate|cur)\(0\)))(?P<what>rate|cur)(?:\(0\))? gt "
+    r"(?P<most>\d{1,9}) \}"
+)
 
 
 class FrontendReader:
@@ -25,12 +32,19 @@ class FrontendReader:
         self.routes: list[dict[str, Any]] = []
         self.acls: dict[str, Acl | None] = {}
         self.default: tuple[str, Line] | None = None
+        self.timing = Timing.of(defaults)
         self.waits = False
+        self.admitted: list[str] = []  # names that a rule accepts before a bare reject
+        self.refuses: Line | None = None  # the bare reject
         self.final = False  # a use_backend without a condition: nothing behind it is ever reached
         self.inspects: list[Line] = []
         self.period: tuple[str, Line] | None = None
+        self.table: tuple[str, ...] | None = None  # what the stick-table stores
+        self.table_line: Line | None = None
+        self.exempt: list[str] = []
         self.tracked: Line | None = None
         self.closed: list[Line] = []  # rules that turn clients away, and are lost
+        self.moved: list[Line] = []  # each use_backend that is lost, and that tests more than names
         self.rules: list[Line] = []  # rules that turn clients away, and are expressed
         found = [number(line.words[1]) for line in (defaults.lines if defaults else ()) if ledger.is_maxconn(line)]
         self.inherits = (found[-1] if found else 0) or 0
@@ -43,6 +57,11 @@ class FrontendReader:
             self._acl(line)
         handlers = self._handlers()
         for line in self.section.lines:
+            own = ledger.own(line)
+            if own is not None:
+                if own:
+                    self.work.leave(line, own)
+                continue
             handler = handlers.get(line.words[0] if line.words else "")
             if _is_acl(line) or (handler is not None and handler(line)):
                 continue
@@ -52,11 +71,19 @@ class FrontendReader:
                 self.work.leave(line, ledger.why(line))
                 if line.words[:1] == ("use_backend",) and len(line.words) > 1:
                     self.lost.append((line.words[1], line))
+                    if not self._only_by_name(line):
+                        self.moved.append(line)
         self.closed += ledger.inherited_rules(self.section, self.defaults)
-        for one in (self.tracked, self.period[1] if self.period else None, *(() if self.routes else self.inspects)):
+        counted = () if "rate_limit" in self.found else (self.tracked, self.table_line)
+        for one in (*counted, *(() if self.routes else self.inspects)):
             if one is not None:
                 self.work.leave(one, "cannot be expressed here")
         self._settle_binds()
+        self._settle_moved()
+        if self.refuses is not None:
+            named = {pattern for route in self.routes for pattern in route["sni"]}
+            if self.default is not None or named != {*self.admitted}:
+                self.closed.append(self.refuses)
         if self.found.get("accept_proxy"):
             # A connection rule tests who connects, a session rule whom the header names: only that is known here.
             self.closed += [line for line in self.rules if line.words[1] == "connection"]
@@ -74,8 +101,8 @@ class FrontendReader:
             self.work.leave(self.head, "the name is there twice; the second is left out")
             return
         target = self.default[0] if self.default else name if self.section.kind == "listen" else None
-        if target is None and self.routes:
-            self.work.leave(self.head, "left out: no default_backend, so who sends no name is refused there")
+        if target is None and not self.routes:
+            self.work.leave(self.head, "left out: it has no default_backend, so it refuses clients")
             return
         if self.routes and not self.waits:
             self.work.leave(self.head, "no inspect-delay there: names are waited for, 5s, here")
@@ -88,15 +115,54 @@ class FrontendReader:
             line = self.default[1] if self.default else self.head
             self.found["backend"] = self.work.name("backend", target, line)
         called = self.work.name("frontend", name, self.head)
+        self.work.timings["frontend", called] = self.timing
         self.work.frontend(called, self.found, self.head, self.inherits)
         self.work.lost += [(called, self.work.name("backend", target, line)) for target, line in self.lost]
+
+    def _settle_moved(self) -> None:
+        """Clients that a lost use_backend moves elsewhere may be turned away there: the frontend would serve them.
+
+        Not where it leads to the same backend as everything else.
+        """
+        if self.default is None and self.defaults is not None and self.section.kind != "listen":
+            inherited = [line for line in self.defaults.lines if line.words[:1] == ("default_backend",)]
+            if inherited and len(inherited[-1].words) == 2:
+                self.default = (inherited[-1].words[1], inherited[-1])
+        default = self.default[0] if self.default else None
+        self.closed += [line for line in self.moved if self.routes or line.words[1] != default]
+
+    def _only_by_name(self, line: Line) -> bool:
+        """Whether a use_backend tests nothing but the name that a client sends: a condition, or a dynamic name."""
+        if "%[" in line.text and not re.search(r"%\[req[._]ssl_sni\b", line.text):
+            return False
+        names = {"req.ssl_sni", "req_ssl_sni", "req.ssl_sni,lower", "req.ssl_hello_type", "req_ssl_hello_type"}
+        by_name = {
+            acl.words[1]
+            for acl in self.section.lines
+            if acl.words[:1] == ("acl",) and len(acl.words) > 2 and acl.words[2] in names
+        }
+        by_name -= {
+            acl.words[1]
+            for acl in self.section.lines
+            if acl.words[:1] == ("acl",) and len(acl.words) > 2 and acl.words[2] not in names
+        }
+        words = list(line.words[3:])
+        while words:
+            word = words.pop(0).lstrip("!")
+            if word == "{":
+                if not words or words[0] not in names or "}" not in words:
+                    return False
+                del words[: words.index("}") + 1]
+            elif word not in ("", "||", "or") and word not in by_name:
+                return False
+        return True
 
     def _handlers(self) -> dict[str, Callable[[Line], bool]]:
         return {
             "bind": self._bind,
             "mode": lambda _: True,
             "maxconn": self._maxconn,
-            "timeout": lambda line: self.work.timeout(line, ("client",)),
+            "timeout": lambda line: self.timing.take(line, "frontend"),
             "default_backend": self._default_backend,
             "use_backend": self._use_backend,
             "tcp-request": self._tcp_request,
@@ -175,6 +241,8 @@ class FrontendReader:
         if self.final:
             self.work.leave(line, "never reached: a use_backend without a condition stands before it")
             return True
+        if len(line.words) > 1 and "%[" in line.words[1]:
+            return False
         if len(line.words) == 2:
             if self.default is not None:
                 self.work.leave(self.default[1], "never reached")
@@ -204,18 +272,66 @@ class FrontendReader:
             return True
         if words[:1] not in (("connection",), ("session",), ("content",)):
             return False
-        if words[1:] == ("track-sc0", "src") and self.tracked is None:
+        if words[:2] == ("connection", "expect-proxy") and self._outer_proxies(words):
+            return True
+        if words[:2] == ("content", "accept") and words[2:3] == ("if",) and self._admits(words[3:]):
+            return True
+        if words == ("content", "reject") and self.admitted and self.refuses is None:
+            self.refuses = line
+            return True
+        if words[1:3] == ("track-sc0", "src") and self.tracked is None and self._exempts(words[3:]):
             self.tracked = line
             return True
         if words[1:2] != ("reject",) or len(words) < 4 or words[2] not in ("if", "unless"):
             return False
-        rate = re.fullmatch(r"reject if \{ sc0_conn_rate gt (\d{1,9}) \}", " ".join(words[1:]))
-        if rate and self.period and self.tracked and self.tracked.words[1] == words[0]:
-            self.found["rate_limit"] = {"connections": int(rate[1]), "period": self.period[0]}
-            self.period = self.tracked = None
+        limit = _LIMIT.fullmatch(" ".join(words[1:]))
+        if limit and self.tracked and self.tracked.words[1] == words[0] and self._limit(limit):
             self.rules.append(line)
             return True
         return self._access(line, words[2] == "if", words[3:])
+
+    def _outer_proxies(self, words: tuple[str, ...]) -> bool:
+        """`expect-proxy layer4 if SOURCES`: these alone may send a PROXY header."""
+        found = terms(words[4:], self.acls) if words[2:4] == ("layer4", "if") else None
+        if found is None or any(not one.positive or one.acl.kind != "src" for one in found):
+            return False
+        if self.rules or "accept_proxy" in self.found:  # a rule before it tests who connects
+            return False
+        self.found["accept_proxy"] = [pattern for one in found for pattern in one.acl.patterns]
+        return True
+
+    def _admits(self, condition: tuple[str, ...]) -> bool:
+        """`content accept if NAMES`, which a bare reject may follow."""
+        found = terms(condition, self.acls)
+        if found is None or any(not one.positive or one.helped or one.acl.kind != "sni" for one in found):
+            return False
+        self.admitted += [pattern for one in found for pattern in one.acl.patterns]
+        return True
+
+    def _exempts(self, condition: tuple[str, ...]) -> bool:
+        """Nothing, or `unless SOURCES`: those are not counted."""
+        if not condition:
+            return True
+        found = terms(condition[1:], self.acls) if condition[0] == "unless" else None
+        if found is None or any(not one.positive or one.acl.kind != "src" for one in found):
+            return False
+        self.exempt = [pattern for one in found for pattern in one.acl.patterns]
+        return True
+
+    def _limit(self, limit: re.Match[str]) -> bool:
+        limits = self.found.get("rate_limit", {})
+        key = "connections" if limit["what"] == "rate" else "concurrent"
+        if key in limits or self.table is None or (key == "connections" and self.period is None):
+            return False
+        if key == "concurrent" and "conn_cur" not in self.table:
+            return False
+        limits = {**limits, key: int(limit["most"])}
+        if key == "connections" and self.period is not None:
+            limits["period"] = self.period[0]
+        if self.exempt:
+            limits["exempt"] = self.exempt
+        self.found["rate_limit"] = limits
+        return True
 
     def _access(self, line: Line, on_match: bool, condition: tuple[str, ...]) -> bool:  # noqa: FBT001  # if or unless
         """Deny: who matches one of several. Allow, once: who matches none of several is turned away."""
@@ -243,12 +359,17 @@ class FrontendReader:
 
     def _stick_table(self, line: Line) -> bool:
         words = dict(zip(line.words[1::2], line.words[2::2], strict=False))
-        rate = re.fullmatch(r"conn_rate\((\d{1,9}(?:ms|s|m|h|d)?)\)", words.get("store", ""))
-        known = set(words) == {"type", "size", "expire", "store"} and words["type"] in ("ip", "ipv6")
-        length = milliseconds(rate[1]) if rate else None
-        if not length or not known or self.period is not None or len(line.words) != 9:
+        stored = tuple(words.get("store", "").split(","))
+        rates = [rate for one in stored if (rate := re.fullmatch(r"conn_rate\((\d{1,9}(?:ms|s|m|h|d)?)\)", one))]
+        known = set(words) - {"peers"} == {"type", "size", "expire", "store"} and words["type"] in ("ip", "ipv6")
+        others = [one for one in stored if one != "conn_cur" and not one.startswith("conn_rate(")]
+        length = milliseconds(rates[0][1]) if rates else None
+        whole = len(line.words) == 1 + 2 * len(words)
+        if not known or others or len(rates) > 1 or (rates and not length) or self.table is not None or not whole:
             return False
-        self.period = (duration(length), line)
+        self.table, self.table_line = stored, line
+        if length:
+            self.period = (duration(length), line)
         if words["type"] == "ip":
             self.work.leave(line, "of IPv6 clients too, here")
         return True

@@ -8,8 +8,10 @@ from typing import Any, Protocol
 
 from attrs import frozen
 
+from agent.model.render import HALF_CLOSED, KEEPALIVE_COUNT, KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, RETRIES
 from agent.once.imports.conditions import number
 from agent.once.imports.haproxycfg import Line, Section
+from agent.once.imports.timing import Timing
 
 _LOGS = "logging: haproxy.log in agent.toml"
 # Rules that leave every client what it is; each other one may turn some away, or be about what it made of them.
@@ -18,7 +20,9 @@ _HARMLESS = re.compile(
     r"(?:track-sc\d|capture|set-log-level|set-nice|set-tos|set-mark|set-priority|set-var|unset-var|sc-))"
 )
 _REFUSING = ("deny", "tarpit", "reject", "silent-drop", "return", "auth")
-OF_BACKENDS = tuple((word,) for word in ("balance", "server", "default-server", "option", "http-check", "hash-type"))
+OF_BACKENDS = tuple(
+    (word,) for word in ("balance", "server", "default-server", "option", "http-check", "tcp-check", "hash-type")
+)
 OF_BACKENDS += (("timeout",),)
 
 
@@ -46,6 +50,9 @@ class Work(Protocol):
     backends: dict[str, dict[str, Any]]
     refusing: set[str]
     lost: list[tuple[str, str]]
+    unusable: set[str]
+    heads_of_pools: dict[str, Line]
+    timings: dict[tuple[str, str], Timing]
 
     def leave(self, line: Line, why: str) -> None:
         """It is not expressed, or not whole."""
@@ -56,11 +63,32 @@ class Work(Protocol):
     def fresh(self, kind: str, name: str, line: Line) -> str:
         """One that nobody else has."""
 
-    def timeout(self, line: Line, of: tuple[str, ...]) -> bool:
-        """Whether it was a timeout of this kind of section."""
-
     def frontend(self, name: str, one: dict[str, Any], head: Line, inherits: int) -> None:
         """One more."""
+
+
+_KEEPALIVE = {"idle": KEEPALIVE_IDLE, "intvl": KEEPALIVE_INTERVAL, "cnt": str(KEEPALIVE_COUNT)}
+_OWN = {
+    "retries": str(RETRIES),
+    "timeout client-fin": HALF_CLOSED,
+    "timeout server-fin": HALF_CLOSED,
+    **{f"{side}tcpka-{key}": value for side in ("cli", "srv") for key, value in _KEEPALIVE.items()},
+}
+_OWN_OPTIONS = ("redispatch", "tcpka", "clitcpka", "srvtcpka")
+
+
+def own(line: Line) -> str | None:
+    """What the agent writes by itself into every configuration: "" where that is what `line` says, else the difference.
+
+    None for any other line.
+    """
+    words = line.words[1:] if line.words[:1] == ("no",) else line.words
+    if words[:1] == ("option",) and words[1:2] and words[1] in _OWN_OPTIONS:
+        return f"option {words[1]} holds for all here" if words is not line.words else ""
+    key, value = " ".join(words[:-1]), words[-1] if words else ""
+    if key not in _OWN:
+        return None
+    return "" if value == _OWN[key] else f"{key} {_OWN[key]} for all here"
 
 
 def closes(line: Line) -> bool:

@@ -9,18 +9,18 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from attrs import asdict, define, field
+from attrs import define, field
 
-from agent.model.schema import Timeouts
-from agent.model.structure import duration
-from agent.once.imports import ledger
-from agent.once.imports.backend import BackendReader
-from agent.once.imports.conditions import milliseconds, number
+from agent.once.imports import ledger, timing
+from agent.once.imports.backend import CHECK_OPTIONS, BackendReader
+from agent.once.imports.conditions import number
 from agent.once.imports.frontend import FrontendReader
 from agent.once.imports.haproxycfg import Line, Section, inherited
+from agent.once.imports.timing import Timing
 
 _BY_PORT = {25: "smtp", 587: "smtp", 143: "imap", 110: "pop3", 80: "http"} | dict.fromkeys((443, 465, 993, 995), "tls")
-_TIMEOUTS = asdict(Timeouts())  # what holds where a desired state names none
+_INHERITED = ("mode", "default-server", "default_backend", "balance", "hash-type", "http-check")
+_SECRETS = re.compile(r"(\bstats\s+auth\s+|\bpassword\s+).*", re.IGNORECASE | re.DOTALL)
 
 
 @define
@@ -44,8 +44,11 @@ class _Work:
         self.left: list[ledger.Left] = []
         self.frontends: dict[str, dict[str, Any]] = {}
         self.backends: dict[str, dict[str, Any]] = {}
-        self.timeouts: dict[str, list[tuple[int, Line]]] = {}
+        self.timings: dict[tuple[str, str], Timing] = {}
+        self.unusable: set[str] = set()  # backends of which no server can take a client
+        self.frontends_there = False  # whether the files have a frontend, imported or not
         self.heads: dict[str, Line] = {}
+        self.heads_of_pools: dict[str, Line] = {}
         self.refusing: set[str] = set()  # backends that turn clients away, by rules or because they are disabled
         self.lost: list[tuple[str, str]] = []  # frontends, and where a use_backend that is lost leads
         self._maxconn = 0  # of the last defaults
@@ -53,7 +56,7 @@ class _Work:
         self._names: dict[tuple[str, str], str] = {}
 
     def leave(self, line: Line, why: str) -> None:
-        self.left.append(ledger.Left(line.place, line.text, why))
+        self.left.append(ledger.Left(line.place, _SECRETS.sub(r"\1...", line.text), why))
 
     def name(self, kind: str, name: str, line: Line) -> str:
         """As a desired state may have it; renamed where it must be, and said."""
@@ -77,6 +80,7 @@ class _Work:
     def section(self, one: Section, defaults: Section | None) -> None:
         head = Line(one.place, f"{one.kind} {one.name}".strip(), ())
         if one.kind in ("frontend", "listen", "backend"):
+            self.frontends_there |= one.kind != "backend"
             mode = _mode(one) or (_mode(defaults) if defaults else None) or "tcp"
             if one.lost or mode != "tcp":
                 why = f"mode {mode}: the agent forwards TCP; terminate TLS and speak HTTP behind it"
@@ -105,7 +109,17 @@ class _Work:
         if one.lost:
             self._leave_all(one, head, "its head cannot be read, or what it is from is not here")
         for line in () if one.lost else one.lines:
-            known = line.words[:1] in (("mode",), ("default-server",)) or self.timeout(line, tuple(_TIMEOUTS))
+            words = line.words
+            known = (
+                (words[:1] and words[0] in _INHERITED)
+                or (words[:1] == ("option",) and words[1:2] and words[1] in CHECK_OPTIONS)
+                or timing.read(line, (*timing.DEFAULTS, "tunnel", "check")) is not None
+            )
+            own = ledger.own(line)
+            if own is not None:
+                if own:
+                    self.leave(line, own)
+                continue
             if ledger.is_maxconn(line):
                 self._maxconn = number(line.words[1]) or 0
                 continue  # each frontend takes it
@@ -113,16 +127,6 @@ class _Work:
                 self.leave(line, "the agent's own")
             elif not known:
                 self.leave(line, ledger.why(line))
-
-    def timeout(self, line: Line, of: tuple[str, ...]) -> bool:
-        """Whether it was a timeout of this kind of section. There they are of each, here of all."""
-        if line.words[:1] != ("timeout",) or len(line.words) != 3 or line.words[1] not in of:
-            return False
-        found = milliseconds(line.words[2])
-        if not found:
-            return False
-        self.timeouts.setdefault(line.words[1], []).append((found, line))
-        return True
 
     def frontend(self, name: str, one: dict[str, Any], head: Line, inherits: int) -> None:
         self.heads[name] = head
@@ -132,21 +136,30 @@ class _Work:
     def done(self) -> Translation:
         document: dict[str, Any] = {"version": 1}
         self._close()
+        self._keep_reached()
         if defaults := self._shared():
             document["defaults"] = defaults
         for name, one in self.frontends.items():
             for target in _targets(one):
                 if target not in self.backends:
                     self.leave(self.heads[name], f"backend {target} is not here")
-        used = {target for one in self.frontends.values() for target in _targets(one)}
-        self.backends = {name: one for name, one in self.backends.items() if one["servers"] or name in used}
         self._applications()
         document |= {"frontends": self.frontends, "backends": self.backends}
         return Translation(document, sorted(self.left, key=lambda one: one.number))
 
+    def _keep_reached(self) -> None:
+        """A pool that no imported frontend reaches would only be checked; a file of pools alone is another matter."""
+        used = {target for one in self.frontends.values() for target in _targets(one)}
+        for name in [name for name in self.backends if name not in used]:
+            if self.frontends_there:
+                self.leave(self.heads_of_pools[name], "no imported frontend leads to it; left out")
+                del self.backends[name]
+            elif not self.backends[name]["servers"]:
+                del self.backends[name]
+
     def _close(self) -> None:
         """A backend that turns clients away does so for every frontend that leads there."""
-        empty = {name for name, one in self.backends.items() if not one["servers"]} | self.refusing
+        empty = {name for name, one in self.backends.items() if not one["servers"]} | self.refusing | self.unusable
         lost = {name for name, target in self.lost if target in empty or target not in self.backends}
         for name in list(self.frontends):
             if name in lost or self.refusing & {*_targets(self.frontends[name])}:
@@ -168,19 +181,16 @@ class _Work:
                 one["maxconn"] = inherited[name]
             else:
                 self.leave(self.heads[name], f"maxconn was HAProxy's own, and is {common} here")
-        chosen = {}
-        for name, found in self.timeouts.items():
-            longest = max(length for length, _ in found)
-            chosen[name] = duration(longest)
-            for length, line in found:
-                if length != longest:
-                    self.leave(line, f"one for all here: the longest, {duration(longest)}")
-        if chosen:
-            defaults["timeouts"] = {name: chosen[name] for name in _TIMEOUTS if name in chosen}
-        for name, always in _TIMEOUTS.items():
-            if name not in chosen and self.heads:
-                head = next(iter(self.heads.values()))
-                self.leave(head, f"no timeout {name} there, which is for ever; {duration(always)} here")
+        shared = timing.settle(
+            self.frontends,
+            self.backends,
+            self.timings,
+            {name: _targets(one) for name, one in self.frontends.items()},
+            self.heads,
+            self.leave,
+        )
+        if shared:
+            defaults["timeouts"] = shared
         return defaults
 
     def _applications(self) -> None:
