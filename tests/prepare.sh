@@ -9,7 +9,7 @@ if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null 2>&1; then
     exit 0
 fi
 
-packages="bmake chromium chromium-driver dovecot-core dovecot-imapd haproxy nginx-light openssh-client openssh-server"
+packages="bmake chromium chromium-driver dovecot-core dovecot-imapd dovecot-pop3d haproxy iproute2 nginx-light openssh-client openssh-server"
 packages="$packages devscripts openssl postfix procps prometheus psmisc python3 shellcheck"
 trixie=.cache/trixie
 [ -x "$trixie/haproxy-3.0" ] || packages="$packages debootstrap patchelf"
