@@ -18,6 +18,7 @@ from agent.model.schema import (
     Frontend,
     HealthType,
     Name,
+    OnDown,
     ProxyProtocol,
     RateLimit,
     Route,
@@ -303,21 +304,10 @@ def _backend_advice(at: Path, backend: Backend, written: Written, bound: frozens
             "the servers expect a PROXY header, but the check sends none to the same port: it will find them dead",
             "leave send_proxy out, or check another, plain port with health.port",
         )
-    if (
-        backend.application is Application.SMTP
-        and backend.proxy_protocol is not ProxyProtocol.NONE
-        and health.type is not HealthType.NONE
-        and health.send_proxy is not False
-        and on_data_port
-    ):
-        # M, Postfix 3.7: "fatal: smtpd_peer_hostaddr_to_sockaddr", then "bad command startup -- throttling".
-        yield Remark(
-            (*at, "health"),
-            "each check costs Postfix an smtpd, which dies of its LOCAL header; master then throttles real clients",
-            "check another, plain port with health.port",
-        )
     if health.type is HealthType.NONE and len(nodes) + len(backend.servers) > 1:
         yield Remark((*at, "health"), "not checked: a dead server goes on getting its share of clients", "add a check")
+    if health.type is HealthType.NONE and backend.on_down is OnDown.CLOSE:
+        yield Remark((*at, "on_down"), "not checked: no server is ever found down", "add a check")
     enabled = [server for server in backend.servers.values() if not server.disabled]
     if not nodes and not enabled:
         yield Remark((*at, "servers"), "every server is disabled: nobody will be served", "enable one")

@@ -88,7 +88,7 @@ base_dir = {folder}/dovecot
 state_dir = {folder}/dovecot-state
 log_path = {folder}/dovecot.log
 listen = 127.0.0.1
-protocols = imap
+protocols = imap pop3
 ssl = required
 ssl_cert = <{folder}/server.pem
 ssl_key = <{folder}/server.pem
@@ -104,7 +104,11 @@ userdb {{
 }}
 service imap-login {{
   inet_listener imap {{
-    port = 0
+    port = {imap}
+    haproxy = yes
+  }}
+  inet_listener imap-plain {{
+    port = {imap_plain}
   }}
   inet_listener imaps {{
     port = {imaps}
@@ -116,12 +120,24 @@ service imap-login {{
     ssl = yes
   }}
 }}
+service pop3-login {{
+  inet_listener pop3 {{
+    port = {pop3}
+    haproxy = yes
+  }}
+  inet_listener pop3-plain {{
+    port = {pop3_plain}
+  }}
+  inet_listener pop3s {{
+    port = 0
+  }}
+}}
 """
 
 
 @dataclass(frozen=True)
 class MailHost:
-    """Ports by service: smtp smtps submission imaps, and *_plain beside them. All on 127.0.0.1."""
+    """Ports by service: smtp smtps submission imaps imap pop3, and *_plain beside them. All on 127.0.0.1."""
 
     folder: Path
     ports: dict[str, int]
@@ -145,8 +161,8 @@ def missing() -> list[str]:
 def mail_host() -> Iterator[MailHost]:
     """Postfix and Dovecot, up and answering; both ended, by their own pids, at the end."""
     folder = Path(tempfile.mkdtemp(prefix="mail-"))
-    names = ("smtp", "smtps", "submission", "imaps")
-    twins = ("screen_plain", "smtp_plain", "submission_plain", "imaps_plain")
+    names = ("smtp", "smtps", "submission", "imaps", "imap", "pop3")
+    twins = ("screen_plain", "smtp_plain", "submission_plain", "imaps_plain", "imap_plain", "pop3_plain")
     host = MailHost(folder, {name: free_port() for name in (*names, *twins)}, trustme.CA())
     try:
         folder.chmod(0o755)

@@ -79,7 +79,7 @@ def test_no_probe_leaves_an_error_in_postfix_log(mail: MailHost):
 
 
 def mail_edge(front: int, server: int, check: int) -> dict[str, Any]:
-    """One Postfix, checked at a plain port: an smtpd that is told LOCAL by a check dies of it (M)."""
+    """One Postfix, checked at a plain port."""
     pool = {"servers": {"postfix": {"address": f"127.0.0.1:{server}"}}, "health": {"port": check}}
     return {
         "version": 1,

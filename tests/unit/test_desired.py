@@ -470,13 +470,20 @@ def test_a_canary_needs_an_echo_that_can_answer():
     assert findings(document) == []
 
 
-def test_a_postfix_is_not_checked_where_it_expects_a_header():
+def test_lists_that_any_client_can_pass_by_forging_a_header_are_a_warning():
     document = state(smtp=1)
-    document["backends"]["smtp"]["application"] = "smtp"
+    document["frontends"]["smtp"] |= {"accept_proxy": True, "allow": ["192.0.2.0/24"], "rate_limit": {"concurrent": 9}}
     (found,) = findings(document)
-    assert "dies of its LOCAL header" in found
-    document["backends"]["smtp"]["health"] = {"port": 30145}
+    assert "can send a PROXY header that names another address, and so pass allow and rate_limit" in found
+    document["frontends"]["smtp"]["accept_proxy"] = ["192.0.2.9"]
     assert findings(document) == []
+
+
+def test_sessions_of_servers_that_nobody_checks_never_end():
+    document = state(smtp=1)
+    document["backends"]["smtp"] |= {"on_down": "close", "health": {"type": "none"}}
+    (found,) = findings(document)
+    assert "no server is ever found down" in found
 
 
 def test_what_is_valid_but_unwise_is_a_warning():
