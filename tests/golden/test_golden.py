@@ -18,7 +18,11 @@ from agent.model.render import CONFIG_TEMPLATE, Config, Process, render
 
 HERE = Path(__file__).parent
 EXAMPLE = HERE.parents[1] / "examples/mail-edge.yaml"
-CASES = {"mail-edge": EXAMPLE, "every-key": HERE / "every-key.yaml"}
+CASES = {
+    "mail-edge": EXAMPLE,
+    "submission-edge": EXAMPLE.with_name("submission-edge.yaml"),
+    "every-key": HERE / "every-key.yaml",
+}
 
 
 def rendered(document: Path, folder: str, **more: str) -> Config:
@@ -79,5 +83,6 @@ def test_the_example_has_every_part_of_the_worked_deployment():
     assert (backends["kubernetes"].health.path, backends["kubernetes"].health.tls) == ("/readyz", True)
 
 
-def test_the_example_is_valid_without_a_warning():
-    assert parse(EXAMPLE.read_bytes(), file="example").findings == ()
+@pytest.mark.parametrize("name", ["mail-edge", "submission-edge"])
+def test_the_examples_are_valid_without_a_warning(name: str):
+    assert parse(CASES[name].read_bytes(), file=name).findings == ()
