@@ -24,15 +24,24 @@ def demo(*, stay: bool) -> None:
 
 
 @click.command("import", epilog="Example: agent import /cf/conf/config.xml > desired.yaml")
-@click.argument("file", type=click.Path(path_type=Path, dir_okay=False, exists=True))
-def import_(file: Path) -> None:
+@click.argument(
+    "files",
+    metavar="FILE...",
+    nargs=-1,
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False, exists=True, allow_dash=True),
+)
+@click.option("--resolve", is_flag=True, help="Look host names of servers up, once, now.")
+def import_(files: tuple[Path, ...], *, resolve: bool) -> None:
     """A desired state out of what is there: a pfSense config.xml or a haproxy.cfg.
+
+    Several files are read as one, in their order, as HAProxy does; - is standard input.
 
     Printed as YAML. What it cannot express is listed line by line, there and on stderr: exit 6.
     """
     from agent.once.imports import command
 
-    command.main(file)
+    command.main(files, resolve=resolve)
 
 
 @click.command(epilog="Example: agent doctor")

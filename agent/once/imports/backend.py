@@ -26,7 +26,7 @@ _BALANCE = ("roundrobin", "leastconn", "source", "first", "random")
 
 _VALUED = ("port", "inter", "rise", "fall", "weight", "verify", "check-sni", "verifyhost", "ca-file", "on-marked-down")
 _FLAGS = ("check", "backup", "disabled", "check-ssl", "check-send-proxy")
-_PROXY = {"send-proxy": "v1", "send-proxy-v2": "v2"}
+_PROXY = {"send-proxy": "v1", "send-proxy-v2": "v2", "send-proxy-v2-ssl": "v2", "send-proxy-v2-ssl-cn": "v2"}
 # Not known here, and with a value behind them, which must not be taken for a word of its own.
 _OTHERS = frozenset(
     """
@@ -184,10 +184,20 @@ class BackendReader:
     def _server(self, line: Line) -> bool:
         told = _Told.of([*self.default, *line.words[3:]])
         address = None if line.words[2].startswith((":", "*")) else endpoint(line.words[2])
+        for word in ("send-proxy-v2-ssl", "send-proxy-v2-ssl-cn"):
+            if word in line.words or word in self.default:
+                self.work.leave(line, f"{word}: a v2 header without what it says of TLS here")
+        if address is None and self.work.resolve is not None:
+            host, _, port = line.words[2].rpartition(":")
+            resolved = self.work.resolve(host)
+            address = endpoint(f"{resolved}:{port}") if resolved else None
+            if address is not None:
+                self.work.leave(line, f"{host} is {resolved} now; a desired state names addresses")
         if address is None:
             # What its backend says of all servers is known from it all the same.
             self.work.leave(line, f"{line.words[2]} is no address and port: a desired state names addresses")
-            self._about_all(told, line, line.words[2])
+            if number(_port(line.words[2])):
+                self._about_all(told, line, line.words[2])
             return True
         if told.unknown:
             self.work.leave(line, f"{', '.join(told.unknown)}: not known here; the server is there without it")

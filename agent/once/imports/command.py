@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import click
@@ -12,13 +14,19 @@ from agent.errors import ExitCode, InvalidError, UsageError, Violation
 from agent.model.desired import parse
 from agent.once import configxml
 from agent.once.imports import haproxycfg, pfsensecfg
+from agent.once.imports.haproxycfg import Section
 from agent.once.imports.translate import Translation, translate
 
 
-def main(file: Path) -> None:
-    """Print the desired state; exit 6 where something is not in it, 3 where it is not valid yet."""
-    found = convert(_bytes(file), file.name)
-    text = document(found, file.name)
+def main(files: Sequence[Path], *, resolve: bool) -> None:
+    """Print the desired state; exit 6 where something is not in it, 3 where it is not valid yet.
+
+    `files`: several are read as HAProxy reads several `-f`; `-` is standard input.
+    """
+    names = ["standard input" if str(file) == "-" else file.name for file in files]
+    sources = [(_bytes(file), name) for file, name in zip(files, names, strict=True)]
+    found = convert_all(sources, address_of if resolve else None)
+    text = document(found, ", ".join(names))
     for one in found.left:
         click.echo(f"not expressed: {_comment(str(one))}", err=True)
     click.echo(text.encode(), nl=False)  # UTF-8, whatever the terminal's
@@ -33,29 +41,60 @@ def main(file: Path) -> None:
     sys.exit(ExitCode.DEGRADED if found.left else ExitCode.LIVE)
 
 
+def address_of(host: str) -> str | None:
+    """The first address that the system's resolver has for a host name, IPv4 before IPv6; None where it has none."""
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return None
+    addresses = [str(sockaddr[0]) for _, _, _, _, sockaddr in found]
+    return next((address for address in addresses if ":" not in address), addresses[0] if addresses else None)
+
+
 def _bytes(file: Path) -> bytes:
+    if str(file) == "-":
+        return sys.stdin.buffer.read()
     try:
         return file.read_bytes()
     except OSError as error:
         raise UsageError(f"{file}: {error.strerror}") from None
 
 
-def convert(data: bytes, name: str) -> Translation:
+def convert(data: bytes, name: str, resolve: Callable[[str], str | None] | None = None) -> Translation:
     """Either kind of file. Raises InvalidError for what is neither."""
+    return convert_all([(data, name)], resolve)
+
+
+def convert_all(
+    sources: Sequence[tuple[bytes, str]], resolve: Callable[[str], str | None] | None = None
+) -> Translation:
+    """Several files as one, in their order: the sections of each. Raises InvalidError."""
+    sections = [section for data, name in sources for section in _sections(data, name)]
+    if not any(one.kind in ("frontend", "backend", "listen", "disabled") for one in sections):
+        raise InvalidError(sources[0][1], (Violation((), "no frontend, backend or listen section in it"),))
+    return translate(sections, resolve)
+
+
+def _sections(data: bytes, name: str) -> list[Section]:
     if data.lstrip().startswith(b"<"):
-        sections = pfsensecfg.read(configxml.read(data, name), name)
+        root = configxml.read(data, name)
+        if root.tag == "opnsense":
+            message = (
+                "a config.xml of OPNsense, whose HAProxy plugin is not read; import /usr/local/etc/haproxy.conf of it"
+            )
+            raise InvalidError(name, (Violation((), message),))
+        sections = pfsensecfg.read(root, name)
         if not sections:
             message = "the haproxy package has nothing in it (installedpackages/haproxy)"
             raise InvalidError(name, (Violation((), message),))
-        return translate(sections)
+        return sections
+    if b"\0" in data:
+        raise InvalidError(name, (Violation((), "neither XML nor text"),))
     try:
         text = data.decode()
-    except UnicodeDecodeError as error:
-        raise InvalidError(name, (Violation((), f"neither XML nor text: {error.reason}"),)) from None
-    sections = haproxycfg.read(text, name)
-    if not any(one.kind in ("frontend", "backend", "listen") for one in sections):
-        raise InvalidError(name, (Violation((), "no frontend, backend or listen section in it"),))
-    return translate(sections)
+    except UnicodeDecodeError:  # comments of another age
+        text = data.decode("latin-1")
+    return haproxycfg.read(text, name)
 
 
 def document(found: Translation, name: str) -> str:
@@ -71,4 +110,4 @@ def document(found: Translation, name: str) -> str:
 
 def _comment(text: str) -> str:
     """On one line, whatever it held."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
+    return "".join(letter if letter.isprintable() or letter == "\t" else "?" for letter in text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 
 from attrs import frozen
 
@@ -73,6 +74,8 @@ def matcher(words: tuple[str, ...]) -> Acl | None:
         if flags[-1] == "--":
             break
     flags = [one for one in flags if one not in ("--", "-i")]
+    if what == "src" and flags == ["-f"] and len(patterns) == 1:
+        flags, patterns = [], list(_lines_of(patterns[0]))
     if what == "src" and flags in ([], ["-m ip"]) and patterns:
         try:
             return Acl("src", tuple(_network(one) for one in patterns))
@@ -92,6 +95,17 @@ def matcher(words: tuple[str, ...]) -> Acl | None:
     if how == "-m end" and all(one.startswith(".") for one in patterns):
         return Acl("sni", tuple(f"*{one}" for one in patterns))
     return None
+
+
+def _lines_of(file: str) -> Iterator[str]:
+    """The patterns in a file, one a line, `#` begins a comment (HAProxy's manual, 7.1.1). None where it is not here."""
+    try:
+        text = Path(file).read_text()
+    except (OSError, ValueError):
+        return
+    for line in text.splitlines():
+        if (pattern := line.strip()) and not pattern.startswith("#"):
+            yield pattern
 
 
 def _network(text: str) -> str:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from agent.model.rules import MAX_ROUTES
 from agent.model.structure import duration
 from agent.once.imports import ledger
 from agent.once.imports.conditions import Acl, endpoint, matcher, milliseconds, number, terms
@@ -70,9 +71,12 @@ class FrontendReader:
             elif self.section.kind != "listen" or not ledger.of_backend(line):
                 self.work.leave(line, ledger.why(line))
                 if line.words[:1] == ("use_backend",) and len(line.words) > 1:
-                    self.lost.append((line.words[1], line))
+                    if "%[" not in line.words[1]:
+                        self.lost.append((line.words[1], line))
                     if not self._only_by_name(line):
                         self.moved.append(line)
+                elif not line.words and line.text.startswith("use_backend"):
+                    self.closed.append(line)  # in an .if block, or a line that cannot be split
         self.closed += ledger.inherited_rules(self.section, self.defaults)
         counted = () if "rate_limit" in self.found else (self.tracked, self.table_line)
         for one in (*counted, *(() if self.routes else self.inspects)):
@@ -107,9 +111,10 @@ class FrontendReader:
         if self.routes and not self.waits:
             self.work.leave(self.head, "no inspect-delay there: names are waited for, 5s, here")
         if self.routes:
+            routes = self.routes if len(self.routes) <= MAX_ROUTES else _merged(self.routes)
             self.found["routes"] = [
                 {"sni": list(one["sni"]), "backend": self.work.name("backend", one["of"], one["line"])}
-                for one in self.routes
+                for one in routes
             ]
         if target is not None:
             line = self.default[1] if self.default else self.head
@@ -183,6 +188,10 @@ class FrontendReader:
             return True
         for text in line.words[1].split(",") if len(line.words) > 1 else ():
             found = endpoint(text)
+            if text.startswith("<"):
+                interface = text.partition(">")[0][1:]
+                self.work.leave(line, f"interface {interface} has no static address; bind the address that it has")
+                continue
             if found is None:
                 self.work.leave(line, f"{text} is no single address and port")
                 continue
@@ -224,6 +233,8 @@ class FrontendReader:
         found = matcher(words) if line.words[1:2] == (name,) else None
         if words == ("src", "-m", "sub", ":"):
             found = Acl("helper", ())
+        if len(words) == 2 and words[0] in ("req.ssl_hello_type", "req_ssl_hello_type") and words[1] == "1":
+            found = Acl("hello", ())
         before = self.acls.get(name)
         if name in self.acls and (found is None or before is None or before.kind != found.kind):
             found = None
@@ -267,7 +278,8 @@ class FrontendReader:
             if milliseconds(words[1]) != 5_000:
                 self.work.leave(line, "5s here")
             return True
-        if _HELLO.match(" ".join(line.words)):
+        named = self.acls.get(words[3]) if words[:3] == ("content", "accept", "if") and len(words) == 4 else None
+        if _HELLO.match(" ".join(line.words)) or (named is not None and named.kind == "hello"):
             self.inspects.append(line)
             return True
         if words[:1] not in (("connection",), ("session",), ("content",)):
@@ -372,7 +384,22 @@ class FrontendReader:
             self.period = (duration(length), line)
         if words["type"] == "ip":
             self.work.leave(line, "of IPv6 clients too, here")
+        if words["size"] != "100k":
+            self.work.leave(line, "size 100k here")
+        if length and milliseconds(words["expire"]) != length:
+            self.work.leave(line, f"expire {duration(length)} here, the period of the rate")
         return True
+
+
+def _merged(routes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Neighbours that lead to one backend, as one route of several names."""
+    merged: list[dict[str, Any]] = []
+    for route in routes:
+        if merged and merged[-1]["of"] == route["of"]:
+            merged[-1]["sni"] = list(dict.fromkeys([*merged[-1]["sni"], *route["sni"]]))
+        else:
+            merged.append(dict(route))
+    return merged
 
 
 def _is_acl(line: Line) -> bool:

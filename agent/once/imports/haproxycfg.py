@@ -7,8 +7,6 @@ from collections.abc import Iterator
 
 from attrs import define, evolve, field, frozen
 
-from agent.errors import InvalidError, Violation
-
 KINDS = (
     "global", "defaults", "frontend", "backend", "listen", "peers", "resolvers", "mailers", "userlist", "cache",
     "program", "http-errors", "ring", "log-forward", "fcgi-app", "crt-store", "traces", "log-profile", "acme",
@@ -63,21 +61,32 @@ def lines(text: str) -> Iterator[str]:
 
 
 def read(text: str, file: str) -> list[Section]:
-    """In their order. Lines before the first section are in one without a kind. Raises InvalidError for `.if`."""
+    """In their order. Lines before the first section are in one without a kind.
+
+    What stands in an `.if` block may hold or not: its lines are kept as text alone, and a section that begins there is
+    lost.
+    """
     sections = [Section("", "", f"{file}:1")]
+    depth = 0
     for number, raw in enumerate(lines(text), 1):
         line = Line.of(f"{file}:{number}", raw)
         first = (line.text.split() or [""])[0]
-        if first in (".if", ".elif", ".else", ".endif"):
-            message = "conditional blocks are not taken: which of them holds is not known here"
-            raise InvalidError(file, (Violation((), message, number),))
-        if first in KINDS:
+        if first in (".if", ".endif"):
+            depth = max(depth + (1 if first == ".if" else -1), 0)
+        if first.startswith("."):
+            sections[-1].lines.append(Line(line.place, line.text, ()))
+        elif depth and first not in KINDS:
+            if line.words:
+                sections[-1].lines.append(Line(line.place, line.text, ()))
+        elif first in KINDS:
             words = line.words
             if first == "defaults" and words[1:2] == ("from",) and words[3:4] != ("from",):
                 words = ("defaults", "", *words[1:])
             name = words[1] if len(words) > 1 else ""
             parent = words[3] if words[2:3] == ("from",) and len(words) > 3 else ""
-            sections.append(Section(first, name, line.place, parent=parent, lost=not line.words))
+            sections.append(Section(first, name, line.place, parent=parent, lost=not line.words or depth > 0))
+            if len(words) > 2 and words[2] != "from" and first in ("listen", "frontend"):  # as HAProxy 1.4 had it
+                sections[-1].lines.append(Line.of(line.place, " ".join(["bind", *words[2:]])))
         elif line.words or (line.text and not line.text.startswith("#")):
             sections[-1].lines.append(line)
     return sections

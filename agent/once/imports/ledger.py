@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from attrs import frozen
@@ -38,6 +39,11 @@ class Left:
         return f"{self.place}: {self.text}: {self.why}"
 
     @property
+    def file(self) -> str:
+        """Its file."""
+        return self.place.rpartition(":")[0]
+
+    @property
     def number(self) -> int:
         """Of the line."""
         return int(self.place.rpartition(":")[2])
@@ -51,6 +57,7 @@ class Work(Protocol):
     refusing: set[str]
     lost: list[tuple[str, str]]
     unusable: set[str]
+    resolve: Callable[[str], str | None] | None
     heads_of_pools: dict[str, Line]
     timings: dict[tuple[str, str], Timing]
 

@@ -7,6 +7,7 @@ opened: a frontend with a rule that turns clients away, and cannot be expressed,
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 from attrs import define, field
@@ -20,6 +21,7 @@ from agent.once.imports.timing import Timing
 
 _BY_PORT = {25: "smtp", 587: "smtp", 143: "imap", 110: "pop3", 80: "http"} | dict.fromkeys((443, 465, 993, 995), "tls")
 _INHERITED = ("mode", "default-server", "default_backend", "balance", "hash-type", "http-check")
+_SETTINGS = ("maxconn", "user", "group", "chroot", "log")
 _SECRETS = re.compile(r"(\bstats\s+auth\s+|\bpassword\s+).*", re.IGNORECASE | re.DOTALL)
 
 
@@ -31,17 +33,20 @@ class Translation:
     left: list[ledger.Left] = field(factory=list)
 
 
-def translate(sections: list[Section]) -> Translation:
-    """All of it."""
-    work = _Work()
+def translate(sections: list[Section], resolve: Callable[[str], str | None] | None = None) -> Translation:
+    """All of it. `resolve`: the address of a host name, None where it has none; left out, names are listed."""
+    work = _Work(resolve)
     for section, defaults in inherited(sections):
+        work.files.setdefault(section.place.rpartition(":")[0])
         work.section(section, defaults)
     return work.done()
 
 
 class _Work:
-    def __init__(self) -> None:
+    def __init__(self, resolve: Callable[[str], str | None] | None) -> None:
+        self.resolve = resolve
         self.left: list[ledger.Left] = []
+        self.files: dict[str, None] = {}  # in their order
         self.frontends: dict[str, dict[str, Any]] = {}
         self.backends: dict[str, dict[str, Any]] = {}
         self.timings: dict[tuple[str, str], Timing] = {}
@@ -82,6 +87,7 @@ class _Work:
         if one.kind in ("frontend", "listen", "backend"):
             self.frontends_there |= one.kind != "backend"
             mode = _mode(one) or (_mode(defaults) if defaults else None) or "tcp"
+            one.lost |= any(not line.words and line.text.startswith("mode ") for line in one.lines)  # in an .if block
             if one.lost or mode != "tcp":
                 why = f"mode {mode}: the agent forwards TCP; terminate TLS and speak HTTP behind it"
                 self._leave_all(one, head, "its head cannot be read" if one.lost else why)
@@ -96,7 +102,10 @@ class _Work:
             self._leave_all(one, head, "disabled there; left out here")
         elif one.kind in ("global", ""):
             for line in one.lines:
-                self.leave(line, "agent.toml's, or the agent's own")
+                key = line.words[0] if line.words else ""
+                self.leave(
+                    line, f"haproxy.{key} in agent.toml" if key in _SETTINGS else "agent.toml's, or the agent's own"
+                )
         else:
             self._leave_all(one, head, "nothing of the kind here")
 
@@ -145,7 +154,8 @@ class _Work:
                     self.leave(self.heads[name], f"backend {target} is not here")
         self._applications()
         document |= {"frontends": self.frontends, "backends": self.backends}
-        return Translation(document, sorted(self.left, key=lambda one: one.number))
+        order = {file: index for index, file in enumerate(self.files)}
+        return Translation(document, sorted(self.left, key=lambda one: (order[one.file], one.number)))
 
     def _keep_reached(self) -> None:
         """A pool that no imported frontend reaches would only be checked; a file of pools alone is another matter."""
