@@ -9,6 +9,7 @@ from pathlib import Path
 import beside
 import changes
 import cluster
+import dying
 import paths
 import remote
 import scrape
@@ -18,7 +19,7 @@ import startup
 def main() -> None:
     """Each prints as it ends; the whole takes a few minutes."""
     results: dict[str, float] = {}
-    for part in (startup, paths, changes, beside, remote, cluster, scrape):
+    for part in (startup, paths, changes, dying, beside, remote, cluster, scrape):
         print(f"{part.__name__} ...", file=sys.stderr)
         found = part.main()
         for name, value in found.items():
