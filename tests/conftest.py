@@ -16,8 +16,11 @@ from kit.ssh import Client
 
 # CI must say the same of the same tree each time. Everywhere else hypothesis looks in new places at every run, and
 # `make fuzz` for as long as it takes.
-hypothesis.settings.register_profile("ci", derandomize=True)
-hypothesis.settings.register_profile("fuzz", max_examples=20_000)
+# How long an example takes to make says how busy the machine is, and nothing of what is tested.
+BUSY = [hypothesis.HealthCheck.too_slow]
+hypothesis.settings.register_profile("default", suppress_health_check=BUSY)
+hypothesis.settings.register_profile("ci", derandomize=True, suppress_health_check=BUSY)
+hypothesis.settings.register_profile("fuzz", max_examples=20_000, suppress_health_check=BUSY)
 hypothesis.settings.load_profile(
     os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") == "true" else "default")
 )

@@ -57,7 +57,8 @@ def holding_server() -> Iterator[socket.socket]:
         yield listener
 
 
-def test_a_session_that_one_side_has_closed_does_not_wait_for_an_hour(edge: Edge):
+@pytest.mark.parametrize("side", ["client", "server"])
+def test_a_session_that_one_side_has_closed_does_not_wait_for_an_hour(edge: Edge, side: str):
     port = free_port()
     with holding_server() as listener:
         address = f"127.0.0.1:{listener.getsockname()[1]}"
@@ -68,8 +69,9 @@ def test_a_session_that_one_side_has_closed_does_not_wait_for_an_hour(edge: Edge
             session.sendall(b"hello")
             with _client_of(listener) as accepted:
                 until(lambda: _expires(edge) > 3_000, "the timer of the connect has given way to the client's")
-                session.shutdown(socket.SHUT_WR)
-                assert accepted.recv(100) == b""  # HAProxy has passed it on
+                closing, other = (session, accepted) if side == "client" else (accepted, session)
+                closing.shutdown(socket.SHUT_WR)
+                assert other.recv(100) == b""  # HAProxy has passed it on
                 until(lambda: _expires(edge) <= 60, "it ends within a minute")
 
 

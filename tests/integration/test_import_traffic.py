@@ -36,6 +36,13 @@ SHAPES: dict[str, tuple[str, bool]] = {
     "by an inspected rule": ("tcp-request content reject unless office\ndefault_backend b", True),
     "accepted, and then everybody is refused": (
         "tcp-request connection accept if office\ntcp-request connection reject\ndefault_backend b",
+        True,
+    ),
+    "accepted, and some others refused": (
+        (
+            "tcp-request connection accept if office\ntcp-request connection reject if { src 127.0.0.0/8 }\n"
+            "default_backend b"
+        ),
         False,
     ),
     "two tests at once": ("tcp-request connection reject if office { dst_port gt 0 }\ndefault_backend b", False),

@@ -422,7 +422,6 @@ CLOSING = (
         " tcp-request connection reject unless { src 10.0.0.0/8 }\n"
         " tcp-request connection reject unless { src 10.1.0.0/16 }"
     ),
-    " tcp-request connection accept if { src 10.0.0.0/8 }\n tcp-request connection reject",
     " acl x src -f /etc/list\n tcp-request connection reject unless x",
     " acl from_ipv6 src -m sub :\n acl ok src 10.0.0.0/8\n tcp-request connection reject unless ok from_ipv6",
     " tcp-request connection reject if { src ::/0 }",
@@ -518,6 +517,39 @@ def test_other_spellings():
     )
     found = imported(hello)
     assert (found.document["frontends"]["f"]["routes"], found.left) == ([{"sni": ["a.org"], "backend": "b"}], [])
+
+
+def test_who_is_accepted_before_everybody_is_refused_is_a_list():
+    rules = " tcp-request connection accept if { src 10.0.0.0/8 }\n tcp-request connection reject\n"
+    found = imported(FRONT + rules)
+    assert (found.document["frontends"]["f"]["allow"], found.left) == (["10.0.0.0/8"], [])
+    # What stands between them holds for those who are accepted too, here.
+    between = rules.replace("\n", "\n tcp-request connection reject if { src 10.0.0.1 }\n", 1)
+    assert imported(FRONT + between).document["frontends"] == {}
+
+
+def test_a_limit_by_a_named_acl():
+    found = imported(
+        f"{FRONT} acl abuse sc0_conn_rate gt 30\n stick-table type ipv6 size 100k expire 10s store conn_rate(10s)\n"
+        " tcp-request connection track-sc0 src\n tcp-request connection reject if abuse\n"
+    )
+    limit = {"connections": 30, "period": "10s"}
+    assert (found.document["frontends"]["f"]["rate_limit"], found.left) == (limit, [])
+
+
+@pytest.mark.parametrize("inline", [True, False])
+def test_names_by_an_end_without_a_dot(inline: bool):  # noqa: FBT001  # a parameter of pytest's
+    test = "req.ssl_sni -i -m end example.org"
+    rule = f" use_backend b if {{ {test} }}\n" if inline else f" acl x {test}\n use_backend b if x\n"
+    found = imported(f"{FRONT} tcp-request inspect-delay 5s\n{rule}")
+    assert found.document["frontends"]["f"]["routes"] == [{"sni": ["example.org", "*.example.org"], "backend": "b"}]
+    (told,) = left(found)
+    assert "any name that ends so there" in told
+
+
+def test_what_only_http_knows_is_not_worth_a_word():
+    found = imported(f"{FRONT} option forwardfor\n option http-server-close\n timeout http-request 5s\n")
+    assert [one.text for one in found.left if "http" in one.text or "forward" in one.text] == []
 
 
 def test_sources_in_a_file(tmp_path: Path):

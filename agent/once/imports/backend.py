@@ -68,6 +68,8 @@ class BackendReader:
         for line in (*inherited, *self.section.lines):
             words = line.words
             own = ledger.own(line)
+            if ledger.http_only(line):
+                continue
             if own is not None:
                 if own and self.section.kind != "listen":  # its other half reports it
                     self.work.leave(line, own)

@@ -92,9 +92,25 @@ def matcher(words: tuple[str, ...]) -> Acl | None:
         return None
     if how == "-m str":
         return Acl("sni", tuple(patterns))
-    if how == "-m end" and all(one.startswith(".") for one in patterns):
-        return Acl("sni", tuple(f"*{one}" for one in patterns))
+    if how == "-m end":
+        suffixes = [(f"*{one}",) if one.startswith(".") else (one, f"*.{one}") for one in patterns]
+        return Acl("sni", tuple(name for names in suffixes for name in names))
     return None
+
+
+def ends_without_dot(words: Iterable[str]) -> bool:
+    """Whether a test of names by their end has a pattern that does not begin with a dot."""
+    rest = list(words)
+    by_end = False
+    while rest:
+        word = rest.pop(0)
+        if word == "-m" and rest:
+            by_end = rest.pop(0) == "end"
+        elif word in ("{", "}", "||", "or"):
+            by_end = False
+        elif by_end and not word.startswith(("-", ".")):
+            return True
+    return False
 
 
 def _lines_of(file: str) -> Iterator[str]:

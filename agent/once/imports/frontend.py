@@ -9,7 +9,7 @@ from typing import Any
 from agent.model.rules import MAX_ROUTES
 from agent.model.structure import duration
 from agent.once.imports import ledger
-from agent.once.imports.conditions import Acl, endpoint, matcher, milliseconds, number, terms
+from agent.once.imports.conditions import Acl, endpoint, ends_without_dot, matcher, milliseconds, number, terms
 from agent.once.imports.haproxycfg import Line, Section
 from agent.once.imports.timing import Timing
 
@@ -37,12 +37,14 @@ class FrontendReader:
         self.waits = False
         self.admitted: list[str] = []  # names that a rule accepts before a bare reject
         self.refuses: Line | None = None  # the bare reject
+        self.accepted: tuple[list[str], Line] | None = None  # sources that a rule accepts, until a bare reject follows
         self.final = False  # a use_backend without a condition: nothing behind it is ever reached
         self.inspects: list[Line] = []
         self.period: tuple[str, Line] | None = None
         self.table: tuple[str, ...] | None = None  # what the stick-table stores
         self.table_line: Line | None = None
         self.exempt: list[str] = []
+        self.limits = False  # whether a limit has been read: a rule behind it is for those within it
         self.tracked: Line | None = None
         self.closed: list[Line] = []  # rules that turn clients away, and are lost
         self.moved: list[Line] = []  # each use_backend that is lost, and that tests more than names
@@ -62,6 +64,8 @@ class FrontendReader:
             if own is not None:
                 if own:
                     self.work.leave(line, own)
+                continue
+            if ledger.http_only(line):
                 continue
             handler = handlers.get(line.words[0] if line.words else "")
             if _is_acl(line) or (handler is not None and handler(line)):
@@ -84,6 +88,8 @@ class FrontendReader:
                 self.work.leave(one, "cannot be expressed here")
         self._settle_binds()
         self._settle_moved()
+        if self.accepted is not None:  # whoever it accepts passes the rules behind it
+            self.closed.append(self.accepted[1])
         if self.refuses is not None:
             named = {pattern for route in self.routes for pattern in route["sni"]}
             if self.default is not None or named != {*self.admitted}:
@@ -235,6 +241,10 @@ class FrontendReader:
             found = Acl("helper", ())
         if len(words) == 2 and words[0] in ("req.ssl_hello_type", "req_ssl_hello_type") and words[1] == "1":
             found = Acl("hello", ())
+        if _LIMIT.fullmatch(f"reject if {{ {' '.join(words)} }}"):
+            found = Acl("limit", (" ".join(words),))
+        if found is not None and found.kind == "sni":
+            self._report_ends(line, words)
         before = self.acls.get(name)
         if name in self.acls and (found is None or before is None or before.kind != found.kind):
             found = None
@@ -247,6 +257,11 @@ class FrontendReader:
         ):
             self.work.leave(line, "names are the same in capitals here")
         self.acls[name] = found
+
+    def _report_ends(self, line: Line, words: tuple[str, ...]) -> None:
+        """`-m end example.org` takes badexample.org as well; here it is the name and what is below it."""
+        if ends_without_dot(words):
+            self.work.leave(line, "the name itself and all names below it here; any name that ends so there")
 
     def _use_backend(self, line: Line) -> bool:
         if self.final:
@@ -267,6 +282,7 @@ class FrontendReader:
         inline = [one for one in found if one.inline and "*" not in one.acl.patterns]
         if inline and "-i" not in line.words and "req.ssl_sni,lower" not in line.words:
             self.work.leave(line, "names are the same in capitals here")
+        self._report_ends(line, line.words[3:])
         sni = [pattern for one in found for pattern in one.acl.patterns]
         self.routes.append({"sni": list(dict.fromkeys(sni)), "of": line.words[1], "line": line})
         return True
@@ -294,11 +310,23 @@ class FrontendReader:
         if words[1:3] == ("track-sc0", "src") and self.tracked is None and self._exempts(words[3:]):
             self.tracked = line
             return True
+        if self.accepted is not None:
+            patterns, accept = self.accepted
+            if words != (accept.words[1], "reject") or "allow" in self.found:
+                return False
+            self.accepted, self.found["allow"] = None, patterns
+            self.rules.append(accept)
+            return True
+        if words[1:3] == ("accept", "if") and words[0] != "content" and not self.limits and self._accepts(line):
+            return True
         if words[1:2] != ("reject",) or len(words) < 4 or words[2] not in ("if", "unless"):
             return False
-        limit = _LIMIT.fullmatch(" ".join(words[1:]))
+        named_limit = self.acls.get(words[3]) if words[1:3] == ("reject", "if") and len(words) == 4 else None
+        text = f"reject if {{ {named_limit.patterns[0]} }}" if named_limit and named_limit.kind == "limit" else ""
+        limit = _LIMIT.fullmatch(text or " ".join(words[1:]))
         if limit and self.tracked and self.tracked.words[1] == words[0] and self._limit(limit):
             self.rules.append(line)
+            self.limits = True
             return True
         return self._access(line, words[2] == "if", words[3:])
 
@@ -318,6 +346,14 @@ class FrontendReader:
         if found is None or any(not one.positive or one.helped or one.acl.kind != "sni" for one in found):
             return False
         self.admitted += [pattern for one in found for pattern in one.acl.patterns]
+        return True
+
+    def _accepts(self, line: Line) -> bool:
+        """`accept if SOURCES`: with a bare reject right behind it, a list of who may come."""
+        found = terms(line.words[4:], self.acls)
+        if found is None or any(not one.positive or one.acl.kind != "src" for one in found):
+            return False
+        self.accepted = ([pattern for one in found for pattern in one.acl.patterns], line)
         return True
 
     def _exempts(self, condition: tuple[str, ...]) -> bool:

@@ -84,6 +84,17 @@ _OWN = {
 _OWN_OPTIONS = ("redispatch", "tcpka", "clitcpka", "srvtcpka")
 
 
+_HTTP_ONLY = re.compile(
+    r"(?:no )?option (?:forwardfor|originalto|httpclose|forceclose|http-\S+|abortonclose)\b"
+    r"|timeout (?:http-request|http-keep-alive)\b|cookie\b|http-reuse\b|errorfile\b|compression\b"
+)
+
+
+def http_only(line: Line) -> bool:
+    """Whether a line means something in mode http alone, and so nothing in what is imported (HAProxy's manual, 4.1)."""
+    return _HTTP_ONLY.match(" ".join(line.words)) is not None
+
+
 def own(line: Line) -> str | None:
     """What the agent writes by itself into every configuration: "" where that is what `line` says, else the difference.
 

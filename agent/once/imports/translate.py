@@ -124,7 +124,7 @@ class _Work:
                 or (words[:1] == ("option",) and words[1:2] and words[1] in CHECK_OPTIONS)
                 or timing.read(line, (*timing.DEFAULTS, "tunnel", "check")) is not None
             )
-            own = ledger.own(line)
+            own = "" if ledger.http_only(line) else ledger.own(line)
             if own is not None:
                 if own:
                     self.leave(line, own)
