@@ -560,6 +560,8 @@ def test_an_https_check_with_a_path_a_host_and_a_status(edge: Edge, tmp_path: Pa
         edge.live(one(port := free_port(), a, health=health))
         until(lambda: _server(edge, "a").check == "L7OK", "the check passes")
         assert set(asked) == {("/readyz", "api.example.org")}
+        edge.live(one(port, a, health={**health, "status": "200-299"}))
+        assert edge.apply(one(port, a, health={**health, "status": "205-299"})).returncode == 5
         done = edge.apply(one(port, a, health={**health, "host": "other.example.org"}))
         assert (done.returncode, done.stdout.split(":")[0]) == (5, "rolled_back"), done.stderr
         assert "no server of backend back does: a UP 2/3 L6RSP" in done.stderr  # the certificate of another name
