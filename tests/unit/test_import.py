@@ -944,3 +944,18 @@ def test_a_disabled_server_of_a_listen_closes_nothing():
     found = imported("listen l\n bind 192.0.2.1:25\n timeout client 500us\n server a 192.0.2.9:25 disabled\n")
     assert found.document["frontends"]["l"]["bind"] == ["192.0.2.1:25"]
     assert any("timeout client 500us" in one for one in left(found))
+
+
+def test_what_is_left_out_is_named_with_the_key_it_has_here(tmp_path: Path):
+    file = tmp_path / "haproxy.cfg"
+    file.write_text(
+        f"global\n maxconn 9000\n{FRONT} stick-table type ipv6 size 1m expire 30s store conn_rate(10s)\n"
+        " tcp-request connection track-sc0 src\n tcp-request connection reject if { sc0_conn_rate gt 9 }\n"
+        " unique-id-format\tx\n"
+    )
+    done = run(file)
+    assert "maxconn 9000: haproxy.maxconn in agent.toml" in done.stderr
+    assert "size 100k here" in done.stderr
+    assert "expire 10s here, the period of the rate" in done.stderr
+    assert "unique-id-format\tx: cannot be expressed here" in done.stderr
+    assert yaml.safe_load(done.stdout)["version"] == 1
