@@ -1,4 +1,7 @@
-"""HAProxy's small words: durations, addresses, and conditions as far as a desired state has words for them. Pure."""
+"""HAProxy's small words: durations, addresses, and conditions as far as a desired state has words for them.
+
+Pure, but for the files of patterns that `src -f` names.
+"""
 
 from __future__ import annotations
 
