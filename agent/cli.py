@@ -189,12 +189,13 @@ def apply(settings_file: Path | None, file: Path | None, *, force: bool) -> None
     data: bytes | None = None
     if file is not None:
         data = read(file, settings)
-        parsed = parse(data, file=label(file), max_bytes=settings.sync.max_bytes)
         signature = beside(file)
+        host.intake.verify(data, signature)
+        parsed = parse(data, file=label(file), max_bytes=settings.sync.max_bytes)
     host.store.prepare()
     with host.store.lock(waiting=lambda: click.echo("waiting for another change to finish", err=True)):
         if data is not None:
-            host.intake.admit(parsed, data, signature)
+            host.intake.admit(parsed)
             host.intake.put(data, signature)
         report = host.converge(force=force)
     end(lambda: _print_report(report), report.exit_code)
@@ -229,7 +230,6 @@ def _hex(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
     "--sign", "key", type=click.Path(path_type=Path, dir_okay=False), metavar="KEY", help="Sign it with this ssh key."
 )
 @click.option("--force", is_flag=True, help="Even if a frontend that serves now is left without a server that answers.")
-@click.option("--allow-empty", is_flag=True, help="Even if it has no frontend, and all service ends.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 @click.option("--digest", callback=_hex, default="", help="Its SHA-256: half of a document is not taken.")
 @click.option("--signature", default="", hidden=True)

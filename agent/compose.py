@@ -129,8 +129,8 @@ class Host:
             # A person who applies by hand is not made to wait; a file that never rests is.
             burst=settings.haproxy.max_draining if command == "run" else sys.maxsize,
             on_stage=on_stage or (self._progress if command == "run" else lambda _: None),
+            verify=self.intake.verify,
             admit=self.intake.admit,
-            signed=self.intake.signed,
         )
 
     @contextlib.contextmanager
@@ -231,8 +231,8 @@ class Host:
             self.store.write_progress(self._digest, stage)
 
     def propose(self, data: bytes) -> Proposal:
-        """What `data` would do here, as far as HAProxy takes it. Raises InvalidError, RefusedError."""
-        proposal = self.survey.propose(data)
+        """What `data` would do here, as far as HAProxy takes it. Raises InvalidError, RefusedError, PolicyError."""
+        proposal = self.survey.propose(data, admit=self.intake.admit)
         with tempfile.TemporaryDirectory(prefix="edgeagent-plan-") as folder:
             staged = Path(folder) / "haproxy.cfg"
             staged.write_bytes(proposal.config)

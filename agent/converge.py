@@ -46,8 +46,9 @@ class Story:
     """Turns desired bytes into a live HAProxy, or says why not.
 
     `verify_seconds`: how long a switch has to show that it did not hurt. `burst`: reloads that need not be paced.
-    `admit`: raises PolicyError for a valid document that is not taken; whether it is somebody's wish, not only what is
-    live anyway. `signed`: a document is a wish only where it is signed.
+    `verify`: raises PolicyError for bytes whose signature is not good, before they are parsed; returns whether the
+    document is a request, not only what is live anyway. `admit`: raises PolicyError for a valid document that policy
+    rejects.
     """
 
     survey: Survey
@@ -55,8 +56,8 @@ class Story:
     verify_seconds: float = 10.0
     burst: int = 1_000_000
     on_stage: Callable[[str], None] = field(default=lambda _: None)
-    admit: Callable[[Parsed, bytes], bool] = field(default=lambda _parsed, _data: True)
-    signed: bool = False
+    verify: Callable[[bytes], bool] = field(default=lambda _: True)
+    admit: Callable[[Parsed], None] = field(default=lambda _: None)
     _pace: Pace = field(init=False)
     _untended: set[int] = field(init=False, factory=set)  # generations that are not tended: the last try hurt
 
@@ -119,13 +120,15 @@ class Story:
         """The document that is wanted. One that is not taken is nobody's wish, so it lifts no hold."""
         if isinstance(data, InvalidError):
             raise data
+        requested = self.verify(data)
         try:
             parsed = self.survey.read(data)
         except InvalidError:
-            if not self.signed:
+            if requested:
                 self._lift_hold(told.digest)
             raise
-        if self.admit(parsed, data):
+        self.admit(parsed)
+        if requested:
             self._lift_hold(told.digest)
         return parsed
 
@@ -218,12 +221,18 @@ class Story:
             raise SwitchError(f"held: {hold.reason}", remedy="what is live stays so until the desired state changes")
 
     def _previous(self) -> int:
+        """The last generation before the live one that had another document, and at least one frontend."""
         *earlier, live = self.ports.store.generations() or (None,)
-        found = [one.number for one in earlier if one and live and one.config_digest != live.config_digest]
-        found = [one.number for one in earlier if one and live and one.digest != live.digest] or found
-        if not found:
-            raise UsageError("there is no earlier generation", remedy="`agent history` lists them")
-        return found[-1]
+        for generation in reversed(earlier):
+            if generation is None or live is None or generation.digest == live.digest:
+                continue
+            parsed = self.survey.document(generation.number)
+            if parsed is None or parsed.state.frontends:
+                return generation.number
+        raise UsageError(
+            "there is no earlier generation with a frontend",
+            remedy="`agent history` lists all of them; `agent rollback NUMBER` takes any",
+        )
 
     # --- what is live goes on, whatever happens
 

@@ -13,9 +13,11 @@ from attrs import frozen
 from agent.errors import InvalidError, PolicyError, UsageError, Violation
 from agent.host.store import Identity, Store, identity, write
 from agent.model import policy
-from agent.model.desired import Parsed
+from agent.model.desired import Parsed, digest_of
 from agent.settings import Settings
 
+STALE_REMEDY = "set a higher serial; `agent rollback` puts an earlier state back"
+EMPTY_REMEDY = "if this is intended, write `allow_empty: true` at the top level of the document"
 MOST_OF_A_SIGNATURE = 65_536  # bytes that are read; fewer are taken
 
 
@@ -70,30 +72,39 @@ class Intake:
         """Whether documents must be."""
         return bool(self.settings.sync.allowed_signers)
 
-    def admit(self, parsed: Parsed, data: bytes, signature: bytes | None = None) -> bool:
-        """Whether a document may become live: signed where that is asked for, and then newer than all before it.
+    def verify(self, data: bytes, signature: bytes | None = None) -> bool:
+        """Check the signature of a document, where documents are signed; before anything parses the document.
 
-        `signature` None: the one beside the desired file. Raises PolicyError. Returns whether it is somebody's wish:
-        what is live already needs no signature to go on, and then says nothing of who put it there.
+        `signature` None: the one beside the desired file. Raises PolicyError. Returns whether the document is a
+        request: what is live already needs no signature to stay live, and then nothing says who put it there.
         """
         if not self.signed:
             return True
         live = self.store.live()
-        if signature is None and live is not None and live.digest == parsed.digest:
+        if signature is None and live is not None and live.digest == digest_of(data):
             return False
         from agent.remote import signature as signatures  # only where documents are signed
 
         given = beside(self.file) if signature is None else signature
         signatures.check(data, given, Path(self.settings.sync.allowed_signers))
+        return True
+
+    def admit(self, parsed: Parsed) -> None:
+        """Check a valid document against what is live: its serial, and whether it would end all service.
+
+        One rule for every path in (the file, `apply`, `sync`, `plan`); a rollback goes without. Raises PolicyError.
+        """
+        live = self.store.live()
         # Not only what is live: a rollback must not open the door to all that was signed since.
-        highest = self.store.serial()
+        highest = self.store.serial() if self.signed else None
         for newest in (
             policy.Newest(digest=live.digest, serial=live.serial) if live else None,
             policy.Newest(digest=highest[1], serial=highest[0], how="was taken before") if highest else None,
         ):
             if stale := policy.stale(parsed, newest):
-                raise PolicyError(stale, remedy="take a higher serial, and sign that")
-        return True
+                raise PolicyError(stale, remedy=STALE_REMEDY)
+        if empty := policy.empty(parsed, live):
+            raise PolicyError(empty, remedy=EMPTY_REMEDY)
 
     def took(self, digest: str, serial: int | None) -> None:
         """A signed document has been live: nothing older is taken from now on, whatever a rollback puts back."""

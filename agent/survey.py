@@ -189,9 +189,11 @@ class Survey:
         required = proof.unproven(live, wanted, found) if self.probe is ProbeMode.REQUIRE else ()
         return (*proof.mismatches(found), *required)
 
-    def propose(self, data: bytes) -> Proposal:
-        """The plan for `data`, without a side effect. Raises InvalidError, RefusedError."""
-        parsed, committed, seen = self.read(data), self.committed(), self.seen()
+    def propose(self, data: bytes, *, admit: Callable[[Parsed], None] = lambda _: None) -> Proposal:
+        """The plan for `data`, without a side effect. Raises InvalidError, RefusedError, and what `admit` raises."""
+        parsed = self.read(data)
+        admit(parsed)
+        committed, seen = self.committed(), self.seen()
         change = self.change(parsed, data, committed, seen)
         step, number = plan_of(change), self.ports.store.next_number()
         config = change.wanted.config.stamped(digest=parsed.digest, generation=number)

@@ -16,6 +16,7 @@ from attrs import frozen
 from agent.compose import Host
 from agent.errors import AgentError, ExitCode, InvalidError, NoAnswerError, Outcome, PolicyError
 from agent.host.store import Identity, identity
+from agent.intake import STALE_REMEDY
 from agent.model import policy
 from agent.model.desired import Parsed, digest_of
 
@@ -37,7 +38,6 @@ class Wish:
     signature: bytes = b""
     if_live: str = ""
     force: bool = False
-    allow_empty: bool = False
 
 
 @frozen(kw_only=True)
@@ -88,6 +88,7 @@ class Handed:
 
 def hand_over(host: Host, wish: Wish, *, deadline: float) -> Handed:
     """Put the document in its place. Raises InvalidError, PolicyError, NoAnswerError; then nothing was touched."""
+    host.intake.verify(wish.data, wish.signature)
     parsed = host.survey.read(wish.data)
     host.store.prepare()
     while True:
@@ -111,13 +112,9 @@ def admit(host: Host, parsed: Parsed, wish: Wish) -> None:
     live = host.store.live()
     if wish.if_live and (moved := policy.moved_on(wish.if_live, live)):
         raise PolicyError(moved, remedy="somebody else was faster: look at what is live, and decide again")
-    newest = policy.Newest(digest=live.digest, serial=live.serial) if live else None
-    for other in (newest, _waiting(host)):
-        if stale := policy.stale(parsed, other):
-            raise PolicyError(stale, remedy="take a higher serial; `agent rollback` puts an earlier state back")
-    if not wish.allow_empty and (empty := policy.empty(parsed.state)):
-        raise PolicyError(empty, remedy="--allow-empty, if that is meant")
-    host.intake.admit(parsed, wish.data, wish.signature)
+    host.intake.admit(parsed)
+    if stale := policy.stale(parsed, _waiting(host)):
+        raise PolicyError(stale, remedy=STALE_REMEDY)
 
 
 def _waiting(host: Host) -> policy.Newest | None:

@@ -50,7 +50,6 @@ class Options:
     if_live: str
     key: Path | None
     force: bool
-    allow_empty: bool
     as_json: bool
     digest: str
     signature: str
@@ -79,7 +78,6 @@ def sync(settings: Settings, file: Path | None, options: Options) -> NoReturn:
         signature=signed,
         if_live=options.if_live,
         force=options.force,
-        allow_empty=options.allow_empty,
     )
     host = Host(settings, command="sync", file=path)
     deadline = time.monotonic() + options.timeout
@@ -121,9 +119,10 @@ def _signature(path: Path, data: bytes, options: Options) -> bytes:
 def _dry_run(settings: Settings, path: Path, data: bytes, signed: bytes, options: Options) -> NoReturn:
     """The plan of this host, by the rules of a sync: nothing is written."""
     host = Host(settings, command="plan", file=path)
-    wish = Wish(data=data, signature=signed, if_live=options.if_live, allow_empty=options.allow_empty)
+    wish = Wish(data=data, signature=signed, if_live=options.if_live)
     digest = hashlib.sha256(data).hexdigest()
     try:
+        host.intake.verify(data, signed)
         admit(host, host.survey.read(data), wish)
         proposal = host.propose(data)
     except AgentError as error:
@@ -219,7 +218,6 @@ def _words(options: Options) -> list[str]:
             ("--dry-run", options.dry_run),
             ("--no-wait", options.no_wait),
             ("--force", options.force),
-            ("--allow-empty", options.allow_empty),
         )
         if so
     ]

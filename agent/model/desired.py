@@ -113,7 +113,10 @@ class Backend:
 
 @frozen(kw_only=True, cache_hash=True)  # it is a key of what was rendered, and large
 class DesiredState:
-    """What shall be. Frontends and backends are sorted by name: the order of the file changes nothing."""
+    """What shall be. Frontends and backends are sorted by name: the order of the file changes nothing.
+
+    `allow_empty`: a document without a frontend may end all service.
+    """
 
     name: str
     serial: int | None
@@ -121,6 +124,7 @@ class DesiredState:
     timeouts: Timeouts
     frontends: tuple[Frontend, ...]
     backends: tuple[Backend, ...]
+    allow_empty: bool = False
 
 
 @frozen(kw_only=True)
@@ -187,6 +191,7 @@ def _unfold(written: schema.Written) -> DesiredState:
     return DesiredState(
         name=written.name,
         serial=written.serial,
+        allow_empty=written.allow_empty,
         maxconn=schema.DEFAULT_MAXCONN if written.defaults.maxconn is None else written.defaults.maxconn,
         timeouts=written.defaults.timeouts,
         frontends=tuple(_frontend(name, one) for name, one in sorted(written.frontends.items())),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from attrs import frozen
 
-from agent.model.desired import DesiredState, Parsed
+from agent.model.desired import Parsed
 from agent.model.generation import Generation
 
 SHORTEST_DIGEST = 12
@@ -26,9 +26,9 @@ def stale(parsed: Parsed, newest: Newest | None) -> str:
         return ""
     serial, how = parsed.state.serial, newest.how
     if serial is None:
-        return f"serial {newest.serial} {how}, and this document has none"
+        return f"this document has no serial, and serial {newest.serial} {how}"
     if serial < newest.serial:
-        return f"serial {newest.serial} {how}, and this one is lower: {serial}"
+        return f"serial {serial} is lower than serial {newest.serial}, which {how}"
     if serial == newest.serial:
         return f"serial {serial} {how} with other content (sha256 {newest.digest[:SHORTEST_DIGEST]})"
     return ""
@@ -43,6 +43,9 @@ def moved_on(expected: str, live: Generation | None) -> str:
     return ""
 
 
-def empty(state: DesiredState) -> str:
-    """A state without a frontend ends all service; a tool that found nothing makes just such a one."""
-    return "" if state.frontends else "it has no frontend: all service would end"
+def empty(parsed: Parsed, live: Generation | None) -> str:
+    """A document without a frontend ends all service; a tool that found nothing writes just such a document."""
+    state = parsed.state
+    if state.frontends or state.allow_empty or live is None or live.digest == parsed.digest:
+        return ""
+    return "the document has no frontend: all service would end"

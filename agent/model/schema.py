@@ -226,11 +226,12 @@ class Backend:
 
 @frozen(kw_only=True)
 class Written:
-    """The whole document."""
+    """The whole document. `allow_empty`: it may be without a frontend, and end all service."""
 
     version: Version
     name: Name = Name("")
     serial: Serial | None = None
+    allow_empty: bool = False
     defaults: Defaults = Defaults()
     nodes: dict[Name, dict[Name, Address]] = Factory(dict)
     frontends: dict[Name, Frontend] = Factory(dict)

@@ -402,8 +402,10 @@ def test_what_somebody_else_has_synced_is_put_right_by_whoever_leads_next(site: 
         with site.watched() as control:
             site.live(control, "mail")
             control.stop()
-        other = site.wall.edge.file({"version": 1, "serial": 2**40, "frontends": {}, "backends": {}})
-        assert site.wall.edge.agent("sync", other, "--allow-empty").returncode == 0
+        other = site.wall.edge.file(
+            {"version": 1, "serial": 2**40, "allow_empty": True, "frontends": {}, "backends": {}}
+        )
+        assert site.wall.edge.agent("sync", other).returncode == 0
         assert not reached(site.bind, port)
         with site.watched(name="again") as control:
             until(lambda: reached(site.bind, port), "it serves again")

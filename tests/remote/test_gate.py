@@ -23,8 +23,8 @@ LET_THROUGH = {
     "sync": ["sync", "-"],
     "agent sync": ["sync", "-"],
     "agent sync -": ["sync", "-"],
-    "agent sync - --json --no-wait --dry-run --force --allow-empty": [
-        "sync", "--json", "--no-wait", "--dry-run", "--force", "--allow-empty", "-",
+    "agent sync - --json --no-wait --dry-run --force": [
+        "sync", "--json", "--no-wait", "--dry-run", "--force", "-",
     ],
     "agent sync --timeout 30s --if-live=0123456789ab -": ["sync", "--timeout=30s", "--if-live=0123456789ab", "-"],
     "agent plan": ["plan", "-"],
@@ -131,7 +131,7 @@ def test_values_that_look_right_and_are_not_are_refused_as_well(one_edge: Edge):
 def test_the_environment_that_ssh_brings_changes_nothing(one_edge: Edge, tmp_path: Path):
     other = tmp_path / "other.toml"
     other.write_text(f'[paths]\nstate = "{tmp_path}/s"\nrun = "{tmp_path}/r"\ndesired = "{tmp_path}/d"\n')
-    done = call(one_edge, b"agent sync - --json --allow-empty", data=b"version: 1", EDGEAGENT_SETTINGS=str(other))
+    done = call(one_edge, b"agent sync - --json", data=b"version: 1", EDGEAGENT_SETTINGS=str(other))
     assert json.loads(done.stdout)["exit_code"] == 7  # no agent runs in this edge's folders
     assert one_edge.desired.read_bytes() == b"version: 1"
     assert not (tmp_path / "d").exists()

@@ -25,13 +25,13 @@ from agent.remote.push import _judge, target, worst
 
 def shared(backend: EchoServer, serial: int) -> dict[str, object]:
     """What two agents on one host can both have live: they cannot both bind one address."""
-    return state(backend.address, serial=serial) | {"frontends": {}}
+    return state(backend.address, serial=serial) | {"frontends": {}, "allow_empty": True}
 
 
 def test_a_pair_is_live_on_both(pair: tuple[Firewall, Firewall], cluster: Cluster, backend: EchoServer):
     a, b = pair
     file = cluster.file(shared(backend, 1))
-    done = cluster.agent("sync", file, "--to", a.to, "--to", b.to, "--allow-empty")
+    done = cluster.agent("sync", file, "--to", a.to, "--to", b.to)
     assert done.returncode == 0, done.stderr
     assert sorted(line.split()[1] for line in done.stdout.splitlines()) == sorted([f"{a.to}:", f"{b.to}:"])
     for one in pair:
@@ -55,11 +55,11 @@ def test_ordered_stops_at_the_first_that_is_not_live(
 ):
     a, b = pair
     file = cluster.file(shared(backend, 2))
-    done = cluster.agent("sync", file, "--to", a.to, "--to", b.to, "--ordered", "--allow-empty")
+    done = cluster.agent("sync", file, "--to", a.to, "--to", b.to, "--ordered")
     assert [line.split()[1] for line in done.stdout.splitlines()] == [f"{a.to}:", f"{b.to}:"]
     expected = file.read_bytes()
     old = cluster.file(shared(backend, 1))
-    done = cluster.agent("sync", old, "--to", a.to, "--to", b.to, "--ordered", "--allow-empty")
+    done = cluster.agent("sync", old, "--to", a.to, "--to", b.to, "--ordered")
     assert done.returncode == 9
     assert f"{b.to}: not tried: {a.to} is not live" in done.stdout
     assert b.edge.desired.read_bytes() == expected
@@ -112,7 +112,7 @@ def test_the_far_sides_report_comes_back_whole_with_its_exit_code(
     ids=["crlf", "bom", "1 MiB"],
 )
 def test_it_arrives_to_the_byte(one: Firewall, cluster: Cluster, data: bytes):
-    done = cluster.agent("sync", "-", "--to", one.to, "--allow-empty", data=data)
+    done = cluster.agent("sync", "-", "--to", one.to, data=data)
     assert done.returncode == 0, done.stdout + done.stderr
     assert one.edge.desired.read_bytes() == data
 
@@ -128,7 +128,8 @@ def test_options_reach_the_other_side(one: Firewall, cluster: Cluster, backend: 
     one.edge.wait("committed")
     empty = cluster.file({"version": 1, "serial": 2})
     assert cluster.agent("sync", empty, "--to", one.to).returncode == 9
-    assert cluster.agent("sync", empty, "--to", one.to, "--allow-empty").returncode == 0
+    meant = cluster.file({"version": 1, "serial": 2, "allow_empty": True})
+    assert cluster.agent("sync", meant, "--to", one.to).returncode == 0
 
 
 def test_what_is_invalid_here_is_sent_nowhere(cluster: Cluster):
@@ -245,7 +246,7 @@ def test_ordered_and_no_wait_contradict_each_other(cluster: Cluster):
 def failure(cluster: Cluster, to: str, *words: str) -> str:
     """What is said of a host that ssh does not get a word out of."""
     file = cluster.file({"version": 1})
-    done = cluster.agent("sync", file, "--to", to, "--allow-empty", *words)
+    done = cluster.agent("sync", file, "--to", to, *words)
     assert done.returncode == 8, done.stdout + done.stderr
     assert done.stderr.strip(), "a remedy"
     return done.stdout
@@ -300,7 +301,7 @@ def test_a_session_that_hangs_is_ended(
 
 def test_who_reads_no_more_ends_no_session(cluster: Cluster, client: Client):
     fake(client, f"case \"$*\" in *late*) sleep 1; touch {client.folder}/done;; esac; echo '{json.dumps(ANSWER)}'")
-    words = [sys.executable, "-m", "agent", "sync", cluster.file({"version": 1}), "--allow-empty"]
+    words = [sys.executable, "-m", "agent", "sync", cluster.file({"version": 1})]
     with subprocess.Popen(
         [*words, "--to", "a@early", "--to", "a@late"],
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=client.environment,

@@ -143,7 +143,7 @@ def test_sync_takes_what_is_signed_and_nothing_else(strict: Edge, key: Path, str
     second.write_bytes(second.read_bytes()[:-1])
     assert strict.agent("sync", second).returncode == 0
     replayed = strict.agent("sync", first, "--sign", key)
-    assert (replayed.returncode, "serial 2 is live, and this one is lower: 1" in replayed.stderr) == (9, True)
+    assert (replayed.returncode, "serial 1 is lower than serial 2, which is live" in replayed.stderr) == (9, True)
 
 
 def test_apply_and_the_file_changing_under_it(strict: Edge, key: Path, stranger: Path, backend: EchoServer):
@@ -167,7 +167,7 @@ def test_apply_and_the_file_changing_under_it(strict: Edge, key: Path, stranger:
     assert strict.status()["live"]["digest"] == digest_of(first.read_bytes())
     beside.write_bytes(signature.sign(second, key))  # it was only the signature that was missing
     strict.wait("committed", digest_of(second))
-    refused(first.read_bytes(), first_signature, "serial 2 is live, and this one is lower: 1")
+    refused(first.read_bytes(), first_signature, "serial 1 is lower than serial 2, which is live")
     assert strict.status()["live"]["digest"] == digest_of(second)
 
 
@@ -178,7 +178,7 @@ def test_a_rollback_opens_no_door_to_what_was_signed_before(strict: Edge, key: P
         assert strict.agent("sync", files[number], "--sign", key).returncode == 0
     assert strict.agent("rollback", "1").returncode == 0
     done = strict.agent("sync", files[3], "--sign", key)
-    assert (done.returncode, "serial 5 was taken before, and this one is lower: 3" in done.stderr) == (9, True)
+    assert (done.returncode, "serial 3 is lower than serial 5, which was taken before" in done.stderr) == (9, True)
     done = strict.agent("sync", files[5], "--sign", key)
     assert (done.returncode, "put back by hand" in done.stderr) == (5, True)  # it is held still
     done = strict.agent("sync", files[1])  # what is live, but nobody has signed it: it must not end the hold

@@ -55,7 +55,7 @@ def test_a_document_is_live_when_sync_returns(served: Edge, backend: EchoServer)
     ids=["crlf", "bom", "no last newline", "1 MiB", "umlauts"],
 )
 def test_it_arrives_to_the_byte(served: Edge, data: bytes):
-    code, answer = sync(served, data, "--allow-empty")
+    code, answer = sync(served, data)
     assert (code, answer["digest"]) == (0, digest_of(data))
     assert served.desired.read_bytes() == data
 
@@ -74,9 +74,9 @@ def test_what_is_invalid_touches_nothing(served: Edge, backend: EchoServer):
 @pytest.mark.parametrize(
     ("serial", "words"),
     [
-        (41, "serial 42 is live, and this one is lower: 41"),
+        (41, "serial 41 is lower than serial 42, which is live"),
         (42, "serial 42 is live with other content"),
-        (None, "has none"),
+        (None, "has no serial"),
     ],
 )
 def test_a_serial_only_grows(served: Edge, backend: EchoServer, serial: int | None, words: str):
@@ -105,8 +105,8 @@ def test_an_empty_state_must_be_meant(served: Edge, backend: EchoServer):
     sync(served, state(backend.address, port))
     code, answer = sync(served, {"version": 1, "serial": 2})
     assert (code, first_line(port)[:1]) == (9, "a")
-    assert answer["remedy"] == "--allow-empty, if that is meant"
-    assert sync(served, {"version": 1, "serial": 2}, "--allow-empty")[0] == 0
+    assert answer["remedy"] == "if this is intended, write `allow_empty: true` at the top level of the document"
+    assert sync(served, {"version": 1, "serial": 2, "allow_empty": True})[0] == 0
 
 
 def test_a_dry_run_is_the_plan_and_touches_nothing(served: Edge, backend: EchoServer):
