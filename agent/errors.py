@@ -11,6 +11,9 @@ import json
 import re
 from dataclasses import dataclass
 
+MOST_VIOLATIONS = 100
+"""So many violations of one document are gathered and listed: a junk file can have one for each of its bytes."""
+
 Path = tuple[str | int, ...]
 """Where a value stands in a document: ("frontends", "smtp", "bind", 0)."""
 
@@ -66,11 +69,16 @@ def dotted(path: Path) -> str:
         if isinstance(step, int):
             text += f"[{step}]"
         else:
-            word = step if _PLAIN_KEY.fullmatch(step) else json.dumps(step)
+            word = (
+                step
+                if _PLAIN_KEY.fullmatch(step)
+                else json.dumps(step if len(step) <= _LONGEST_KEY else step[:_LONGEST_KEY] + "...")
+            )
             text += f".{word}" if text else word
     return text
 
 
+_LONGEST_KEY = 64  # characters of it that are shown
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
 
 
@@ -124,15 +132,25 @@ class UsageError(AgentError):
 
 
 class InvalidError(AgentError):
-    """Input that cannot become a configuration: every violation at once, each with its place."""
+    """Input that cannot become a configuration: every violation at once, each with its place.
+
+    At most MOST_VIOLATIONS are listed; `more`: how many there are beyond those, at least.
+    """
 
     exit_code = ExitCode.INVALID
     outcome = Outcome.INVALID
 
-    def __init__(self, file: str, violations: tuple[Violation, ...]) -> None:
-        super().__init__("\n".join(violation.text(file) for violation in violations))
+    def __init__(self, file: str, violations: tuple[Violation, ...], *, more: int = 0) -> None:
         self.file = file
-        self.violations = violations
+        self.violations = violations[:MOST_VIOLATIONS]
+        self.more = more + len(violations) - len(self.violations)
+        rest = [f"{file}: and at least {self.more:,} more"] if self.more else []
+        super().__init__("\n".join([*(violation.text(file) for violation in self.violations), *rest]))
+
+    @property
+    def total(self) -> int:
+        """How many violations there are, at least."""
+        return len(self.violations) + self.more
 
 
 class RefusedError(AgentError):

@@ -78,11 +78,11 @@ class Survey:
 
     def read(self, data: bytes) -> Parsed:
         """A document that somebody wants. Raises InvalidError."""
-        return _parsed(data, str(self.file), self.max_bytes, self.limits)
+        return _verdict(data, str(self.file), self.max_bytes, self.limits)
 
     def reread(self, data: bytes) -> Parsed:
         """A document that was taken once, whatever the limit is today. Raises InvalidError."""
-        return _parsed(data, str(self.file), max(self.max_bytes, len(data)), self.limits)
+        return _verdict(data, str(self.file), max(self.max_bytes, len(data)), self.limits)
 
     def document(self, number: int) -> Parsed | None:
         """The document of a generation, None where this version of the agent cannot read it."""
@@ -238,10 +238,21 @@ def _held(committed: Committed | None, seen: Observation | None) -> Callable[[En
     return bound.__contains__
 
 
+def _verdict(data: bytes, file: str, max_bytes: int, limits: Limits) -> Parsed:
+    """Raises InvalidError."""
+    parsed = _parsed(data, file, max_bytes, limits)
+    if isinstance(parsed, InvalidError):
+        raise InvalidError(parsed.file, parsed.violations, more=parsed.more)
+    return parsed
+
+
 @functools.lru_cache(maxsize=4)
-def _parsed(data: bytes, file: str, max_bytes: int, limits: Limits) -> Parsed:
-    """Kept, because a resync looks at the same bytes again and again."""
-    return parse(data, file=file, max_bytes=max_bytes, limits=limits)
+def _parsed(data: bytes, file: str, max_bytes: int, limits: Limits) -> Parsed | InvalidError:
+    """Kept, because a resync looks at the same bytes again and again, valid or not."""
+    try:
+        return parse(data, file=file, max_bytes=max_bytes, limits=limits)
+    except InvalidError as error:
+        return error.with_traceback(None)
 
 
 @functools.lru_cache(maxsize=4)

@@ -96,4 +96,5 @@ class Told:
             code=error.exit_code,
             remedy=error.remedy,
             violations=error.violations if isinstance(error, InvalidError) else (),
+            violations_total=error.total if isinstance(error, InvalidError) else 0,
         )

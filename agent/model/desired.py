@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterable
 
 from attrs import field, frozen
 
-from agent.errors import Finding, InvalidError, Violation, dotted
+from agent.errors import MOST_VIOLATIONS, Finding, InvalidError, Violation, dotted
 from agent.model import document, rules, schema, structure
 from agent.model.document import Document
 from agent.model.schema import (
@@ -155,17 +156,19 @@ def parse(data: bytes, *, file: str, max_bytes: int = DEFAULT_MAX_BYTES, limits:
     Raises InvalidError with every violation, in the order of the document; never anything else.
     """
     found = document.read(data, file=file, max_bytes=max_bytes)
-    if excess := tuple(rules.too_much(found.value)):
+    if excess := tuple(itertools.islice(rules.too_much(found.value), MOST_VIOLATIONS)):
         raise InvalidError(file, _placed(found, excess))
     if isinstance(found.value, dict) and "version" in found.value and found.value["version"] != 1:
         built = structure.structure(schema.CONVERTER, {"version": found.value["version"]}, schema.Written)
     else:
         built = structure.structure(schema.CONVERTER, found.value, schema.Written)
     broken = [Violation(fault.path, fault.message, found.line(fault.path)) for fault in built.faults]
-    broken += _placed(found, (_at(built, remark) for remark in rules.violations(built)))
+    remarks_on_rules = itertools.islice(rules.violations(built), MOST_VIOLATIONS + 1)  # one more: there are others
+    broken += _placed(found, (_at(built, remark) for remark in remarks_on_rules))
     broken += found.violations
     if broken or built.value is None:
-        raise InvalidError(file, tuple(sorted(dict.fromkeys(broken), key=_order)))
+        listed = tuple(sorted(dict.fromkeys(broken), key=_order))
+        raise InvalidError(file, listed, more=built.more + found.more)
     remarks = rules.advice(built.value, process_maxconn=limits.process_maxconn, file_limit=limits.file_limit)
     findings = tuple(
         Finding(dotted(remark.path), remark.message, remark.remedy, found.line(remark.path) if remark.path else None)

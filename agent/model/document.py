@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterator
 import yaml
 from attrs import field, frozen, mutable
 
-from agent.errors import InvalidError, Path, Violation
+from agent.errors import MOST_VIOLATIONS, InvalidError, Path, Violation
+from agent.model import yamlerrors
 
 MAX_DEPTH = 32
-MAX_NODES = 2_000_000
+MAX_NODES = 500_000  # values, aliases unfolded: more than the largest state (`rules`) has
 MAX_DIGITS = 18
 
 _YAML_LOADER: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -35,10 +36,14 @@ _JSON_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s{}\[\],:"]+')
 
 @frozen
 class Document:
-    """A document as written: plain values (dict, list, str, int, float, bool, None) and where each stands."""
+    """A document as written: plain values (dict, list, str, int, float, bool, None) and where each stands.
+
+    `more`: violations beyond MOST_VIOLATIONS, which are only counted.
+    """
 
     value: object
     violations: tuple[Violation, ...]
+    more: int
     _lines: Callable[[], dict[Path, int]] = field(eq=False, repr=False)
 
     def line(self, path: Path) -> int | None:
@@ -121,7 +126,8 @@ def _read_json(text: str) -> Document:
             known.append(_json_lines(text)[0])
         return known[0]
 
-    return Document(value, _json_lines(text)[1] if duplicated else (), lines)
+    duplicates = _json_lines(text)[1] if duplicated else ()
+    return Document(value, duplicates[:MOST_VIOLATIONS], max(len(duplicates) - MOST_VIOLATIONS, 0), lines)
 
 
 def _json_int(digits: str) -> int:
@@ -171,7 +177,7 @@ def _json_lines(text: str) -> tuple[dict[Path, int], tuple[Violation, ...]]:
             key = json.loads(word, strict=False)
             path = (*container, key)
             if keys is not None and key in keys:
-                violations.append(Violation(path, f"the key {key!a} stands here twice", line))
+                violations.append(Violation(path, f"duplicate key (first on line {lines[path]})", line))
             elif keys is not None:
                 keys.add(key)
             lines.setdefault(path, line)
@@ -196,10 +202,8 @@ def _read_yaml(text: str, file: str) -> Document:
         for event in _events(text):
             builder.take(event)
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        problem = " ".join(part for part in (error.context, error.problem) if part)
-        last = text.count("\n") + (not text.endswith("\n"))  # libyaml marks the end one line too far
-        raise _refusal(file, f"not YAML: {problem}", min(mark.line + 1, last) if mark else None) from None
+        sentence, at = yamlerrors.describe(error, text)
+        raise _refusal(file, f"not YAML: {sentence}", at) from None
     except yaml.reader.ReaderError as error:
         at = text.count("\n", 0, error.position) + 1 if isinstance(error.position, int) else None
         raise _refusal(file, "not YAML: a character that no text file holds", at) from None
@@ -210,7 +214,7 @@ def _read_yaml(text: str, file: str) -> Document:
     if builder.root is None:
         raise _refusal(file, "the document is empty; an empty state is written as `version: 1`")
     lines = builder.lines
-    return Document(builder.root.value, tuple(builder.violations), lambda: lines)
+    return Document(builder.root.value, tuple(builder.violations), builder.more, lambda: lines)
 
 
 def _events(text: str) -> Iterator[yaml.Event]:
@@ -249,6 +253,7 @@ class _Builder:
         self.root: _Built | None = None
         self.lines: dict[Path, int] = {}
         self.violations: list[Violation] = []
+        self.more = 0  # violations that are only counted
         self._stack: list[_Frame] = []
         self._anchors: dict[str, _Built] = {}
         self._total = 0
@@ -266,7 +271,7 @@ class _Builder:
             self._open(event)
         elif isinstance(event, (yaml.MappingEndEvent, yaml.SequenceEndEvent)):
             frame = self._stack.pop()
-            self._finish(_Built(frame.value, frame.nodes), frame.anchor)
+            self._finish(_Built(frame.value, frame.nodes), frame.anchor, event)
         elif isinstance(event, yaml.AliasEvent):
             self._alias(event)
 
@@ -286,7 +291,7 @@ class _Builder:
             self._key(value, event)
             return
         self.lines.setdefault(self._path(), _line(event))
-        self._finish(_Built(value, 1), event.anchor)
+        self._finish(_Built(value, 1), event.anchor, event)
 
     def _key(self, value: object, event: yaml.ScalarEvent) -> None:
         frame = self._stack[-1]
@@ -297,9 +302,9 @@ class _Builder:
         if key == "<<" and event.implicit[0]:
             self._violate(path, "merge keys are not read: write the keys out", event)
         elif not isinstance(value, str):
-            self._violate(path, f"a key must be text: write {json.dumps(key)} in quotes", event)
+            self._violate(path, f"a key must be text: write {json.dumps(key[:64])} in quotes", event)
         elif key in frame.value:
-            self._violate(path, f"the key {key!a} stands here twice", event)
+            self._violate(path, f"duplicate key (first on line {self.lines[path]})", event)
         else:
             frame.skip = False
             self.lines[path] = _line(event)
@@ -307,10 +312,10 @@ class _Builder:
     def _alias(self, event: yaml.AliasEvent) -> None:
         built = self._anchors.get(event.anchor or "")
         if built is None or self._wants_key():
-            raise _JunkError(f"the alias {event.anchor!a} cannot stand here", _line(event))
-        self._finish(built, None)
+            raise _JunkError(f"the alias {(event.anchor or '')[:64]!a} cannot stand here", _line(event))
+        self._finish(built, None, event)
 
-    def _finish(self, built: _Built, anchor: str | None) -> None:
+    def _finish(self, built: _Built, anchor: str | None, event: yaml.Event) -> None:
         if anchor is not None:
             self._anchors[anchor] = built
         if not self._stack:
@@ -319,7 +324,7 @@ class _Builder:
         frame = self._stack[-1]
         frame.nodes += built.nodes
         if frame.nodes > MAX_NODES:
-            raise _JunkError(f"aliases that unfold to more than {MAX_NODES:,} values")
+            raise _JunkError(f"more than {MAX_NODES:,} values, aliases unfolded", _line(event))
         if isinstance(frame.value, list):
             frame.value.append(built.value)
             return
@@ -343,10 +348,13 @@ class _Builder:
     def _refuse_tag(self, event: yaml.ScalarEvent | yaml.CollectionStartEvent) -> None:
         if event.tag is not None:
             path = self._stack[-1].path if self._wants_key() else self._path()
-            self._violate(path, f"YAML tags are not read: remove {event.tag!a}", event)
+            self._violate(path, f"YAML tags are not read: remove {event.tag[:64]!a}", event)
 
     def _violate(self, path: Path, message: str, event: yaml.Event) -> None:
-        self.violations.append(Violation(path, message, _line(event)))
+        if len(self.violations) < MOST_VIOLATIONS:
+            self.violations.append(Violation(path, message, _line(event)))
+        else:
+            self.more += 1
 
 
 def _line(event: yaml.Event) -> int:

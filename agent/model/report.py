@@ -18,7 +18,8 @@ class Report:
     `generation`: what is live now. `plan`: "unchanged", "runtime" or "reload", None where it did not come to a plan.
     `drift`: what was not as this agent had left it, and was corrected, by kind. `handshakes`: what the servers that
     are new in the document were found to be.
-    `violations` stand in `file`. `timings`: seconds by stage, in order. `at`: seconds since the epoch.
+    `violations` stand in `file`; of more than a hundred only the first are listed, and
+    `violations_total` counts all. `timings`: seconds by stage, in order. `at`: seconds since the epoch.
     """
 
     outcome: Outcome
@@ -34,6 +35,7 @@ class Report:
     handshakes: tuple[Handshake, ...] = ()
     findings: tuple[Finding, ...] = ()
     violations: tuple[Violation, ...] = ()
+    violations_total: int = 0
     message: str = ""
     remedy: str = ""
     code: ExitCode | None = None

@@ -35,6 +35,10 @@ MAX_NETWORKS = 10_000  # per list
 MAX_NODES = 1_000  # per group
 MAX_SERVERS = 1_000  # per backend, groups unfolded
 MAX_ALL_SERVERS = 100_000
+MAX_ALL_BINDS = 20_000
+MAX_ALL_NAMES = 100_000  # of routes
+MAX_ALL_NETWORKS = 100_000
+_NETWORKS = (("allow",), ("deny",), ("accept_proxy",), ("rate_limit", "exempt"))
 
 GREETING_APPLICATIONS = frozenset({Application.SMTP, Application.IMAP, Application.POP3})
 HEALTH_KEYS: Mapping[HealthType, frozenset[str]] = {
@@ -70,8 +74,31 @@ def too_much(tree: object) -> Iterator[Remark]:
     for name in _keys(tree, "frontends"):
         yield from _limit(tree, ("frontends", name, "bind"), MAX_BINDS, "addresses of one frontend")
         yield from _limit(tree, ("frontends", name, "routes"), MAX_ROUTES, "routes of one frontend")
-        for key in (("allow",), ("deny",), ("accept_proxy",), ("rate_limit", "exempt")):
+        for key in _NETWORKS:
             yield from _limit(tree, ("frontends", name, *key), MAX_NETWORKS, "networks in one list")
+    yield from _totals(tree)
+
+
+def _totals(tree: Mapping[str, object]) -> Iterator[Remark]:
+    """What all frontends and all backends have together: an alias makes many of one in a few bytes."""
+    frontends = [("frontends", name) for name in _keys(tree, "frontends")]
+    binds = sum(_size(tree, (*at, "bind")) for at in frontends)
+    networks = sum(_size(tree, (*at, *key)) for at in frontends for key in _NETWORKS)
+    routes = ((*at, "routes", index) for at in frontends for index in range(_size(tree, (*at, "routes"))))
+    names = sum(1 + _size(tree, (*at, "sni")) for at in routes)
+    groups = {name: _size(tree, ("nodes", name)) for name in _keys(tree, "nodes")}
+    servers = 0
+    for name in _keys(tree, "backends"):
+        group = _at(tree, ("backends", name, "nodes"))
+        servers += _size(tree, ("backends", name, "servers")) + (groups.get(group, 0) if isinstance(group, str) else 0)
+    for count, most, section, what in (
+        (binds, MAX_ALL_BINDS, "frontends", "addresses in all"),
+        (networks, MAX_ALL_NETWORKS, "frontends", "networks in all"),
+        (names, MAX_ALL_NAMES, "frontends", "routes and their names in all"),
+        (servers, MAX_ALL_SERVERS, "backends", "servers in all, groups unfolded"),
+    ):
+        if count > most:
+            yield Remark((section,), f"{count:,} {what}; at most {most:,} are taken")
 
 
 def _keys(tree: Mapping[str, object], key: str) -> Iterable[str]:
@@ -80,10 +107,25 @@ def _keys(tree: Mapping[str, object], key: str) -> Iterable[str]:
 
 
 def _limit(tree: object, path: Path, most: int, what: str) -> Iterator[Remark]:
+    if (size := _size(tree, path)) > most:
+        yield Remark(path, f"{size:,} {what}; at most {most:,} are taken")
+
+
+def _size(tree: object, path: Path) -> int:
+    """How many items the list or mapping at `path` has; 0 for anything else."""
+    value = _at(tree, path)
+    return len(value) if isinstance(value, (dict, list)) else 0
+
+
+def _at(tree: object, path: Path) -> object:
     for step in path:
-        tree = tree.get(step) if isinstance(tree, dict) else None
-    if isinstance(tree, (dict, list)) and len(tree) > most:
-        yield Remark(path, f"{len(tree):,} {what}; at most {most:,} are taken")
+        if isinstance(tree, dict):
+            tree = tree.get(step)
+        elif isinstance(tree, list) and isinstance(step, int):
+            tree = tree[step]
+        else:
+            return None
+    return tree
 
 
 def violations(built: Structured[Written]) -> Iterator[Remark]:
@@ -94,12 +136,8 @@ def violations(built: Structured[Written]) -> Iterator[Remark]:
     yield from _addresses(written)
     for name, frontend in written.frontends.items():
         yield from _frontend(built, written, ("frontends", name), frontend)
-    total = 0
     for name, backend in written.backends.items():
         yield from _backend(built, written, ("backends", name), backend)
-        total += len(backend.servers) + len(written.nodes.get(backend.nodes, ()) if backend.nodes else ())
-    if total > MAX_ALL_SERVERS:
-        yield Remark(("backends",), f"{total:,} servers in all, groups unfolded; at most {MAX_ALL_SERVERS:,} are taken")
 
 
 def _addresses(written: Written) -> Iterator[Remark]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import enum
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -16,7 +17,7 @@ from functools import partial
 from typing import Any, Generic, TypeVar, get_args, get_origin
 
 import attrs
-from attrs import frozen
+from attrs import field, frozen
 from cattrs import (
     BaseValidationError,
     ClassValidationError,
@@ -27,11 +28,12 @@ from cattrs import (
 )
 from cattrs.gen import make_dict_structure_fn
 
-from agent.errors import Path
+from agent.errors import MOST_VIOLATIONS, Path
 
 T = TypeVar("T")
 
 _MANY = 100
+_LONGEST_WORD = 100  # characters of a word that a similar one is looked for; the search takes the square of it
 
 Hook = Callable[[object], object]
 """A scalar's hook: takes the plain value, returns the typed one, raises ValueError saying what was expected."""
@@ -50,12 +52,21 @@ class Fault:
 
 @frozen
 class Structured(Generic[T]):
-    """What became of a tree: the value (None: nothing could be built), every fault, and what was cut out."""
+    """What became of a tree: the value (None: nothing could be built), every fault, and what was cut out.
+
+    `more`: faults beyond MOST_VIOLATIONS, which are only counted; nothing is built then.
+    """
 
     value: T | None
     faults: tuple[Fault, ...]
     cut: frozenset[Path]
     kept: dict[Path, list[int]]
+    more: int = 0
+    _around_cuts: frozenset[Path] = field(init=False)
+
+    @_around_cuts.default
+    def _index(self) -> frozenset[Path]:
+        return frozenset(path[:length] for path in self.cut for length in range(len(path)))
 
     def at(self, path: Path) -> Path:
         """A path in `value` as the path it has in the document."""
@@ -63,13 +74,14 @@ class Structured(Generic[T]):
 
     def whole(self, path: Path) -> bool:
         """Whether nothing at, above or below `path` was cut out."""
-        return not any(gone[: len(path)] == path or path[: len(gone)] == gone for gone in self.cut)
+        return path not in self._around_cuts and not any(path[:length] in self.cut for length in range(len(path) + 1))
 
 
 def structure(converter: Converter, tree: object, into: type[T]) -> Structured[T]:
     """Structure `tree`; where parts do not fit, name each fault, cut those parts out and build the rest.
 
-    The rest is what lets cross checks (an unknown backend, an address bound twice) run in the same pass, so that
+    The rest (not looked at where there are more than MOST_VIOLATIONS) is what lets
+    cross checks (an unknown backend, an address bound twice) run in the same pass, so that
     one run names every mistake. Faults are those of the whole tree; what only comes of the cutting is not told.
     """
     gone: set[Path] = set()
@@ -80,6 +92,9 @@ def structure(converter: Converter, tree: object, into: type[T]) -> Structured[T
         try:
             value = converter.structure(_without(tree, gone, (), kept), into)
         except (BaseValidationError, ValueError) as error:
+            if attempt == 0 and (total := _count(error)) > MOST_VIOLATIONS:
+                listed = tuple(itertools.islice(_faults(error, ()), MOST_VIOLATIONS))
+                return Structured(None, listed, frozenset({()}), {}, total - len(listed))
             found = tuple(_faults(error, ()))
             if attempt == 0:
                 faults = found
@@ -141,9 +156,18 @@ def _faults(error: BaseException, path: Path) -> Iterable[Fault]:
         yield Fault(path, str(error), path)
 
 
+def _count(error: BaseException) -> int:
+    """How many faults there are in cattrs' tree of exceptions, and among those that were not kept."""
+    if isinstance(error, ForbiddenExtraKeysError):
+        return len(error.extra_fields)
+    if isinstance(error, BaseValidationError):
+        return sum(_count(inner) for inner in error.exceptions) + getattr(error, "dropped", 0)
+    return 1
+
+
 def near(word: str, known: Iterable[str]) -> str:
     """` (did you mean "backend"?)`, or the known words, or nothing where they are too many to list."""
-    words = sorted(known)
+    words = sorted(known) if len(word) <= _LONGEST_WORD else []
     if len(words) > _MANY:  # difflib looks at every pair of letters; of many words only likely ones are worth it
         words = [one for one in words if one[:1] == word[:1] and abs(len(one) - len(word)) <= 2][:_MANY]
     if close := difflib.get_close_matches(word, words, n=1, cutoff=0.6):
@@ -294,7 +318,8 @@ def _enum(value: object, kind: type[enum.StrEnum]) -> enum.StrEnum:
     members = {member.value: member for member in kind}
     if isinstance(value, str) and value in members:
         return members[value]
-    close = difflib.get_close_matches(value, members, n=1, cutoff=0.6) if isinstance(value, str) else []
+    short = isinstance(value, str) and len(value) <= _LONGEST_WORD
+    close = difflib.get_close_matches(str(value), members, n=1, cutoff=0.6) if short else []
     hint = f'; did you mean "{close[0]}"?' if close else ""
     raise ValueError(f"expected one of {', '.join(members)}, got {shown(value)}{hint}")
 
@@ -317,15 +342,25 @@ def _items(
     hook = made.get_structure_hook(item)
     built: list[tuple[Any, Any]] = []
     errors: list[Exception] = []
+    dropped = 0
     for index, value in pairs:
         try:
             built.append((index, hook(value, item)))
         except (ValueError, BaseValidationError) as error:
+            if len(errors) >= MOST_VIOLATIONS:  # counted, not kept: an exception takes a kilobyte
+                dropped += _count(error)
+                continue
             error.add_note(IterableValidationNote(name, index, item))
             errors.append(error)
     if errors:
-        raise IterableValidationError(name, errors, kind)
+        raise _grouped(name, errors, kind, dropped)
     return built
+
+
+def _grouped(name: str, errors: list[Exception], kind: Any, dropped: int) -> IterableValidationError:
+    group = IterableValidationError(name, errors, kind)
+    group.dropped = dropped  # type: ignore[attr-defined]  # ours; see _count
+    return group
 
 
 def _tuple(kind: Any, made: Converter) -> Callable[[object, Any], object]:
@@ -347,14 +382,18 @@ def _dict(kind: Any, made: Converter) -> Callable[[object, Any], object]:
             raise expected("a mapping", value)
         key_hook = made.get_structure_hook(key_type)
         errors: list[Exception] = []
+        dropped = 0
         for key in value:
             try:
                 key_hook(key, key_type)
             except ValueError as error:
+                if len(errors) >= MOST_VIOLATIONS:
+                    dropped += 1
+                    continue
                 error.add_note(IterableValidationNote("mapping", key, key_type))
                 errors.append(error)
         if errors:
-            raise IterableValidationError("mapping", errors, dict)
+            raise _grouped("mapping", errors, dict, dropped)
         return dict(_items(made, dict, item, value.items(), "mapping"))
 
     return hook

@@ -95,7 +95,7 @@ def document(
         "remedy": report.remedy if report else "",
         "held": None if held is None else {"digest": held.digest, "reason": held.reason, "since": when(held.since)},
         "violations": [_violation(report, one) for one in report.violations[:_MOST]] if report else [],
-        "violations_total": len(report.violations) if report else 0,
+        "violations_total": report.violations_total if report else 0,
         "findings": [_finding(one) for one in (report.findings if report else ())[:_MOST]]
         + [_finding(one) for one in canary.findings(arrivals)[:_MOST]],
         "frontends": [_frontend(one, pools, index, aside) | _canary(one, arrivals) for one in state.frontends]

@@ -36,7 +36,7 @@ def test_five_separate_mistakes_are_named_at_once_with_their_lines():
     with pytest.raises(InvalidError) as caught:
         parse(FIVE_MISTAKES.encode(), file="desired.yaml")
     assert str(caught.value).splitlines() == [
-        "desired.yaml:3: nodes.workers.node1: the key 'node1' stands here twice",
+        "desired.yaml:3: nodes.workers.node1: duplicate key (first on line 3)",
         (
             "desired.yaml:6: frontends.smtp.bind[1]: 0.0.0.0:25 overlaps 192.0.2.1:25, which is bound already, "
             "by frontends.smtp.bind[0]"

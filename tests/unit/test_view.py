@@ -73,7 +73,8 @@ def test_the_document_has_all_of_the_contract_and_is_json():
         file="d.yaml",
         digest="cd" * 32,
         message="m",
-        violations=tuple(Violation(("a", 0), "bad", 4) for _ in range(150)),
+        violations=tuple(Violation(("a", 0), "bad", 4) for _ in range(100)),
+        violations_total=150,
         findings=(Finding("x", "odd", "mend"),),
         timings=(("load", 0.5),),
     )
