@@ -292,6 +292,8 @@ def _sources(frontend: Frontend, process: Process) -> Iterator[str]:
 
     HAProxy converts addresses between the families when it matches (`::/0` takes every IPv4 client, an IPv4 network
     takes its 6to4 twin), so where a client of the other family can come, the family is tested as well (M: all three).
+    An outer proxy may name an IPv4 client as `::ffff:a.b.c.d`: that is IPv4 to every rule, and `::ffff:0:0/96` takes
+    both forms (HAProxy's pattern.c, pat_match_ip; M).
 
     Behind an outer proxy the client is known only after its header: `session` rules run then, `connection` rules
     before (HAProxy's manual, tcp-request session). Where only some proxies send one, the first rule tests who connects.
@@ -303,7 +305,7 @@ def _sources(frontend: Frontend, process: Process) -> Iterator[str]:
     exempt = frontend.rate_limit.exempt if frontend.rate_limit is not None else ()
     tested = (frontend.allow, frontend.deny, exempt)
     if _strangers(proxies, connecting) or any(_strangers(networks, named) for networks in tested):
-        yield "acl from_ipv6 src -m sub :"
+        yield "acl from_ipv4 src ::ffff:0:0/96"
     if proxies:
         terms = yield from _terms("proxy", proxies, connecting)
         yield f"tcp-request connection expect-proxy layer4 if {terms}"
@@ -320,7 +322,7 @@ def _terms(name: str, networks: tuple[str, ...], families: set[int]) -> Generato
     terms = []
     for family, members in _by_family(networks):
         yield from _acl(f"{name}{family}", members)
-        test = "" if families == {family} else " from_ipv6" if family == 6 else " !from_ipv6"
+        test = "" if families == {family} else " !from_ipv4" if family == 6 else " from_ipv4"
         terms.append(f"{name}{family}{test}")
     return " || ".join(terms)
 

@@ -283,6 +283,10 @@ def endpoint(value: object) -> Endpoint:
     return Endpoint(family, host, port)
 
 
+_MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
+"""IPv4-mapped addresses (RFC 4291, 2.5.5.2): IPv4 clients to every rule."""
+
+
 def _network(value: object) -> Network:
     if not isinstance(value, str) or "%" in value:
         raise expected('a network, such as "203.0.113.0/24"', value)
@@ -293,6 +297,9 @@ def _network(value: object) -> Network:
     given = ipaddress.ip_interface(value)
     if given.ip != found.network_address:
         raise ValueError(f"{value} has bits behind its mask; write {found} (or {given.ip} for that one address)")
+    if isinstance(found, ipaddress.IPv6Network) and found.prefixlen >= _MAPPED.prefixlen and found.subnet_of(_MAPPED):
+        plain = ipaddress.IPv4Address(int(found.network_address) & 0xFFFFFFFF)
+        raise ValueError(f"an IPv4 network in IPv6 clothes; write {plain}/{found.prefixlen - _MAPPED.prefixlen}")
     return Network(str(given.ip) if found.prefixlen == found.max_prefixlen else str(found))
 
 
