@@ -17,7 +17,7 @@ from agent.model.desired import Backend, DesiredState, Server
 from agent.model.generation import Handshake, Quarantined
 from agent.model.handshake import Question
 from agent.model.observed import Key, Observation, ServerSeen
-from agent.model.schema import Endpoint, HealthType
+from agent.model.schema import WILDCARDS, Endpoint, HealthType
 
 _MOST_NAMED = 5
 REMEDY = "free the address or take it out; it goes live by itself at the next resync once it can be bound"
@@ -163,22 +163,35 @@ class Stake:
 
 
 def stakes(live: DesiredState | None, seen: Observation | None, wanted: DesiredState) -> tuple[Stake, ...]:
-    """What is at stake in going from `live`, as it is `seen`, to `wanted`. A backend already down blocks nothing."""
+    """What is at stake in going from `live`, as it is `seen`, to `wanted`. A backend already down blocks nothing.
+
+    A frontend inherits the stake of every live frontend of its name or with an address that overlaps one of its own:
+    clients know addresses, not names.
+    """
     if live is None or seen is None:
         return ()
     serving = {one.backend for one in seen.servers if one.up and one.weight > 0}
     is_open = {one.name for one in seen.frontends if one.open}
-    before = {one.name: one for one in live.frontends}
+    before = [one for one in live.frontends if one.name in is_open and serving & set(one.backends)]
+    names = {one.name for one in before}
+    hosts: dict[tuple[int, int], set[str]] = {}  # by family and port
+    for old in before:
+        for endpoint in old.binds:
+            hosts.setdefault((endpoint.family, endpoint.port), set()).add(endpoint.host)
     found = []
     for frontend in wanted.frontends:
-        old = before.get(frontend.name)
-        if old is None or old.name not in is_open or not serving & set(old.backends):
+        if frontend.name not in names and not any(_overlaps(endpoint, hosts) for endpoint in frontend.binds):
             continue
         kept = [name for name in frontend.backends if name in serving]
         found += [Stake(frontend=frontend.name, backends=(name,)) for name in kept]
         if not kept:
             found.append(Stake(frontend=frontend.name, backends=frontend.backends))
     return tuple(found)
+
+
+def _overlaps(endpoint: Endpoint, hosts: Mapping[tuple[int, int], set[str]]) -> bool:
+    bound = hosts.get((endpoint.family, endpoint.port), set())
+    return endpoint.host in bound or (bool(bound) and (endpoint.wildcard or not bound.isdisjoint(WILDCARDS)))
 
 
 def losses(

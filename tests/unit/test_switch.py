@@ -298,3 +298,21 @@ def test_what_many_frontends_share_is_told_once():
     assert told == ("frontends f0, f1, f2, f3, f4 and 3 more serve now, and no server of backend b answers",)
     told = preflight.told([(stakes[0], "x"), (stakes[1], "y")], one="serves now", many="serve now")
     assert told == ("frontend f0 serves now, and x", "frontend f1 serves now, and y")
+
+
+@pytest.mark.parametrize(
+    ("bind", "at_stake"),
+    [
+        ("192.0.2.1:1000", True),
+        ("0.0.0.0:1000", True),
+        ("192.0.2.2:1000", False),
+        ("192.0.2.1:1001", False),
+        ("[::]:1000", False),
+    ],
+)
+def test_what_is_at_stake_belongs_to_the_address_and_not_to_the_name(bind: str, *, at_stake: bool):
+    before, after = state(a=1), state(a=1)
+    after["frontends"] = {"renamed": {"bind": [bind], "backend": "renamed"}}
+    after["backends"] = {"renamed": after["backends"]["a"]}
+    expected = (Stake(frontend="renamed", backends=("renamed",)),) if at_stake else ()
+    assert preflight.stakes(of(before), seen("a/a"), of(after)) == expected
