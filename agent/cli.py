@@ -99,7 +99,14 @@ def run(settings_file: Path | None) -> None:
     waiting = "another agent has these folders; waiting for its end"
     with host.store.service(waiting=lambda: _log.warning(waiting)), host.web():
         _log.info("edgeagent %s, HAProxy %s, desired state %s", __version__, host.version, settings.desired)
-        Service(settings=settings, converge=host.converge_and_log, changed=host.changed, healthy=host.healthy).run()
+        Service(
+            settings=settings,
+            converge=host.converge_and_log,
+            changed=host.changed,
+            healthy=host.healthy,
+            writing=host.writing,
+            writes=host.writes,
+        ).run()
 
 
 @main.command(epilog="Example: agent check examples/mail-edge.yaml")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from agent import __version__
 from agent.converge import Story
-from agent.errors import LaterError, NoAnswerError, Outcome, StoreError, UsageError
+from agent.errors import InvalidError, LaterError, NoAnswerError, Outcome, StoreError, UsageError, Violation
 from agent.host import templates
 from agent.host.haproxy import HAProxy, file_limit, find_ca_file, peers_socket
 from agent.host.notice import Notices
@@ -27,6 +27,7 @@ from agent.host.prober import HostProber
 from agent.host.processes import usage
 from agent.host.runtime import StatsSocket
 from agent.host.store import Identity, Store
+from agent.host.writes import Writes
 from agent.intake import Intake
 from agent.model import canary
 from agent.model.canary import Arrival
@@ -95,6 +96,9 @@ class Host:
         self._site: Site | None = None
         self._ticked = time.monotonic()
         self._haproxy = ""  # its version, as it said itself
+        self.writes: Writes = Writes(settings.desired)
+        self._data: bytes | InvalidError | None = None  # what was read of the desired file last
+        self._pending = ""  # why the desired file is not read now
         self._looked_at: tuple[Identity | None, Identity | None] | None = None
         self._digest: str | None = None  # of the document that is looked at
         self._trouble = ""  # the last thing said of status.json
@@ -214,8 +218,12 @@ class Host:
 
     def converge(self, *, force: bool = False) -> Report:
         """One converge of the desired file as it is now, and the status of it. The caller holds the lock."""
-        self._looked_at = self.intake.identities()
-        data, asked = self.intake.desired(), self.store.forced()
+        if self._pending:  # the file is left alone; what was read of it before is wanted until it is whole
+            data = self._data or InvalidError(str(self.intake.file), (Violation((), self._pending),))
+        else:
+            self._looked_at = self.intake.identities()
+            data = self._data = self.intake.desired()
+        asked = self.store.forced()
         self._digest = digest_of(data) if isinstance(data, bytes) else None
         report = self.story.converge(data, force=force or (asked is not None and asked == self._digest))
         if asked is not None:
@@ -271,12 +279,38 @@ class Host:
         data = self.intake.desired()
         return self._last is None or self._last.digest != (digest_of(data) if isinstance(data, bytes) else None)
 
+    def writing(self) -> float:
+        """For how many seconds more the desired file must not be read; 0.0: it can be read.
+
+        It is being written, or it takes frontends away and was written in place just now.
+        """
+        wait, why = self.writes.unfinished(), "it is being written"
+        if not wait and (unconfirmed := self.writes.unconfirmed()) and (gone := self._taken_away()):
+            names = ", ".join(gone[:5]) + (f" and {len(gone) - 5} more" if len(gone) > 5 else "")
+            wait = unconfirmed
+            why = f"it was written in place and takes frontends away ({names}); it counts once it is left unchanged"
+        if wait and why != self._pending:
+            _log.info("%s is not read yet: %s", self.intake.file, why)
+        self._pending = why if wait else ""
+        return wait
+
+    def _taken_away(self) -> list[str]:
+        """The frontends that are live and not in the desired file as it is now."""
+        live, data = self.survey.live(), self.intake.desired()
+        if live is None or live[1] is None or not isinstance(data, bytes) or digest_of(data) == live[0].digest:
+            return []
+        with contextlib.suppress(InvalidError):
+            wanted = {one.name for one in self.survey.read(data).state.frontends}
+            return [one.name for one in live[1].frontends if one.name not in wanted]
+        return []
+
     def converge_and_log(self) -> float:
         """What the service does at each look: converge, and log what is new.
 
         Returns in how many seconds to look again because it could not be done now; 0.0 where it was.
         """
         before = self._last
+        wait = self.writing()
         self.store.prepare()  # pfSense wipes /var/run while we run
         with self.store.try_lock() as ours:
             if not ours:
@@ -291,7 +325,7 @@ class Host:
             news.log(_log, report)
             if self._notices is not None:
                 self._notices.tell(news.notice(before, report))
-        return 0.0
+        return wait
 
     def _try_canaries(self) -> None:
         """Whether clients' addresses get through: tried at every resync, and after every change."""

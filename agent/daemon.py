@@ -16,6 +16,7 @@ from attrs import frozen
 
 from agent.errors import AgentError
 from agent.host.watch import watching
+from agent.host.writes import Writes
 from agent.settings import Settings
 
 HINT, LOOK, STOP = "hint", "look", "stop"
@@ -30,13 +31,16 @@ class Service:
     """The loop, around three things the command line gives it.
 
     `converge` makes the desired state live, or says in how many seconds that can be tried again. `changed`: is the
-    file another one than at that time. `healthy`: does HAProxy answer.
+    file another one than at that time. `writing`: for how many seconds more it must not be read, because somebody
+    writes it. `healthy`: does HAProxy answer. `writes`: learns of every event about the file.
     """
 
     settings: Settings
     converge: Callable[[], float]
     changed: Callable[[], bool]
     healthy: Callable[[], bool]
+    writing: Callable[[], float] = lambda: 0.0
+    writes: Writes | None = None
 
     def run(self) -> None:
         """Until SIGTERM or SIGINT: the step under way is finished, HAProxy goes on serving."""
@@ -48,7 +52,7 @@ class Service:
 
         before = {number: signal.signal(number, told) for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)}
         try:
-            with watching(self.settings.desired, lambda: mailbox.put(HINT)) as works:
+            with watching(self.settings.desired, lambda: mailbox.put(HINT), self.writes) as works:
                 if not works:
                     _log.warning("cannot watch %s: changes are seen at each resync only", self.settings.desired.parent)
                 self._loop(mailbox)
@@ -68,7 +72,11 @@ class Service:
             if word == STOP:
                 return
             now = time.monotonic()
-            look = word == LOOK or now >= due or (word == HINT and self._asked(self.changed))
+            look = word == LOOK or now >= due
+            if word == HINT and not look and self._asked(self.changed):
+                wait = self.writing()
+                due = min(due, now + wait)
+                look = wait <= 0
             if now >= checkup:  # a converge that is due, or that waits for a lock, does not take its place
                 look = not self._asked(self.healthy, otherwise=True) or look
                 checkup = now + HEALTH_SECONDS

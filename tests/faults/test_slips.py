@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import time
 from typing import Any
 
 import pytest
-from kit.edge import first_line
+import yaml
+from kit.edge import Load, first_line, until
 from kit.servers import echo, free_port
 
 from tests.faults.conftest import Scene
@@ -42,3 +45,59 @@ def test_a_frontend_with_another_name_and_dead_servers_on_the_same_address(scene
             assert (done.returncode, "no server of backend other answers" in done.stderr) == (4, True), done.stderr
             assert first_line(port).startswith("a")
             after("the old state")
+
+
+def test_a_document_that_is_written_in_place_and_stalls_half_way(scene: Scene):
+    """The second half of its frontends comes 0.6 s later, by a writer that has the file open all the time."""
+    edge, port = scene.edge, free_port()
+    with echo("a") as server:
+        document = scene.with_pool(port, server)
+        whole = yaml.safe_dump({**document, "name": "later"}, sort_keys=False).encode()
+        cut = whole.index(b"  front:")
+        half = {"version": 1, "frontends": {"healthy": document["frontends"]["healthy"]}}
+        assert yaml.safe_load(whole[:cut]) == half
+        tail = yaml.safe_dump({"backends": document["backends"], "name": "later"}, sort_keys=False).encode()
+        edge.live(document)
+        edge.put(document)
+        edge.serve()
+        generation = edge.status()["live"]["generation"]
+        with scene.fault("a document written in place that stalls half way") as after, Load(port) as clients:
+            with edge.desired.open("wb") as writer:
+                writer.write(tail + whole[:cut])
+                writer.flush()
+                until(lambda: "is being written" in edge.log, "the service sees the writer")
+                time.sleep(0.6)  # the stall itself
+                assert edge.status()["live"]["generation"] == generation
+                writer.write(whole[cut : whole.index(b"backends:")])
+            until(lambda: (edge.status()["live"] or {}).get("name") == "later", "the whole document is live")
+            clients.more(5)
+            assert not clients.failures
+            after("what was live until the writer has closed the file, then the new state")
+
+
+def test_a_copy_that_is_cut_off_and_done_again(scene: Scene):
+    """The first copy ends half way, and what there is of it is valid; the whole one comes a second later."""
+    edge, port = scene.edge, free_port()
+    with echo("a") as server:
+        document = scene.with_pool(port, server)
+        half = scene.state()
+        edge.live(document)
+        edge.put(document)
+        edge.serve()
+        with scene.fault("a copy that is cut off half way, and done again") as after, Load(port) as clients:
+            edge.desired.write_text(json.dumps(half))
+            until(lambda: "takes frontends away (front)" in edge.log, "the service sees what it would take")
+            edge.desired.write_text(json.dumps({**document, "name": "again"}))
+            until(lambda: (edge.status()["live"] or {}).get("name") == "again", "the whole document is live")
+            clients.more(5)
+            assert not clients.failures
+            after("what was live, then the new state")
+
+
+def test_frontends_can_be_taken_away_in_place(scene: Scene):
+    edge, port = scene.edge, free_port()
+    with echo("a") as server:
+        edge.live(scene.with_pool(port, server))
+        edge.serve()
+        edge.desired.write_text(json.dumps(scene.state()))
+        until(lambda: len(edge.status()["frontends"]) == 1, "it counts after a while")

@@ -1,0 +1,103 @@
+"""Whether the desired file is whole, or somebody is in the middle of writing it.
+
+A rename puts a whole file in place. A copy or an editor may write in place: half of a YAML document can be valid, and
+would take away every frontend of the other half. Linux reports when a writer closes the file (inotify,
+IN_CLOSE_WRITE); kqueue does not, so there the file must be unchanged for a while. A rename is also seen without an
+event: it sets the time of change (ctime) and leaves that of the last write (mtime), which a write sets both.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from attrs import field, frozen
+
+QUIET_SECONDS = 1.0
+"""A file that was written in place is whole once it is unchanged for so long, where no close is reported."""
+OPEN_SECONDS = 300.0
+"""The same where a close would be reported and was not: a writer that stalls, or one that never closes."""
+CONFIRM_SECONDS = 3.0
+"""A file that was written in place and takes frontends away counts once it is unchanged for so long."""
+
+
+@frozen
+class _Version:
+    """One state of the file. Two with the same bytes are equal: a chmod makes no other one."""
+
+    device: int
+    inode: int
+    size: int
+    written: int
+    """mtime, in ns."""
+    changed: int = field(eq=False)
+    """ctime, in ns."""
+
+
+class Writes:
+    """The writers of `file`. `event` is called by the watch, in its thread; everything else by the service."""
+
+    def __init__(
+        self,
+        file: Path,
+        *,
+        wall: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.reports_closes = False
+        """Whether the watch reports that a writer has closed the file."""
+        self._file = file
+        self._wall, self._monotonic = wall, monotonic
+        self._lock = threading.Lock()
+        self._renamed: _Version | None = None
+        self._closed: _Version | None = None
+        self._open = False
+        self._seen = (self._version(), monotonic())
+
+    def event(self, kind: str) -> None:
+        """Take a watchdog event about the file: `moved` (here), `closed` (after writing), `created`, `modified`."""
+        with self._lock:
+            if kind == "moved":
+                self._renamed, self._open = self._version(), False
+            elif kind == "closed":
+                self._closed, self._open = self._version(), False
+            elif kind in ("created", "modified") and (version := self._version()) != self._seen[0]:
+                self._open = version not in (self._renamed, self._closed)
+                self._seen = (version, self._monotonic())
+
+    def unfinished(self) -> float:
+        """For how many seconds more the file must not be read; 0.0: it is whole, or it is not there."""
+        with self._lock:
+            version = self._version()
+            if version is None or version == self._closed or self._whole_by_rename(version):
+                return 0.0
+            patience = OPEN_SECONDS if self.reports_closes and self._open else QUIET_SECONDS
+            return max(patience - self._unchanged_for(version), 0.0)
+
+    def unconfirmed(self) -> float:
+        """For how many seconds more a file that takes frontends away must stay as it is; 0.0: it counts."""
+        with self._lock:
+            version = self._version()
+            if version is None or self._whole_by_rename(version):
+                return 0.0
+            return max(CONFIRM_SECONDS - self._unchanged_for(version), 0.0)
+
+    def _whole_by_rename(self, version: _Version) -> bool:
+        return version == self._renamed or (version.changed > version.written and not self._open)
+
+    def _unchanged_for(self, version: _Version) -> float:
+        """By the file's own time, or since when it is seen so: a clock that jumps must not make it wait for ever."""
+        now = self._monotonic()
+        if version != self._seen[0]:
+            self._seen = (version, now)
+        by_clock = self._wall() - version.written / 1e9
+        return max(now - self._seen[1], by_clock)
+
+    def _version(self) -> _Version | None:
+        try:
+            about = self._file.stat()
+        except (OSError, RuntimeError):  # a link that leads to itself is a RuntimeError to pathlib
+            return None
+        return _Version(about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
