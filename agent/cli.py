@@ -96,8 +96,7 @@ def run(settings_file: Path | None) -> None:
     settings = _settings(settings_file)
     host = Host(settings, command="run")
     host.store.prepare()
-    waiting = "another agent has these folders; waiting for its end"
-    with host.store.service(waiting=lambda: _log.warning(waiting)), host.web():
+    with host.store.service(waiting=lambda holder: _log.warning("%s", holder)) as lock, host.web():
         _log.info("edgeagent %s, HAProxy %s, desired state %s", __version__, host.version, settings.desired)
         Service(
             settings=settings,
@@ -106,6 +105,7 @@ def run(settings_file: Path | None) -> None:
             healthy=host.healthy,
             writing=host.writing,
             writes=host.writes,
+            keep_lock=lambda: host.keep_lock(lock),
         ).run()
 
 
@@ -200,7 +200,7 @@ def apply(settings_file: Path | None, file: Path | None, *, force: bool) -> None
         host.intake.verify(data, signature)
         parsed = parse(data, file=label(file), max_bytes=settings.sync.max_bytes)
     host.store.prepare()
-    with host.store.lock(waiting=lambda: click.echo("waiting for another change to finish", err=True)):
+    with host.store.lock(waiting=lambda holder: click.echo(holder, err=True)):
         if data is not None:
             host.intake.admit(parsed)
             host.intake.put(data, signature)
@@ -402,7 +402,7 @@ def rollback(settings_file: Path | None, generation: int | None) -> None:
 
     host = Host(_settings(settings_file), command="rollback", on_stage=_progress())
     host.store.prepare()
-    with host.store.lock(waiting=lambda: click.echo("waiting for another change to finish", err=True)):
+    with host.store.lock(waiting=lambda holder: click.echo(holder, err=True)):
         report = host.rollback(generation)
     end(lambda: _print_report(report), report.exit_code)
 

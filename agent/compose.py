@@ -22,6 +22,7 @@ from agent.converge import Story
 from agent.errors import InvalidError, LaterError, NoAnswerError, Outcome, StoreError, UsageError, Violation
 from agent.host import templates
 from agent.host.haproxy import HAProxy, file_limit, find_ca_file, peers_socket
+from agent.host.lock import ServiceLock
 from agent.host.notice import Notices
 from agent.host.prober import HostProber
 from agent.host.processes import usage
@@ -42,6 +43,7 @@ from agent.survey import Proposal, Survey
 from agent.view import news
 from agent.view import status as view
 
+WRITING_SECONDS = 0.5  # until the next look at a file that is being written when the service starts
 BUSY_SECONDS = 0.1  # until the next try where another process has the lock
 SCRAPE_SECONDS = 1.0  # what a scrape waits for HAProxy
 DEAF_SECONDS = 60.0  # a service that has not looked for so long is not alive
@@ -279,6 +281,16 @@ class Host:
         data = self.intake.desired()
         return self._last is None or self._last.digest != (digest_of(data) if isinstance(data, bytes) else None)
 
+    def keep_lock(self, lock: ServiceLock) -> None:
+        """Two agents never run on the same folders: take a folder that was made anew, or raise LockLostError."""
+        try:
+            anew = lock.keep(self.store.prepare)
+        except StoreError as error:  # a full disk, say: told by whatever needs the folder next
+            _log.error("%s", error)
+            return
+        if anew:
+            _log.warning("%s was removed; it is made anew, and what was in it is lost", self.store.state)
+
     def writing(self) -> float:
         """For how many seconds more the desired file must not be read; 0.0: it can be read.
 
@@ -311,6 +323,8 @@ class Host:
         """
         before = self._last
         wait = self.writing()
+        if wait and self._data is None and self.store.live() is None:
+            return min(wait, WRITING_SECONDS)  # nothing was read yet, and nothing serves that must be kept
         self.store.prepare()  # pfSense wipes /var/run while we run
         with self.store.try_lock() as ours:
             if not ours:

@@ -32,7 +32,8 @@ class Service:
 
     `converge` makes the desired state live, or says in how many seconds that can be tried again. `changed`: is the
     file another one than at that time. `writing`: for how many seconds more it must not be read, because somebody
-    writes it. `healthy`: does HAProxy answer. `writes`: learns of every event about the file.
+    writes it. `healthy`: does HAProxy answer. `writes`: learns of every event about the file. `keep_lock`:
+    raises LockLostError where another agent has the folders now.
     """
 
     settings: Settings
@@ -41,6 +42,7 @@ class Service:
     healthy: Callable[[], bool]
     writing: Callable[[], float] = lambda: 0.0
     writes: Writes | None = None
+    keep_lock: Callable[[], None] = lambda: None
 
     def run(self) -> None:
         """Until SIGTERM or SIGINT: the step under way is finished, HAProxy goes on serving."""
@@ -71,6 +73,7 @@ class Service:
                 word = self._settle(mailbox, word)
             if word == STOP:
                 return
+            self.keep_lock()
             now = time.monotonic()
             look = word == LOOK or now >= due
             if word == HINT and not look and self._asked(self.changed):

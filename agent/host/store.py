@@ -7,7 +7,6 @@ new one. What is read back after a crash may be anything; it is checked, never t
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import json
 import os
@@ -20,6 +19,7 @@ from typing import Any
 from attrs import asdict, field, frozen
 
 from agent.errors import StoreError
+from agent.host.lock import ServiceLock, locked, make_private
 from agent.model import serverstate
 from agent.model.desired import digest_of
 from agent.model.generation import Generation, Handshake, Hold, Journal, handshakes
@@ -133,17 +133,17 @@ class Store:
         return self._generations / f"{number:06d}{_STAGED}"
 
     def prepare(self) -> None:
-        """Make the folders. Raises StoreError."""
-        for folder in (self._generations, self.run):
+        """Make the folders, readable by their owner and its group alone. Raises StoreError."""
+        for folder in (self.state, self._generations, self.run):
             with _telling("make", folder):
-                folder.mkdir(parents=True, exist_ok=True, mode=0o750)
+                make_private(folder)
 
     # --- locks
 
     @contextlib.contextmanager
-    def lock(self, *, waiting: Callable[[], None]) -> Iterator[None]:
-        """Hold the one lock under which anything is changed. `waiting`: called once when somebody else has it."""
-        with self._flock(self.run / "lock", waiting):
+    def lock(self, *, waiting: Callable[[str], None]) -> Iterator[None]:
+        """Hold the one lock under which anything is changed. `waiting`: called once with who has it."""
+        with locked(self.run / "lock", waiting=waiting):
             yield
 
     @contextlib.contextmanager
@@ -151,45 +151,27 @@ class Store:
         """The same without waiting: yields whether it is ours. Who serves must stay able to hear a signal."""
         with contextlib.ExitStack() as held:
             try:
-                held.enter_context(self._flock(self.run / "lock", None))
+                held.enter_context(locked(self.run / "lock", waiting=None))
             except BlockingIOError:
                 yield False
                 return
             yield True
 
     @contextlib.contextmanager
-    def service(self, *, waiting: Callable[[], None]) -> Iterator[None]:
-        """Be the one agent of these folders, until the end. The state folder itself is locked: /var/run is wiped."""
-        with self._flock(self.state, waiting):
-            yield
+    def service(self, *, waiting: Callable[[str], None]) -> Iterator[ServiceLock]:
+        """Be the one agent of these folders, until the end."""
+        with locked(self.state, waiting=waiting) as descriptor:
+            yield ServiceLock(self.state, descriptor)
 
     def service_running(self) -> bool:
-        """Whether an agent holds these folders. A lock cannot outlive its process, as a pid file can."""
+        """Whether an agent holds these folders. Raises StoreError where they belong to another user."""
+        if not self.state.is_dir():
+            return False
         try:
-            with self._flock(self.state, None, how=fcntl.LOCK_SH):  # two who ask do not take each other for it
+            with locked(self.state, waiting=None, shared=True):  # two who ask do not take each other for it
                 return False
         except BlockingIOError:
             return True
-        except StoreError:  # not there, or not ours to look at
-            return False
-
-    @contextlib.contextmanager
-    def _flock(self, path: Path, waiting: Callable[[], None] | None, *, how: int = fcntl.LOCK_EX) -> Iterator[None]:
-        """Lock a file, or the state folder. Held: BlockingIOError without `waiting`, else say so and wait."""
-        flags = os.O_RDONLY if path == self.state else os.O_RDWR | os.O_CREAT
-        with _telling("open", path):
-            descriptor = os.open(path, flags, 0o600)
-        try:
-            try:
-                fcntl.flock(descriptor, how | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if waiting is None:
-                    raise
-                waiting()
-                fcntl.flock(descriptor, how)
-            yield
-        finally:
-            os.close(descriptor)
 
     # --- generations
 

@@ -8,6 +8,7 @@ event: it sets the time of change (ctime) and leaves that of the last write (mti
 
 from __future__ import annotations
 
+import stat
 import threading
 import time
 from collections.abc import Callable
@@ -99,5 +100,7 @@ class Writes:
         try:
             about = self._file.stat()
         except (OSError, RuntimeError):  # a link that leads to itself is a RuntimeError to pathlib
+            return None
+        if not stat.S_ISREG(about.st_mode):  # nobody writes it, and reading it is refused
             return None
         return _Version(about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from typing import Any
 
@@ -101,3 +102,21 @@ def test_frontends_can_be_taken_away_in_place(scene: Scene):
         edge.serve()
         edge.desired.write_text(json.dumps(scene.state()))
         until(lambda: len(edge.status()["frontends"]) == 1, "it counts after a while")
+
+
+def test_the_state_folder_is_deleted_under_a_running_agent(scene: Scene):
+    """What serves goes on; the agent takes the new folder before a second one can, and makes the file live again."""
+    edge = scene.edge
+    edge.put(scene.state())
+    edge.serve()
+    edge.wait("committed")
+    with scene.fault("the state folder deleted under a running agent") as after:
+        shutil.rmtree(edge.folder / "state")
+        until(lambda: "is made anew" in edge.log, "the agent notices")
+        second = edge.run()
+        until(lambda: "waiting for pid" in edge.log, "the second agent waits")
+        assert f"pid {edge.services[0].pid} (" in edge.log
+        until(lambda: (edge.status()["live"] or {}).get("generation") == 1, "it is live in the new folder")
+        assert edge.agent("status").returncode == 0
+        assert second.poll() is None
+        after("what was live, as a new first generation")

@@ -192,7 +192,7 @@ def test_a_linked_desired_state_stays_a_link_and_is_watched_at_its_target(edge: 
 def test_sigterm_is_obeyed_while_another_holds_the_lock(one_edge: Edge):
     store = Store(one_edge.folder / "state", one_edge.folder / "run")
     store.prepare()
-    with store.lock(waiting=lambda: None):
+    with store.lock(waiting=lambda _: None):
         service = one_edge.run()
         until(lambda: "desired state" in one_edge.log, "started")
         service.send_signal(signal.SIGTERM)

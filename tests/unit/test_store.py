@@ -150,7 +150,7 @@ def test_a_reader_never_sees_half_a_file(tmp_path: Path):
 
 def test_the_service_lock_tells_whether_an_agent_is_there(store: Store):
     assert not store.service_running()
-    with store.service(waiting=lambda: None):
+    with store.service(waiting=lambda _: None):
         assert store.service_running()
     assert not store.service_running()
 
@@ -160,11 +160,11 @@ def test_whoever_waits_for_the_lock_is_told_once_and_then_gets_it(store: Store):
     inside = threading.Event()
 
     def second() -> None:
-        with store.lock(waiting=told.set):
+        with store.lock(waiting=lambda _: told.set()):
             order.append("second")
 
     thread = threading.Thread(target=second)
-    with store.lock(waiting=lambda: None):
+    with store.lock(waiting=lambda _: None):
         thread.start()
         assert told.wait(10)
         order.append("first")
@@ -217,7 +217,7 @@ def test_the_lock_is_tried_without_waiting(store: Store):
 
 
 def test_the_service_lock_outlives_a_wiped_run_folder(store: Store):
-    with store.service(waiting=lambda: None):
+    with store.service(waiting=lambda _: None):
         for path in store.run.iterdir():
             path.unlink()
         store.run.rmdir()

@@ -1,0 +1,134 @@
+"""Locks: who holds one, whose folder it is, and a folder that was removed and made anew."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from agent.host.lock import LockLostError, ServiceLock, fstat_lines, holder, locked
+from agent.host.store import Store
+
+HOLD = """
+import fcntl, os, sys
+fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), fcntl.LOCK_EX)
+print(flush=True)
+sys.stdin.read()
+"""
+
+PROGRAM = Path(sys.executable).name[:15]  # what the kernel names a process by (proc(5), comm)
+
+# The columns of usr.bin/fstat/fstat.c (FreeBSD 14, dofiles and print_file_info; the example of fstat(1)).
+FSTAT = """\
+USER     CMD          PID   FD MOUNT      INUM MODE         SZ|DV R/W NAME
+root     python3.11  4021    5 /var/db   12345 drwxr-x---     512  r  /var/db/edgeagent
+www      edge haproxy 99   wd /var/db   12345 drwxr-x---     512  r  /var/db/edgeagent
+"""
+
+
+def other_holder(path: Path) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen([sys.executable, "-c", HOLD, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    return process
+
+
+def test_who_holds_a_lock_is_named_by_pid_and_program(tmp_path: Path):
+    assert holder(tmp_path) == ""
+    with other_holder(tmp_path) as process:
+        assert holder(tmp_path) == f"pid {process.pid} ({PROGRAM})"
+        said: list[str] = []
+
+        def waiting(sentence: str) -> None:
+            said.append(sentence)
+            process.kill()
+
+        with locked(tmp_path, waiting=waiting):
+            assert said == [f"waiting for pid {process.pid} ({PROGRAM}), which has locked {tmp_path}"]
+
+
+def test_freebsd_names_whoever_has_it_open():
+    assert fstat_lines(FSTAT) == [(99, "edge haproxy"), (4021, "python3.11")]
+
+
+def test_a_file_that_is_made_anew_is_locked_anew(tmp_path: Path):
+    path = tmp_path / "lock"
+    with other_holder_of_file(path) as process:
+
+        def waiting(_: str) -> None:
+            path.unlink()
+            path.touch()
+            process.kill()
+
+        with locked(path, waiting=waiting) as descriptor:
+            assert os.fstat(descriptor).st_ino == path.stat().st_ino
+
+
+def other_holder_of_file(path: Path) -> subprocess.Popen[bytes]:
+    path.touch()
+    return other_holder(path)
+
+
+def test_the_folders_are_private_from_the_first_command_on_and_tightened(tmp_path: Path):
+    store = Store(tmp_path / "db/state", tmp_path / "run")
+    old = os.umask(0)
+    try:
+        store.prepare()
+    finally:
+        os.umask(old)
+    for folder in (store.state, store.state / "generations", store.run):
+        assert folder.stat().st_mode & 0o777 == 0o750
+    store.state.chmod(0o755)
+    store.run.chmod(0o700)
+    store.prepare()
+    assert [folder.stat().st_mode & 0o777 for folder in (store.state, store.run)] == [0o750, 0o700]
+
+
+@pytest.mark.parametrize(
+    ("mode", "said"),
+    [
+        (0o755, "cannot lock {}: permission denied, it belongs to uid 0"),
+        (0o750, "cannot open {}: Permission denied"),
+    ],
+)
+def test_a_folder_of_somebody_else_is_refused_and_not_waited_for(root: None, mode: int, said: str):
+    folder = Path(tempfile.mkdtemp(prefix="edge-"))
+    folder.chmod(mode)
+    read, write = os.pipe()
+    if (pid := os.fork()) == 0:
+        os.setgroups([])
+        os.setgid(65534)
+        os.setuid(65534)
+        try:
+            with locked(folder, waiting=None):
+                os.write(write, b"locked")
+        except Exception as error:  # noqa: BLE001  # the other process has no other way to say so
+            os.write(write, f"{type(error).__name__}: {error}".encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    os.waitpid(pid, 0)
+    folder.rmdir()
+    assert os.read(read, 1_000).decode() == f"StoreError: {said.format(folder)}"
+
+
+def test_an_agent_takes_a_folder_that_was_made_anew_and_ends_where_another_was_faster(tmp_path: Path):
+    store = Store(tmp_path / "state", tmp_path / "run")
+    store.prepare()
+    with store.service(waiting=lambda _: None) as lock:
+        assert not lock.keep(store.prepare)
+        shutil.rmtree(store.state)
+        assert lock.keep(store.prepare)
+        assert store.service_running()
+        shutil.rmtree(store.state)
+        store.prepare()
+        with other_holder(store.state) as other:
+            with pytest.raises(LockLostError, match=f"pid {other.pid} "):
+                lock.keep(store.prepare)
+            other.kill()
+    assert isinstance(lock, ServiceLock)
