@@ -21,7 +21,7 @@ import click
 from agent import __version__
 from agent.errors import AgentError, ExitCode, InvalidError
 from agent.once import commands as once
-from agent.printing import end, print_json
+from agent.printing import UNWRITABLE, end, lost, prepare_streams, print_json
 
 if TYPE_CHECKING:
     from agent.model.report import Report
@@ -33,12 +33,22 @@ _log = logging.getLogger("agent")
 class _Commands(click.Group):
     """Turns what the agent says on purpose into a message and an exit code; everything else is a bug and looks so."""
 
-    def invoke(self, ctx: click.Context) -> Any:  # click's own signature
+    def main(self, *args: Any, **kwargs: Any) -> Any:  # click's own signature
+        prepare_streams()
+        return super().main(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:  # likewise
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            sys.stdout.flush()
         except AgentError as error:
             _complain(error)
             ctx.exit(error.exit_code)
+        except OSError as error:
+            if error.errno in UNWRITABLE and error.filename is None:
+                lost(error)
+            raise
+        return result
 
     def list_commands(self, _ctx: click.Context) -> list[str]:
         return list(self.commands)  # in the order of the story, not of the alphabet
@@ -143,21 +153,22 @@ def check(settings_file: Path | None, file: Path | None) -> None:
 @main.command(epilog="Example: agent plan new.yaml")
 @_DESIRED
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+@click.option("--from-gate", is_flag=True, hidden=True)
 @click.pass_obj
-def plan(settings_file: Path | None, file: Path | None, *, as_json: bool) -> None:
+def plan(settings_file: Path | None, file: Path | None, *, as_json: bool, from_gate: bool) -> None:
     """What would change, and why: no-op, runtime or reload; a unified diff of haproxy.cfg. Touches nothing.
 
     Addresses are tried, new servers are asked whether they answer, and the result is put before `haproxy -c`.
     Exit 3 when invalid, 4 when it would be refused.
     """
     from agent.compose import Host
-    from agent.intake import label, read
+    from agent.intake import GATE_SECONDS, label, read, read_in_time
     from agent.view import tables
 
     settings = _settings(settings_file)
     path = file or settings.desired
     host = Host(settings, command="plan", file=path)
-    data = read(path, settings)
+    data = read_in_time(path, settings, GATE_SECONDS) if from_gate else read(path, settings)
     proposal = host.propose(data)
     findings = (*proposal.parsed.findings, *proposal.findings)
     if as_json:
@@ -344,13 +355,16 @@ def status(settings_file: Path | None, *, as_json: bool, watch: bool) -> None:
     """
     from agent.compose import Host
     from agent.view import tables
+    from agent.view.shape import is_status
 
     host = Host(_settings(settings_file), command="status")
     if watch and as_json:
         raise click.UsageError("--watch is for people; a program reads --json when it wants to")
     while True:
         running = host.store.service_running()
-        document = (host.store.status() if running else None) or host.status(None)
+        document = host.store.status() if running else None
+        if not is_status(document):  # no agent wrote it, or not as this version does
+            document = host.status(None)
         if as_json:
             print_json(document)
         else:

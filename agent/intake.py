@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import stat
+import signal
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from attrs import frozen
 
 from agent.errors import InvalidError, PolicyError, UsageError, Violation
+from agent.host.files import read_regular
 from agent.host.store import Identity, Store, identity, write
 from agent.model import policy
 from agent.model.desired import Parsed, digest_of
@@ -18,6 +19,7 @@ from agent.settings import Settings
 
 STALE_REMEDY = "set a higher serial; `agent rollback` puts an earlier state back"
 EMPTY_REMEDY = "if this is intended, write `allow_empty: true` at the top level of the document"
+GATE_SECONDS = 30.0  # for a whole document to arrive, where the caller names no time
 MOST_OF_A_SIGNATURE = 65_536  # bytes that are read; fewer are taken
 
 
@@ -119,10 +121,9 @@ def read(path: Path, settings: Settings) -> bytes:
     Raises InvalidError for a configured file that is not there, UsageError for one that was named or cannot be read.
     """
     most = settings.sync.max_bytes + 1
-    if path == settings.desired and path.exists() and not path.is_file():
-        # A FIFO in its place would keep the service waiting for ever.
-        raise UsageError(f"{path}: is no regular file")
     try:
+        if path == settings.desired:
+            return read_regular(path, most)
         if str(path) == "-":
             if sys.stdin is None:
                 raise UsageError("standard input is closed")
@@ -137,16 +138,26 @@ def read(path: Path, settings: Settings) -> bytes:
         raise UsageError(f"{path}: {error.strerror}") from None
 
 
+def read_in_time(path: Path, settings: Settings, seconds: float) -> bytes:
+    """A client whose network is gone sends no end: the gate does not wait for it."""
+
+    def late(_number: int, _frame: object) -> NoReturn:
+        raise PolicyError(f"no whole document within {seconds:g} s")
+
+    signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        return read(path, settings)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
 def beside(path: Path) -> bytes:
     """The signature that stands beside a document, b"" where there is none."""
     if str(path) == "-":
         return b""
-    # Never waiting: a FIFO in its place would keep the service for ever.
     with contextlib.suppress(OSError):
-        descriptor = os.open(path.with_name(f"{path.name}.sig"), os.O_RDONLY | os.O_NONBLOCK)
-        with os.fdopen(descriptor, "rb") as file:
-            if stat.S_ISREG(os.fstat(descriptor).st_mode):
-                return file.read(MOST_OF_A_SIGNATURE)
+        return read_regular(path.with_name(f"{path.name}.sig"), MOST_OF_A_SIGNATURE)
     return b""
 
 

@@ -19,6 +19,7 @@ from agent.host.store import Identity, identity
 from agent.intake import STALE_REMEDY
 from agent.model import policy
 from agent.model.desired import Parsed, digest_of
+from agent.view.shape import is_status
 
 POLL_SECONDS = 0.01  # status.json gives no event; a look at its name costs microseconds
 GONE_SECONDS = 2.0  # that long an agent may be away while it is started anew
@@ -122,7 +123,7 @@ def _waiting(host: Host) -> policy.Newest | None:
     data = host.intake.desired()
     if not isinstance(data, bytes):
         return None
-    told, hold = (host.store.status() or {}).get("desired") or {}, host.store.hold()
+    told, hold = _status(host).get("desired") or {}, host.store.hold()
     if digest_of(data) in (told.get("digest"), hold.digest if hold else None):
         return None
     with contextlib.suppress(InvalidError):
@@ -138,7 +139,7 @@ def wait(host: Host, handed: Handed, *, deadline: float, on_stage: Callable[[str
     while True:
         now, there = identity(store.status_file), identity(host.intake.file)
         if now != seen or there is None:
-            seen, status = now, store.status() or {}
+            seen, status = now, _status(host)
             desired = status.get("desired") or {}
             looked = tuple(desired.get("file_id") or ())
             if looked and desired.get("digest") == digest and looked in (handed.file, there):
@@ -159,6 +160,12 @@ def wait(host: Host, handed: Handed, *, deadline: float, on_stage: Callable[[str
             why = f"no answer within {moment - begin:.0f} s"
             return _unheard(handed, why, "`agent status` tells what becomes of it", moment - begin)
         time.sleep(POLL_SECONDS)  # a file of another process gives no event
+
+
+def _status(host: Host) -> dict[str, Any]:
+    """status.json, empty where it is not there or not as it should be."""
+    document = host.store.status()
+    return document if document is not None and is_status(document) else {}
 
 
 def _answer(handed: Handed, status: dict[str, Any], seconds: float) -> Answer:

@@ -9,7 +9,6 @@ import logging
 import os
 import select
 import shlex
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from attrs import frozen
 from agent.compose import Host
 from agent.errors import AgentError, ExitCode, InvalidError, PolicyError, UsageError
 from agent.host.notice import AUTH, to_syslog
-from agent.intake import beside, label, read
+from agent.intake import beside, label, read, read_in_time
 from agent.model.desired import Limits, parse
 from agent.model.report import STAGES
 from agent.printing import clear_line, end, print_json
@@ -59,7 +58,7 @@ class Options:
 def sync(settings: Settings, file: Path | None, options: Options) -> NoReturn:
     """Hand a document over, here or elsewhere, and exit as it ends."""
     path = file or settings.desired
-    data = _read_in_time(path, settings, options.timeout) if options.from_gate else read(path, settings)
+    data = read_in_time(path, settings, options.timeout) if options.from_gate else read(path, settings)
     whole = len(data) <= settings.sync.max_bytes  # what is too large is not read to its end, and refused as that
     if options.digest and whole and not hashlib.sha256(data).hexdigest().startswith(options.digest):
         message = f"{len(data):,} bytes arrived, and they are not the document that was announced"
@@ -88,20 +87,6 @@ def sync(settings: Settings, file: Path | None, options: Options) -> NoReturn:
     if options.no_wait and handed.served:
         _end(stored(handed), options)
     _end(wait(host, handed, deadline=deadline, on_stage=_progress()), options)
-
-
-def _read_in_time(path: Path, settings: Settings, seconds: float) -> bytes:
-    """A client whose network is gone sends no end: the gate does not wait for it."""
-
-    def late(_number: int, _frame: object) -> NoReturn:
-        raise PolicyError(f"no whole document within {seconds:g} s")
-
-    signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        return read(path, settings)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _signature(path: Path, data: bytes, options: Options) -> bytes:
@@ -346,7 +331,7 @@ def _let_through(call: str | None, settings: Settings) -> list[str]:
     if words[0] == "plan" and settings.sync.allowed_signers:
         # A plan asks every server that its document names: not for a stranger's document.
         raise PolicyError("documents are signed here: `agent sync --dry-run` with a signature shows the plan")
-    return [*words, "--from-gate"] if words[0] == "sync" else words
+    return [*words, "--from-gate"] if words[0] in gates.TAKES_DOCUMENT else words
 
 
 def _print_authorized_key(ctx: click.Context, file: Path) -> None:

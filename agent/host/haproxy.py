@@ -23,6 +23,7 @@ from attrs import frozen
 
 from agent.errors import NoAnswerError, RefusedError, StoreError, SwitchError, UsageError
 from agent.host import listeners, processes, programs
+from agent.host.files import read_regular
 from agent.host.programs import Program, Said
 from agent.host.runtime import StatsSocket
 from agent.model.observed import Observation, Running
@@ -227,6 +228,9 @@ class HAProxy:
         )
 
     def _check_words(self, config: Path) -> list[str]:
+        server_state = self.run / "server-state"
+        if server_state.is_fifo():  # HAProxy would wait for ever for what nobody writes
+            server_state.unlink()
         return [str(self.found), "-c", "-f", str(config)]
 
     def check(self, config: Path) -> None:
@@ -316,7 +320,7 @@ class HAProxy:
 
     def _pid(self) -> int | None:
         try:
-            return int(self.pid_file.read_text().split()[0])
+            return int(read_regular(self.pid_file, 100).split()[0])
         except (OSError, ValueError, IndexError):
             return None
 
@@ -329,7 +333,7 @@ class HAProxy:
         folder = self.state / "bin"
         named = folder / self.process_name
         try:
-            original = self.found
+            original = self.found.resolve()  # a hard link to a symbolic one would lead nowhere
             origin = original.stat()
         except (UsageError, OSError):
             if named.exists():  # the package is being replaced: what ran until now still runs

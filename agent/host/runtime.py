@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import ipaddress
 import re
 import socket
 import time
@@ -183,9 +184,25 @@ def _glanced(words: list[str]) -> ServerSeen:
         status=status,
         check="",
         sessions=0,
-        address=f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+        address=f"[{_shortest(host)}]:{port}" if ":" in host else f"{host}:{port}",
         weight=int(words[_WEIGHT]),
     )
+
+
+def _address(shown: str) -> str:
+    """`[2001:db8::1]:25` or `192.0.2.1:25`, the host in its shortest form."""
+    host, bracket, port = shown[1:].partition("]")
+    return f"[{_shortest(host)}]{port}" if bracket and shown.startswith("[") else shown
+
+
+def _shortest(host: str) -> str:
+    """HAProxy prints some IPv6 addresses as C libraries do, `::0.1.0.2` for `::1:2` (inet_ntop(3))."""
+    if "." not in host:
+        return host
+    try:
+        return str(ipaddress.IPv6Address(host))
+    except ValueError:  # a name, or nothing that is compared
+        return host
 
 
 def _frontend(row: list[str], column: dict[str, int]) -> FrontendSeen:
@@ -208,7 +225,7 @@ def _server(row: list[str], column: dict[str, int]) -> ServerSeen:
         status=row[column["status"]],
         check=row[column["check_status"]],
         sessions=int(row[column["scur"]] or 0),
-        address=row[column["addr"]],
+        address=_address(row[column["addr"]]),
         weight=int(row[column["uweight"]] or 0),
         backup=row[column["bck"]] == "1",
         check_milliseconds=int(row[column["check_duration"]]) if row[column["check_duration"]] else None,

@@ -19,8 +19,8 @@ from typing import Any
 from attrs import asdict, field, frozen
 
 from agent.errors import StoreError
+from agent.host.files import read_regular
 from agent.host.lock import ServiceLock, locked, make_private
-from agent.model import serverstate
 from agent.model.desired import digest_of
 from agent.model.generation import Generation, Handshake, Hold, Journal, handshakes
 
@@ -216,7 +216,7 @@ class Store:
 
     def _read(self, path: Path) -> bytes:
         with _telling("read", path):
-            return path.read_bytes()
+            return read_regular(path)
 
     def stage(self, number: int, *, desired: bytes, config: bytes) -> Path:
         """Put a generation aside, not live yet. Returns its haproxy.cfg, for `haproxy -c`."""
@@ -237,7 +237,7 @@ class Store:
         """Document and configuration of a staged generation, None where they are not whole."""
         folder = self._staged(number)
         try:
-            return (folder / "desired.yaml").read_bytes(), (folder / "haproxy.cfg").read_bytes()
+            return read_regular(folder / "desired.yaml"), read_regular(folder / "haproxy.cfg")
         except OSError:
             return None
 
@@ -305,7 +305,7 @@ class Store:
     def handshakes(self) -> tuple[Handshake, ...]:
         """What servers were last found to be, nothing where nobody can tell any more."""
         with contextlib.suppress(OSError):
-            return _handshakes((self.state / "handshakes.json").read_bytes())
+            return _handshakes(read_regular(self.state / "handshakes.json"))
         return ()
 
     def set_handshakes(self, found: tuple[Handshake, ...]) -> None:
@@ -315,11 +315,6 @@ class Store:
     def write_server_state(self, dump: str) -> None:
         """What the next process shall know of its servers."""
         write(self.server_state, dump.encode(), durable=False)
-
-    def ensure_server_state(self) -> None:
-        """HAProxy 2.6 warns of a server-state file that is not there."""
-        if not self.server_state.exists():
-            self.write_server_state(serverstate.EMPTY)
 
     def set_force(self, digest: str | None) -> None:
         """The document with this digest is to be applied by force, once."""
@@ -386,7 +381,7 @@ def _handshakes(data: bytes) -> tuple[Handshake, ...]:
 def _json(path: Path) -> dict[str, Any] | None:
     """A JSON object of ours, None where it is absent or anything else (a crash, a person)."""
     try:
-        found = json.loads(path.read_bytes())
+        found = json.loads(read_regular(path))
     except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None

@@ -6,6 +6,7 @@ from importlib import resources
 from pathlib import Path
 
 from agent.errors import InvalidError, UsageError, Violation
+from agent.host.files import read_regular
 from agent.model.render import Template
 
 
@@ -20,7 +21,7 @@ def load(name: str, folder: str) -> Template:
         file = Path(folder) / name
         if file.exists():
             try:
-                return Template(file=str(file), text=file.read_text(encoding="utf-8"))
+                return Template(file=str(file), text=read_regular(file).decode("utf-8"))
             except (OSError, UnicodeDecodeError) as error:
                 raise InvalidError(str(file), (Violation((), f"cannot be read: {error}"),)) from None
     return Template(file=name, text=resources.files("agent.templates").joinpath(name).read_text(encoding="utf-8"))

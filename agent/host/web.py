@@ -23,6 +23,7 @@ from pathlib import Path
 from attrs import frozen
 
 from agent.errors import UsageError
+from agent.host.files import read_regular
 from agent.model.schema import Endpoint
 
 AT_ONCE = 64  # clients; the next ones are turned away
@@ -89,7 +90,7 @@ def serving(listen: Listen, routes: Mapping[str, Route]) -> Iterator[Endpoint]:
 def _allowed(file: str) -> frozenset[bytes]:
     """SHA-256 of each `user:password`: compared in constant time, and nothing else of them is kept."""
     try:
-        lines = Path(file).read_bytes().splitlines()
+        lines = read_regular(Path(file)).splitlines()
     except OSError as error:
         raise UsageError(f"metrics.passwords: {file}: {error.strerror}") from error
     pairs = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith(b"#")]

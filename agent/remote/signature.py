@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from agent.errors import PolicyError, StoreError, UsageError
+from agent.host.files import read_regular
 
 NAMESPACE = "edgeagent"
 SIGN_SECONDS = 120.0  # somebody may have to find and touch a FIDO key
@@ -85,7 +86,7 @@ def _scratch() -> Iterator[str]:
 
 def _principals(signers: Path) -> list[str]:
     """The names at the beginning of each line, without quotes."""
-    lines = signers.read_text(errors="replace").splitlines()
+    lines = read_regular(signers).decode(errors="replace").splitlines()
     found = (_PRINCIPALS.match(line) for line in lines)
     lists = [(one[1] or one[2]).split(",") for one in found if one is not None]
     return [name for names in lists for name in names if not name.startswith("!")]
