@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from agent import __version__
-from agent.errors import AgentError, ExitCode, InvalidError
+from agent.errors import AgentError, ExitCode, InvalidError, Outcome
 from agent.once import commands as once
 from agent.printing import UNWRITABLE, end, lost, prepare_streams, print_json
 
 if TYPE_CHECKING:
+    from agent.compose import Host
     from agent.model.report import Report
     from agent.settings import Settings
 
@@ -180,7 +181,10 @@ def plan(settings_file: Path | None, file: Path | None, *, as_json: bool, from_g
     else:
         for finding in findings:
             click.echo(f"warning: {finding.text(label(path))}", err=True)
-        click.echo(tables.plan(proposal.plan, proposal.diff, proposal.sessions, proposal.handshakes), nl=False)
+        click.echo(
+            tables.plan(proposal.plan, proposal.diff, proposal.sessions, proposal.handshakes, running=proposal.running),
+            nl=False,
+        )
     if refused := (*proposal.objections, *proposal.losses):
         click.echo(f"agent: would be refused: {'; '.join(refused)}", err=True)
         sys.exit(ExitCode.REFUSED)
@@ -189,8 +193,11 @@ def plan(settings_file: Path | None, file: Path | None, *, as_json: bool, from_g
 @main.command(epilog="Example: agent apply new.yaml")
 @_DESIRED
 @click.option("--force", is_flag=True, help="Even if a frontend that serves now is left without a server that answers.")
+@click.option(
+    "--retry", is_flag=True, help="Even if it is held: it was rolled back, or `agent rollback` put another back."
+)
 @click.pass_obj
-def apply(settings_file: Path | None, file: Path | None, *, force: bool) -> None:
+def apply(settings_file: Path | None, file: Path | None, *, force: bool, retry: bool) -> None:
     """Make the desired state live now, and say what became of it.
 
     FILE becomes the desired state: a valid one is copied into its place, an invalid one touches nothing. Beside a
@@ -215,8 +222,20 @@ def apply(settings_file: Path | None, file: Path | None, *, force: bool) -> None
         if data is not None:
             host.intake.admit(parsed)
             host.intake.put(data, signature)
-        report = host.converge(force=force)
-    end(lambda: _print_report(report), report.exit_code)
+        report = host.converge(force=force, retry=retry)
+    stored = "" if file is None else f"{label(file)} is stored as {settings.desired}; {_again(host, settings, report)}"
+    end(lambda: _print_report(report, stored=stored), report.exit_code)
+
+
+def _again(host: Host, settings: Settings, report: Report) -> str:
+    """When a document that did not go live is tried again."""
+    from agent.model.structure import duration
+
+    if report.outcome is Outcome.ROLLED_BACK:
+        return "it is held until it changes or --retry is given"
+    if not host.store.service_running():
+        return "no agent runs: `agent apply` tries it again"
+    return f"the running agent tries it again every {duration(settings.apply.resync)}"
 
 
 def _seconds(_ctx: click.Context, _param: click.Parameter, value: str) -> float:
@@ -248,6 +267,9 @@ def _hex(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
     "--sign", "key", type=click.Path(path_type=Path, dir_okay=False), metavar="KEY", help="Sign it with this ssh key."
 )
 @click.option("--force", is_flag=True, help="Even if a frontend that serves now is left without a server that answers.")
+@click.option(
+    "--retry", is_flag=True, help="Even if it is held: it was rolled back, or `agent rollback` put another back."
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 @click.option("--digest", callback=_hex, default="", help="Its SHA-256: half of a document is not taken.")
 @click.option("--signature", default="", hidden=True)
@@ -351,7 +373,8 @@ def gate(ctx: click.Context, key: Path | None) -> None:
 def status(settings_file: Path | None, *, as_json: bool, watch: bool) -> None:
     """Every frontend, its addresses and servers; what is live, what is wrong.
 
-    Exit 0 when all is up, 6 when a frontend is not, 7 when no agent runs (HAProxy is asked directly then).
+    Exit 0 when all is up and the desired state is live, 6 when not, 7 when no agent runs (HAProxy is asked directly
+    then).
     """
     from agent.compose import Host
     from agent.view import tables
@@ -378,7 +401,8 @@ def status(settings_file: Path | None, *, as_json: bool, watch: bool) -> None:
             break
     if not running:
         sys.exit(ExitCode.NO_ANSWER)
-    if document["haproxy"] is None or any(one["state"] != "up" for one in document["frontends"]):
+    not_up = any(one["state"] != "up" for one in document["frontends"])
+    if document["haproxy"] is None or not document["in_sync"] or not_up:
         sys.exit(ExitCode.DEGRADED)
 
 
@@ -386,19 +410,20 @@ def status(settings_file: Path | None, *, as_json: bool, watch: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON document, oldest first.")
 @click.pass_obj
 def history(settings_file: Path | None, *, as_json: bool) -> None:
-    """What was live and when, newest first."""
-    from attrs import asdict
+    """What was live and when, newest first; what was tried and put back, and what else happened.
 
+    In JSON an entry has the `kind` generation or event.
+    """
     from agent.host.store import Store
     from agent.view import tables
-    from agent.view.status import when
 
     settings = _settings(settings_file)
-    generations = Store(settings.state, settings.run).generations()
+    store = Store(settings.state, settings.run)
+    generations, events = store.generations(), store.events()
     if as_json:
-        print_json([{**asdict(one), "at": when(one.at)} for one in generations])
-    elif generations:
-        click.echo(tables.history(generations), nl=False)
+        print_json(tables.history_document(generations, events))
+    elif generations or events:
+        click.echo(tables.history(generations, events), nl=False)
     else:
         click.echo("Nothing was live yet.", err=True)
 
@@ -509,16 +534,25 @@ def _progress() -> Any:
     return lambda stage: click.echo(f"\r\033[K{stage} ...\r", nl=False, err=True)
 
 
-def _print_report(report: Report) -> None:
+def _print_report(report: Report, *, stored: str = "") -> None:
+    """`stored`: what became of the file that was handed over, where it did not go live."""
     for finding in report.findings:
         click.echo(f"warning: {finding.text(report.file)}", err=True)
     if report.message:
         click.echo(report.message, err=True)
     if report.remedy:
         click.echo(f"agent: {report.remedy}", err=True)
+    failed = report.outcome in (Outcome.REFUSED, Outcome.ROLLED_BACK, Outcome.INVALID)
+    if failed and stored:
+        click.echo(f"agent: {stored}", err=True)
     digest = f", sha256 {report.digest[:12]}" if report.digest else ""
+    if failed and digest:
+        digest = f"; the desired state is not{digest}"
     live = f"generation {report.generation} is live" if report.generation is not None else "nothing is live"
-    how = {"runtime": ", without a reload", "reload": ", by a reload"}.get(report.plan or "", "") * report.switched
+    changed = {"runtime": ", without a reload", "reload": ", by a reload"}
+    how = changed.get(report.plan or "", "") * report.switched
+    if report.started and report.switched:
+        how = ", HAProxy was started"
     click.echo(f"{report.outcome.value}: {live}{how}{digest} ({report.seconds * 1000:.0f} ms)")
     for reason in report.reasons:
         click.echo(f"  - {reason}")

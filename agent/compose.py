@@ -21,6 +21,7 @@ from agent import __version__
 from agent.converge import Story
 from agent.errors import InvalidError, LaterError, NoAnswerError, Outcome, StoreError, UsageError, Violation
 from agent.host import templates
+from agent.host.eventlog import EventLog
 from agent.host.haproxy import HAProxy, file_limit, find_ca_file, peers_socket
 from agent.host.lock import ServiceLock
 from agent.host.notice import Notices
@@ -33,6 +34,7 @@ from agent.intake import Intake
 from agent.model import canary
 from agent.model.canary import Arrival
 from agent.model.desired import Limits, digest_of
+from agent.model.event import Event, Kind
 from agent.model.observed import Observation
 from agent.model.render import CONFIG_TEMPLATE, Process
 from agent.model.report import Report
@@ -42,9 +44,12 @@ from agent.settings import Settings
 from agent.survey import Proposal, Survey
 from agent.view import news
 from agent.view import status as view
+from agent.view.insync import NotInSync, not_in_sync
+from agent.view.shape import is_status
 
 WRITING_SECONDS = 0.5  # until the next look at a file that is being written when the service starts
 BUSY_SECONDS = 0.1  # until the next try where another process has the lock
+SHOWN_EVENTS = 20  # in status.json
 SCRAPE_SECONDS = 1.0  # what a scrape waits for HAProxy
 DEAF_SECONDS = 60.0  # a service that has not looked for so long is not alive
 CANARY_SECONDS = 1.0  # that long a change may have to wait at a resync where an echo is away
@@ -101,6 +106,7 @@ class Host:
         self.writes: Writes = Writes(settings.desired)
         self._data: bytes | InvalidError | None = None  # what was read of the desired file last
         self._pending = ""  # why the desired file is not read now
+        self._delayed = ""  # why it was read and is not applied yet
         self._looked_at: tuple[Identity | None, Identity | None] | None = None
         self._digest: str | None = None  # of the document that is looked at
         self._trouble = ""  # the last thing said of status.json
@@ -108,6 +114,11 @@ class Host:
         self._arrivals: tuple[Arrival, ...] = ()
         self.store: Store = Store(settings.state, settings.run, keep=settings.apply.keep_generations)
         self.intake: Intake = Intake(settings, self.store)
+        self.events: EventLog | None = None
+        if command == "run":
+            self.events = EventLog(self.store, self._notices, document=news.event_document)
+            before = self.store.status()
+            self.events.start(news.serving(before) if is_status(before) else None)
         self.proxy: HAProxy = HAProxy(
             binary=settings.haproxy.binary,
             process_name=settings.haproxy.process_name,
@@ -174,7 +185,7 @@ class Host:
 
     def _show(self, site: Site, document: dict[str, Any]) -> None:
         """What whoever asks over HTTP is told from here on. The history is read where there is a new one."""
-        site.facts, site.document = self._facts(), document
+        site.facts, site.document = self._facts(in_sync=document["in_sync"]), document
         if not site.history or site.history[-1].number != site.facts.generation:
             site.history = self.store.generations()
 
@@ -187,11 +198,10 @@ class Host:
     def _alive(self) -> bool:
         return time.monotonic() - self._ticked < DEAF_SECONDS
 
-    def _facts(self) -> Facts:
+    def _facts(self, *, in_sync: bool) -> Facts:
         from agent.view.metrics import Facts
 
         live, report = self.survey.live(), self._last
-        good = report is not None and report.outcome in (Outcome.UNCHANGED, Outcome.COMMITTED, Outcome.DEGRADED)
         return Facts(
             version=__version__,
             haproxy=self._haproxy,
@@ -203,7 +213,7 @@ class Host:
             since=live[0].at if live else None,
             quarantined=live[0].quarantined if live else (),
             held=self.store.hold() is not None,
-            in_sync=bool(good and live and report and report.digest == live[0].digest),
+            in_sync=in_sync,
             read=report.at if report else None,
             counters=dict(self._counters),
             handshakes=self.survey.remembered(),
@@ -218,19 +228,22 @@ class Host:
         except UsageError as error:
             return f"({error})"
 
-    def converge(self, *, force: bool = False) -> Report:
+    def converge(self, *, force: bool = False, retry: bool = False) -> Report:
         """One converge of the desired file as it is now, and the status of it. The caller holds the lock."""
         if self._pending:  # the file is left alone; what was read of it before is wanted until it is whole
             data = self._data or InvalidError(str(self.intake.file), (Violation((), self._pending),))
         else:
             self._looked_at = self.intake.identities()
             data = self._data = self.intake.desired()
-        asked = self.store.forced()
+        asked = self.store.request()
         self._digest = digest_of(data) if isinstance(data, bytes) else None
-        report = self.story.converge(data, force=force or (asked is not None and asked == self._digest))
+        meant = asked is not None and asked.digest == self._digest
+        force = force or (meant and asked is not None and asked.force)
+        retry = retry or (meant and asked is not None and asked.retry)
+        report = self.story.converge(data, force=force, retry=retry)
         if asked is not None:
             with contextlib.suppress(StoreError):  # told already, where it matters
-                self.store.set_force(None)
+                self.store.set_request(None)
         self._told(report)
         if report.digest is not None and report.outcome not in (Outcome.INVALID, Outcome.REFUSED):
             self.intake.took(report.digest, report.serial)
@@ -256,11 +269,26 @@ class Host:
 
     def _told(self, report: Report) -> Report:
         before, self._last = self._last, report
+        self._delayed = ""
         self._count(report)
+        if events := news.events_of(report):
+            self._note(events, report)
         if self._site is not None and (report.switched or news.is_news(before, report)):
             self._site.metrics.note(report)
         self._publish()
         return report
+
+    def _note(self, events: list[Event], report: Report) -> None:
+        """Record what a look has found. The service tells it as well; what was put back is told by its outcome."""
+        if self.events is None:
+            with contextlib.suppress(StoreError):  # the outcome counts, not the record of it
+                self.store.add_events(events)
+            return
+        told = [event for event in events if event.kind != Kind.ROLLED_BACK]
+        self.events.take(told, report.at)
+        with contextlib.suppress(StoreError):
+            self.store.add_events([event for event in events if event.kind == Kind.ROLLED_BACK])
+            self.events.write()
 
     def _count(self, report: Report) -> None:
         """What has happened since this agent started, for the status; the metrics are made from it."""
@@ -331,8 +359,12 @@ class Host:
                 return BUSY_SECONDS
             try:
                 report = self.converge()
+                if self.events is not None:
+                    self.events.write()  # what was told on the way, under this lock
             except LaterError as later:
                 _log.info("%s", later)
+                self._delayed = str(later)
+                self._publish()
                 return later.seconds
         self._try_canaries()
         if news.is_news(before, report):
@@ -373,6 +405,8 @@ class Host:
         document = self.status(self._last)
         if self._site is not None:
             self._show(self._site, document)
+        if self.events is not None:
+            self.events.look(news.serving(document), time.time())
         trouble = ""
         try:
             self.store.prepare()
@@ -410,12 +444,29 @@ class Host:
                 quarantined=live[0].quarantined,
             ),
             held=None if hold is None else view.Held(digest=hold.digest, reason=hold.reason, since=hold.since),
+            trouble=self._not_in_sync(report),
+            events=[news.event_document(event) for event in self.store.events()[-SHOWN_EVENTS:]],
             seen=seen,
             handshakes=self.survey.remembered(),
             arrivals=self._arrivals,
             file_id=self._looked_at[0] if report is self._last and self._looked_at else None,
             counters=dict(self._counters),
             now=time.time(),
+        )
+
+    def _not_in_sync(self, report: Report | None) -> NotInSync | None:
+        live, hold = self.store.live(), self.store.hold()
+        wanted = report.digest if report is not None else None
+        if self._command in ("status", "rollback"):  # they look at another document than the desired one, or at none
+            data = self.intake.desired()
+            wanted = digest_of(data) if isinstance(data, bytes) else None
+        return not_in_sync(
+            report=report,
+            wanted=wanted,
+            live=live.digest if live else None,
+            held=(hold.digest, hold.reason) if hold else None,
+            pending=self._pending or self._delayed,
+            missing=not self.intake.file.exists() and not self.intake.file.is_symlink(),
         )
 
 

@@ -9,7 +9,7 @@ a LaterError: not now.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from attrs import evolve, field, frozen
 
@@ -26,7 +26,7 @@ from agent.errors import (
     SwitchError,
     UsageError,
 )
-from agent.model import proof
+from agent.model import preflight, proof
 from agent.model.desired import DesiredState, Parsed, digest_of
 from agent.model.generation import Generation, Handshake, Hold, Quarantined
 from agent.model.observed import Running
@@ -35,10 +35,10 @@ from agent.model.plan import Committed, Reload, Runtime, Unchanged, Wanted, plan
 from agent.model.report import Report
 from agent.ports import Ports
 from agent.survey import Survey, loss_sentences, losses_of, plan_of
-from agent.switch import Change, Switch
+from agent.switch import RETRY, Change, Switch
 from agent.telling import Told
 
-FORCE = "`--force` does it anyway; without it, it is looked at again at every resync"
+FORCE = "`--force` does it anyway; without it, the running agent tries again at every resync"
 
 
 @frozen(kw_only=True)
@@ -69,16 +69,18 @@ class Story:
     def _switch(self) -> Switch:
         return Switch(ports=self.ports, pace=self._pace, verify_seconds=self.verify_seconds)
 
-    def converge(self, data: bytes | InvalidError, *, force: bool = False) -> Report:
+    def converge(self, data: bytes | InvalidError, *, force: bool = False, retry: bool = False) -> Report:
         """Make `data` live, in the smallest step that does it; an InvalidError says why there is none to read.
 
-        `force`: although a frontend that serves now would have no server that answers.
+        `force`: although a frontend that serves now would have no server that answers. `retry`: although it is held.
         """
         told = self._told(digest_of(data) if isinstance(data, bytes) else None)
         try:
             self._recover(told)
             with told.stage("load"):
                 told.parsed = self._load(told, data)
+            if retry:
+                self._lift_hold(told.digest, same=True)
             self._refuse_held(told.parsed)
             assert isinstance(data, bytes)
             return self._make_live(told, told.parsed, data, force=force)
@@ -102,10 +104,13 @@ class Story:
         if present is not None and digest_of(present) != told.digest:
             reason = f"generation {number} was put back by hand"
             self.ports.store.set_hold(Hold(digest=digest_of(present), reason=reason, since=self.ports.clock.now()))
+            held = f"sha256 {digest_of(present)[:12]} is held: the agent does not apply it"
+            told.findings.append(Finding(str(self.survey.file), held, RETRY))
         try:
             self._recover(told)
             with told.stage("load"):
                 told.parsed = self.survey.reread(data)
+            told.restores = number
             # Back is back: what was live once is not put to the proof, it is told what it is.
             report = self._make_live(told, told.parsed, data, force=False, proven=False)
         except AgentError as error:
@@ -149,9 +154,12 @@ class Story:
         if isinstance(step, Unchanged):
             return self._unchanged(told, change, step)
         losses = losses_of(change)
+        told.findings += preflight.silent(change.down)
         if losses and not force:
-            raise RefusedError("; ".join(loss_sentences(losses)), remedy=f"nothing was touched; {FORCE}")
+            raise RefusedError("; ".join(loss_sentences(losses)), remedy=f"what is live was not touched; {FORCE}")
         change = evolve(change, at_stake=tuple(one for one in change.at_stake if one not in losses))
+        told.unserved = self._unserved(change, since=())
+        told.started = change.old is None
         try:
             self._step(told, change, step)
         except SwitchError as error:
@@ -183,9 +191,15 @@ class Story:
             again = self.survey.unsettled(change.wanted, change.seen, change.handshakes)
             self._remember(again, change.wanted.state)
         told.findings += self.survey.doubts(change.wanted.state)
+        live = self.ports.store.live()
+        told.unserved = self._unserved(change, since=live.unserved if live else ())
         if step.record:
             self._switch.record(told, change)
         return told.report(Outcome.UNCHANGED)
+
+    def _unserved(self, change: Change, *, since: Iterable[str]) -> tuple[str, ...]:
+        works = preflight.working(change.wanted.state, change.seen, change.asked, change.reached)
+        return preflight.unserved(change.before, change.wanted.state, works, since=since)
 
     def _remember(self, found: tuple[Handshake, ...], *states: DesiredState | None) -> None:
         """Keep what servers were found to be. A disk that is full costs that, and is told where it costs more."""
@@ -218,7 +232,7 @@ class Story:
         if committed is not None and committed.digest == parsed.digest and committed.as_today:
             self.ports.store.set_hold(None)  # it is what is live: nothing would be applied that could hurt
         else:
-            raise SwitchError(f"held: {hold.reason}", remedy="what is live stays so until the desired state changes")
+            raise SwitchError(f"held: {hold.reason}", remedy=f"what is live stays; {RETRY}")
 
     def _previous(self) -> int:
         """The last generation before the live one that had another document, and at least one frontend."""

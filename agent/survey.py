@@ -29,8 +29,8 @@ class Proposal:
     """What a converge would do now, and nothing done: the plan, haproxy.cfg and its difference, sessions at risk.
 
     `sessions`: open now, and left to the replaced process until they end or hard-stop-after ends them. `losses`: why
-    it would be refused without force, `objections`: with it too. `silent`: new servers that do not answer, as
-    `backend/server`. `handshakes`: what new servers were found to be.
+    it would be refused without force, `objections`: with it too. `silent`: new servers that do not answer.
+    `running`: whether an HAProxy runs already. `handshakes`: what new servers were found to be.
     """
 
     parsed: Parsed
@@ -41,22 +41,16 @@ class Proposal:
     quarantined: tuple[Quarantined, ...] = ()
     losses: tuple[str, ...] = ()
     objections: tuple[str, ...] = ()
-    silent: tuple[str, ...] = ()
+    silent: tuple[Key, ...] = ()
+    running: bool = True
     handshakes: tuple[Handshake, ...] = ()
 
     @property
     def findings(self) -> tuple[Finding, ...]:
         """What people should know before it is done."""
-        silent = (
-            Finding(
-                f"backends.{name.replace('/', '.servers.', 1)}",
-                "does not answer: no client is sent there before it does",
-            )
-            for name in self.silent
-        )
         remarks = () if isinstance(self.plan, Reload) else self.plan.remarks
         doubts = proof.findings(self.parsed.state, {one.asked: one for one in self.handshakes})
-        return (*preflight.findings(self.quarantined), *silent, *doubts, *remarks)
+        return (*preflight.findings(self.quarantined), *preflight.silent(self.silent), *doubts, *remarks)
 
 
 @frozen(kw_only=True)
@@ -207,7 +201,8 @@ class Survey:
             losses=() if isinstance(step, Unchanged) else loss_sentences(losses_of(change)),
             objections=change.objections,
             handshakes=change.handshakes,
-            silent=tuple("/".join(key) for key in sorted(change.down)),
+            silent=tuple(sorted(change.down)),
+            running=seen is not None,
         )
 
 

@@ -24,6 +24,7 @@ from agent.model.verdict import Word
 from agent.ports import Ports
 from agent.telling import Told
 
+RETRY = "change it, or apply it again with --retry (`agent apply --retry`, `agent sync --retry`)"
 KNOCK_SECONDS = 1.0  # for all servers together, side by side; a server that takes longer is as good as dead
 LIMITS_SECONDS = (
     11.0  # a process of HAProxy 2.6 or 2.8 is ready 5 s after its start, 10 s where its old one sent nothing
@@ -165,12 +166,14 @@ class Switch:
                 config_digest=digest_of(config),
                 loaded=loaded,
                 at=self.ports.clock.now(),
-                outcome=(Outcome.DEGRADED if wanted.quarantined else outcome).value,
+                outcome=(Outcome.DEGRADED if wanted.quarantined or told.unserved else outcome).value,
                 name=wanted.state.name,
                 serial=wanted.state.serial,
                 reasons=reasons,
                 seconds=round(told.seconds, 3),
                 quarantined=wanted.quarantined,
+                restores=told.restores,
+                unserved=told.unserved,
             ),
             change.handshakes,
         )
@@ -196,7 +199,7 @@ class Switch:
             # Nothing served before, so nothing got worse; what was live, if anything was, is started after this.
             return RefusedError(str(error), remedy="it is tried again at every resync")
         store.set_hold(Hold(digest=change.wanted.digest, reason=str(error), since=self.ports.clock.now()))
-        return SwitchError(str(error), remedy="the previous state is live; this document is held until it changes")
+        return SwitchError(str(error), remedy=f"the previous state is live; this document is held; {RETRY}")
 
     def start(
         self,

@@ -19,6 +19,7 @@ from agent.host.store import Identity, identity
 from agent.intake import STALE_REMEDY
 from agent.model import policy
 from agent.model.desired import Parsed, digest_of
+from agent.model.generation import Request
 from agent.view.shape import is_status
 
 POLL_SECONDS = 0.01  # status.json gives no event; a look at its name costs microseconds
@@ -39,6 +40,13 @@ class Wish:
     signature: bytes = b""
     if_live: str = ""
     force: bool = False
+    retry: bool = False
+
+    def request(self, digest: str) -> Request | None:
+        """What the service is to know of it beside the document."""
+        if not self.force and not self.retry:
+            return None
+        return Request(digest=digest, force=self.force, retry=self.retry)
 
 
 @frozen(kw_only=True)
@@ -99,7 +107,7 @@ def hand_over(host: Host, wish: Wish, *, deadline: float) -> Handed:
                 live = host.store.live()
                 number, served = live.number if live else 0, host.store.service_running()
                 progress = identity(host.store.progress_file)
-                host.store.set_force(parsed.digest if wish.force else None)
+                host.store.set_request(wish.request(parsed.digest))
                 host.intake.put(wish.data, wish.signature)
                 file = identity(host.intake.file)
                 return Handed(parsed=parsed, file=file, number=number, served=served, progress=progress)

@@ -49,6 +49,7 @@ class Options:
     if_live: str
     key: Path | None
     force: bool
+    retry: bool
     as_json: bool
     digest: str
     signature: str
@@ -77,6 +78,7 @@ def sync(settings: Settings, file: Path | None, options: Options) -> NoReturn:
         signature=signed,
         if_live=options.if_live,
         force=options.force,
+        retry=options.retry,
     )
     host = Host(settings, command="sync", file=path)
     deadline = time.monotonic() + options.timeout
@@ -203,6 +205,7 @@ def _words(options: Options) -> list[str]:
             ("--dry-run", options.dry_run),
             ("--no-wait", options.no_wait),
             ("--force", options.force),
+            ("--retry", options.retry),
         )
         if so
     ]

@@ -20,7 +20,9 @@ from agent.ports import Ports
 class Told:
     """One converge so far. `tried`: the generation a process was started for, and not committed yet.
 
-    `touched`: whether the running process was told something that is not committed yet.
+    `touched`: whether the running process was told something that is not committed yet. `started`: whether no HAProxy
+    ran before. `restores`: the earlier generation that is put back. `unserved`: frontends that are new and have no
+    server that answers.
     """
 
     ports: Ports
@@ -31,6 +33,9 @@ class Told:
     step: Plan | None = None
     tried: int | None = None
     touched: bool = False
+    started: bool = False
+    restores: int | None = None
+    unserved: tuple[str, ...] = ()
     quarantined: tuple[Quarantined, ...] = ()
     handshakes: tuple[Handshake, ...] = ()
     findings: list[Finding] = field(default=Factory(list))
@@ -58,7 +63,7 @@ class Told:
 
     def report(self, outcome: Outcome) -> Report:
         """What became of it. With an address in quarantine, what is live is degraded."""
-        if self.quarantined and outcome in (Outcome.COMMITTED, Outcome.UNCHANGED):
+        if (self.quarantined or self.unserved) and outcome in (Outcome.COMMITTED, Outcome.UNCHANGED):
             outcome = Outcome.DEGRADED
         live = None
         with contextlib.suppress(StoreError):  # told already: this is the report of it
@@ -74,11 +79,16 @@ class Told:
             generation=live.number if live else None,
             plan=None if step is None else type(step).__name__.lower(),
             reasons=step.reasons if isinstance(step, (Reload, Runtime)) else (),
+            started=self.started,
             drift=tuple(self.drift),
             handshakes=self.handshakes,
             findings=(
                 *(parsed.findings if parsed else ()),
                 *preflight.findings(self.quarantined),
+                *(
+                    Finding(f"frontends.{name}", "none of its servers answers: it serves nobody yet")
+                    for name in self.unserved
+                ),
                 *self.findings,
             ),
             timings=tuple(self._timings),

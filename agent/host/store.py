@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,13 @@ from agent.errors import StoreError
 from agent.host.files import read_regular
 from agent.host.lock import ServiceLock, locked, make_private
 from agent.model.desired import digest_of
-from agent.model.generation import Generation, Handshake, Hold, Journal, handshakes
+from agent.model.event import Event, recorded
+from agent.model.generation import Generation, Handshake, Hold, Journal, Request, handshakes
 
 _STAGED = ".staged"
 _NUMBER = re.compile(r"[0-9]{1,12}")
 _FILE_MODE = 0o640
+MOST_EVENTS = 200  # that are kept
 
 
 @contextlib.contextmanager
@@ -316,17 +318,31 @@ class Store:
         """What the next process shall know of its servers."""
         write(self.server_state, dump.encode(), durable=False)
 
-    def set_force(self, digest: str | None) -> None:
-        """The document with this digest is to be applied by force, once."""
-        if digest is None:
+    def set_request(self, request: Request | None) -> None:
+        """How the document that is handed over next is to be treated, once; None: like any other."""
+        if request is None:
             _remove(self.state / "force.json")
         else:
-            write(self.state / "force.json", json.dumps({"digest": digest}).encode())
+            write(self.state / "force.json", json.dumps(asdict(request)).encode())
 
-    def forced(self) -> str | None:
-        """The digest of the document that is to be applied by force, None where there is none."""
-        found = (_json(self.state / "force.json") or {}).get("digest")
-        return found if isinstance(found, str) else None
+    def request(self) -> Request | None:
+        """How a document is to be treated, None where nobody has said."""
+        try:
+            return Request(**(_json(self.state / "force.json") or {}))
+        except (TypeError, ValueError):  # absent, or not as we write it
+            return None
+
+    def events(self) -> tuple[Event, ...]:
+        """What happened between changes, oldest first; nothing where that cannot be read."""
+        try:
+            return _events(read_regular(self.state / "events.json"))
+        except OSError:
+            return ()
+
+    def add_events(self, events: Iterable[Event]) -> None:
+        """Record what happened. The caller holds the lock. Raises StoreError."""
+        after = recorded(self.events(), events, most=MOST_EVENTS)
+        write(self.state / "events.json", json.dumps([asdict(event) for event in after], indent=1).encode())
 
     def set_serial(self, serial: int, digest: str) -> None:
         """The newest document that was ever taken, where documents are signed: a rollback does not make it older."""
@@ -368,6 +384,15 @@ class Store:
 
 def _dumped(found: tuple[Handshake, ...]) -> bytes:
     return json.dumps([asdict(one) for one in found], indent=1).encode()
+
+
+@functools.lru_cache(maxsize=1)
+def _events(data: bytes) -> tuple[Event, ...]:
+    """Kept, because every status asks for them."""
+    try:
+        return tuple(Event(**entry) for entry in json.loads(data))
+    except (ValueError, TypeError, RecursionError):  # a crash, or a person
+        return ()
 
 
 @functools.lru_cache(maxsize=1)

@@ -43,6 +43,13 @@ def _quarantines(found: object) -> tuple[Quarantined, ...]:
     return tuple(one if isinstance(one, Quarantined) else Quarantined(**one) for one in found)
 
 
+def _texts(found: object) -> tuple[str, ...]:
+    """A tuple out of a list that JSON has made of one. Raises TypeError."""
+    if not isinstance(found, (list, tuple)) or not all(isinstance(one, str) for one in found):
+        raise TypeError(f"{found!r} is no list of texts")
+    return tuple(found)
+
+
 Asked = tuple[str, str, str, str, str]
 """A question as a key: backend, server, address, application, version."""
 
@@ -88,7 +95,8 @@ def handshakes(found: object) -> tuple[Handshake, ...]:
 class Generation:
     """One state that was live. `at`: seconds since the epoch; `loaded`: whose process carried it at first.
 
-    `digest` and `config_digest`: SHA-256 (hex) of the document and of haproxy.cfg.
+    `digest` and `config_digest`: SHA-256 (hex) of the document and of haproxy.cfg. `restores`: the earlier generation
+    that a rollback put back with it. `unserved`: frontends that were new in it and had no server that answered.
     """
 
     number: int = field(validator=_number)
@@ -102,6 +110,8 @@ class Generation:
     reasons: tuple[str, ...] = field(default=(), validator=deep_iterable(_text, instance_of(tuple)))
     seconds: float = field(default=0.0, validator=_seconds)
     quarantined: tuple[Quarantined, ...] = field(default=(), converter=_quarantines)
+    restores: int | None = field(default=None, validator=optional(instance_of(int)))
+    unserved: tuple[str, ...] = field(default=(), converter=_texts)
 
 
 @frozen(kw_only=True)
@@ -123,3 +133,15 @@ class Hold:
     digest: str = field(validator=_text)
     reason: str = field(validator=_text)
     since: float = field(validator=_seconds)
+
+
+@frozen(kw_only=True)
+class Request:
+    """How the document with this digest is to be treated at the next look, once.
+
+    `force`: although a serving frontend would be left without a reached server. `retry`: although it is held.
+    """
+
+    digest: str = field(validator=_text)
+    force: bool = field(default=False, validator=instance_of(bool))
+    retry: bool = field(default=False, validator=instance_of(bool))

@@ -20,6 +20,7 @@ from agent.model.observed import Key, Observation, ServerSeen
 from agent.model.schema import WILDCARDS, Endpoint, HealthType
 
 _MOST_NAMED = 5
+_MOST_SILENT = 50  # servers that are named one by one
 REMEDY = "free the address or take it out; it goes live by itself at the next resync once it can be bound"
 
 
@@ -198,15 +199,7 @@ def losses(
     at_stake: Iterable[Stake], wanted: DesiredState, seen: Observation | None, asked: Questions, reached: frozenset[Key]
 ) -> dict[Stake, str]:
     """Each stake that would be lost, and why: none of its servers is known to work. See `told`."""
-    up = {one.key for one in seen.servers if one.up} if seen else set()
-    works = {
-        key[0]
-        for pool in wanted.backends
-        for server in pool.servers
-        if server.weight > 0
-        and not server.disabled
-        and (key in reached if (key := (pool.name, server.name)) in asked.servers else key in up)
-    }
+    works = working(wanted, seen, asked, reached)
     questioned = {key[0] for key in asked.servers}
     return {
         one: f"no server of backend {' or '.join(one.backends)} "
@@ -214,6 +207,42 @@ def losses(
         for one in at_stake
         if not works & set(one.backends)
     }
+
+
+def working(
+    wanted: DesiredState, seen: Observation | None, asked: Questions, reached: frozenset[Key]
+) -> frozenset[str]:
+    """The backends of `wanted` with a server that is known to work: it was reached just now, or HAProxy has it up."""
+    up = {one.key for one in seen.servers if one.up} if seen else set()
+    return frozenset(
+        pool.name
+        for pool in wanted.backends
+        for server in pool.servers
+        if server.weight > 0
+        and not server.disabled
+        and (key in reached if (key := (pool.name, server.name)) in asked.servers else key in up)
+    )
+
+
+def unserved(
+    live: DesiredState | None, wanted: DesiredState, works: frozenset[str], *, since: Iterable[str] = ()
+) -> tuple[str, ...]:
+    """Frontends that serve nobody: new ones (not in `live`), and those of `since`, which did so when they came."""
+    before = {one.name for one in live.frontends} if live else set()
+    watched = {one.name for one in wanted.frontends if one.name not in before} | set(since)
+    return tuple(one.name for one in wanted.frontends if one.name in watched and not works & set(one.backends))
+
+
+def silent(down: Iterable[Key]) -> list[Finding]:
+    """What people are told of new servers that do not answer."""
+    names = sorted(down)
+    found = [
+        Finding(f"backends.{pool}.servers.{name}", "does not answer: no client is sent there before it does")
+        for pool, name in names[:_MOST_SILENT]
+    ]
+    if len(names) > _MOST_SILENT:
+        found.append(Finding("backends", f"{len(names) - _MOST_SILENT:,} more servers do not answer"))
+    return found
 
 
 def told(found: Iterable[tuple[Stake, str]], *, one: str, many: str) -> tuple[str, ...]:

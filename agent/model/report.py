@@ -16,10 +16,10 @@ class Report:
     """One converge, told. `digest`: of the document looked at, None where there was none to read.
 
     `generation`: what is live now. `plan`: "unchanged", "runtime" or "reload", None where it did not come to a plan.
-    `drift`: what was not as this agent had left it, and was corrected, by kind. `handshakes`: what the servers that
-    are new in the document were found to be.
-    `violations` stand in `file`; of more than a hundred only the first are listed, and
-    `violations_total` counts all. `timings`: seconds by stage, in order. `at`: seconds since the epoch.
+    `started`: whether no HAProxy ran before. `drift`: what was not as this agent had left it, and was corrected, by
+    kind. `handshakes`: what the servers that are new in the document were found to be. `violations` stand in `file`;
+    of more than a hundred only the first are listed, and `violations_total` counts all. `timings`: seconds by stage,
+    in order. `at`: seconds since the epoch.
     """
 
     outcome: Outcome
@@ -31,6 +31,7 @@ class Report:
     generation: int | None = None
     plan: str | None = None
     reasons: tuple[str, ...] = ()
+    started: bool = False
     drift: tuple[str, ...] = ()
     handshakes: tuple[Handshake, ...] = ()
     findings: tuple[Finding, ...] = ()

@@ -1,10 +1,13 @@
-"""What is news of a converge, as lines of a log and as a notice."""
+"""What is news of a converge, and what else happened: lines of a log, notices, events."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from typing import Any
 
 from agent.errors import Outcome
+from agent.model.event import Event, Kind
 from agent.model.report import Report
 from agent.view.status import when
 
@@ -58,3 +61,42 @@ def log(logger: logging.Logger, report: Report) -> None:
     )
     if report.message:
         logger.error("%s", report.message)
+
+
+def events_of(report: Report) -> list[Event]:
+    """What a look has found and put right, and what it has tried and put back."""
+    found = []
+    if "process" in report.drift:
+        found.append((Kind.HAPROXY_RESTARTED, "haproxy", "HAProxy was not running; it was started again"))
+    if "file" in report.drift:
+        found.append((Kind.DRIFT_CORRECTED, "haproxy.cfg", "the live haproxy.cfg had been changed; it was put right"))
+    if "server" in report.drift:
+        what = "; ".join(report.reasons[:3]) or "servers"
+        found.append((Kind.DRIFT_CORRECTED, "servers", f"changed by hand at the socket and put right: {what}"))
+    if report.outcome is Outcome.ROLLED_BACK and report.switched:
+        serial = f", serial {report.serial}" if report.serial is not None else ""
+        subject = (report.digest or "")[:12]
+        found.append((Kind.ROLLED_BACK, subject, f"tried and put back: sha256 {subject}{serial}: {report.message}"))
+    return [
+        Event(kind=kind.value, subject=subject, message=message[:_LONGEST], at=report.at, until=report.at)
+        for kind, subject, message in found
+    ]
+
+
+def event_document(event: Event) -> dict[str, Any]:
+    """An event for programs: `notify.command`, status.json, `agent history --json`."""
+    return {
+        "event": event.kind,
+        "subject": event.subject,
+        "message": event.message,
+        "count": event.count,
+        "at": when(event.at),
+        "until": when(event.until),
+    }
+
+
+def serving(document: Mapping[str, Any]) -> dict[str, bool] | None:
+    """Whether each frontend of a status document serves; None where HAProxy did not answer."""
+    if document.get("haproxy") is None:
+        return None
+    return {one["name"]: one["state"] not in ("down", "quarantined") for one in document["frontends"]}

@@ -237,7 +237,8 @@ def _worst(document: Mapping[str, Any]) -> str:
     states = [one["state"] for one in document["frontends"]]
     if not states or document.get("haproxy") is None:
         return "down"
-    return next((word for word in _BAD if word in states), "up")
+    fine = "up" if document["in_sync"] else "degraded"
+    return next((word for word in _BAD if word in states), fine)
 
 
 _EMPTY: dict[str, Any] = {
@@ -246,6 +247,9 @@ _EMPTY: dict[str, Any] = {
     "live": None,
     "haproxy": None,
     "held": None,
+    "in_sync": False,
+    "not_in_sync": None,
+    "events": [],
     "outcome": None,
     "message": "",
     "remedy": "",

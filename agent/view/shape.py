@@ -15,6 +15,9 @@ _STATUS: dict[str, Any] = {
     "exit_code": _MAYBE_NUMBER,
     "message": str,
     "remedy": str,
+    "in_sync": bool,
+    "not_in_sync": ({"text": str}, None),
+    "events": [{"event": str, "message": str, "count": int, "at": str}],
     "held": ({"digest": str, "reason": str, "since": str}, None),
     "findings": [{"where": str, "message": str, "remedy": str}],
     "frontends": [

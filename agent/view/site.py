@@ -99,7 +99,8 @@ def _unready(document: dict[str, Any], facts: Facts) -> Any:
     if document.get("haproxy") is None:
         yield "HAProxy does not answer"
     if not facts.in_sync:
-        yield f"the desired state is not what is live: {document.get('message') or 'nobody has looked yet'}"
+        trouble = document.get("not_in_sync") or {"text": "the agent has not looked yet"}
+        yield f"the desired state is not what is live: {trouble['text']}"
     for one in document.get("frontends", ()):
         if one["state"] != "up":
             yield f"frontend {one['name']} is {one['state']} ({why(one)})"

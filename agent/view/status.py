@@ -17,6 +17,7 @@ from agent.model.handshake import mismatch
 from agent.model.observed import FrontendSeen, Observation, ServerSeen
 from agent.model.report import Report
 from agent.model.schema import Endpoint
+from agent.view.insync import NotInSync
 
 SCHEMA = 1
 _NAMED = 5  # frontends in the headline
@@ -72,8 +73,13 @@ def document(
     arrivals: Sequence[Arrival] = (),
     file_id: tuple[int, int] | None = None,
     counters: dict[str, int] | None = None,
+    trouble: NotInSync | None = None,
+    events: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
-    """All of status.json. `report`: of the last converge, None before the first; `seen` None: HAProxy is silent."""
+    """All of status.json. `report`: of the last converge, None before the first; `seen` None: HAProxy is silent.
+
+    `trouble`: why the desired state is not live, None where it is. `events`: what happened lately, oldest first.
+    """
     state = live.state if live else None
     index = Index.of(seen)
     aside = {(one.frontend, one.address): one for one in live.quarantined} if live else {}
@@ -93,6 +99,8 @@ def document(
         "exit_code": int(report.exit_code) if report else None,
         "message": report.message if report else "",
         "remedy": report.remedy if report else "",
+        "in_sync": trouble is None,
+        "not_in_sync": None if trouble is None else trouble.document(),
         "held": None if held is None else {"digest": held.digest, "reason": held.reason, "since": when(held.since)},
         "violations": [_violation(report, one) for one in report.violations[:_MOST]] if report else [],
         "violations_total": report.violations_total if report else 0,
@@ -107,10 +115,24 @@ def document(
         "plan": report.plan if report else None,
         "reasons": list(report.reasons[:_MOST]) if report else [],
         "counters": counters or {},
+        "events": list(events),
     }
 
 
 def headline(document: dict[str, Any]) -> str:
+    """What is wrong with the desired state, if anything, and what serves: all frontends, or which do not."""
+    trouble, live = document.get("not_in_sync"), document["live"]
+    if trouble is None:
+        return _serving(document)
+    if live is None:
+        return f"The desired state is not live: {trouble['text']}. Nothing is live."
+    return (
+        f"The desired state is not live: {trouble['text']}. "
+        f"Generation {live['generation']} is live: {_serving(document)}"
+    )
+
+
+def _serving(document: dict[str, Any]) -> str:
     """One sentence: all are serving, or which is not."""
     frontends = document["frontends"]
     if not frontends:

@@ -6,12 +6,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import click
+from attrs import asdict
 
 from agent.model.canary import Arrival
+from agent.model.event import Event
 from agent.model.generation import Generation, Handshake
 from agent.model.handshake import Question, Seen, mismatch
 from agent.model.observed import Key
 from agent.model.plan import Plan, Runtime, Unchanged
+from agent.view.news import event_document
 from agent.view.status import handshake_document, headline, when
 
 _PRESERVED = {True: "yes", False: "no", None: "unknown"}
@@ -98,11 +101,15 @@ def _facts(document: dict[str, Any], *, running: bool) -> Iterable[str]:
     if document["outcome"] is not None:
         yield f"last:    {document['outcome']}, desired sha256 {(document['desired']['digest'] or 'none')[:12]}"
     if held := document["held"]:
-        yield f"held:    sha256 {held['digest'][:12]} since {held['since']}: {held['reason']}"
+        reason = f"sha256 {held['digest'][:12]} since {held['since']}: {held['reason']}"
+        yield f"held:    {reason} (change it, or `agent apply --retry`)"
     if document["message"]:
         yield f"why:     {document['message']}"
     if document["remedy"]:
         yield f"do:      {document['remedy']}"
+    for event in document["events"][-3:]:
+        times = f" ({event['count']} times)" if event["count"] > 1 else ""
+        yield f"event:   {event['at']} {event['message']}{times}"
     for finding in document["findings"]:
         where = f"{finding['where']}: " if finding["where"] else ""
         remedy = f" ({finding['remedy']})" if finding["remedy"] else ""
@@ -165,24 +172,44 @@ def arrivals(found: Sequence[Arrival]) -> str:
     )
 
 
-def history(generations: Sequence[Generation]) -> str:
-    """What was live and when, newest first."""
+def history(generations: Sequence[Generation], events: Sequence[Event] = ()) -> str:
+    """What was live and when, and what happened meanwhile, newest first."""
     newest = generations[-1].number if generations else None
-    return table(
-        ("GENERATION", "LIVE SINCE", "OUTCOME", "SERIAL", "SHA256", "TOOK", "WHY"),
+    rows: list[tuple[float, tuple[object, ...]]] = [
         (
+            one.at,
             (
                 f"{one.number}{' *' if one.number == newest else ''}",
                 when(one.at),
-                one.outcome,
+                one.outcome if one.restores is None else "rollback",
                 "-" if one.serial is None else one.serial,
                 one.digest[:12],
                 f"{one.seconds * 1000:.0f} ms",
-                _reasons(one.reasons),
-            )
-            for one in reversed(generations)
-        ),
+                _why(one),
+            ),
+        )
+        for one in generations
+    ]
+    rows += [
+        (one.at, ("-", when(one.at), one.kind, "-", "-", f"x{one.count}" if one.count > 1 else "-", one.message))
+        for one in events
+    ]
+    return table(
+        ("GENERATION", "SINCE", "OUTCOME", "SERIAL", "SHA256", "TOOK", "WHY"),
+        (row for _, row in sorted(rows, key=lambda entry: entry[0], reverse=True)),
     )
+
+
+def _why(one: Generation) -> str:
+    why = _reasons(one.reasons)
+    return why if one.restores is None else f"generation {one.restores} was put back: {why}"
+
+
+def history_document(generations: Sequence[Generation], events: Sequence[Event]) -> list[dict[str, Any]]:
+    """The same for programs, oldest first."""
+    entries = [(one.at, {"kind": "generation", **asdict(one), "at": when(one.at)}) for one in generations]
+    entries += [(one.at, {"kind": "event", **event_document(one)}) for one in events]
+    return [entry for _, entry in sorted(entries, key=lambda entry: entry[0])]
 
 
 def _reasons(reasons: Sequence[str]) -> str:
@@ -210,7 +237,9 @@ def plan_document(step: Plan, difference: str, sessions: int, handshakes: Sequen
     }
 
 
-def plan(step: Plan, difference: str, sessions: int, handshakes: Sequence[Handshake] = ()) -> str:
+def plan(
+    step: Plan, difference: str, sessions: int, handshakes: Sequence[Handshake] = (), *, running: bool = True
+) -> str:
     """What would happen, why, what new servers are, and the difference it makes."""
     asked = f"\nServers that are new, asked as HAProxy would:\n{proofs(handshakes)}" if handshakes else ""
     if isinstance(step, Unchanged):
@@ -221,6 +250,8 @@ def plan(step: Plan, difference: str, sessions: int, handshakes: Sequence[Handsh
         text += "\n" + "".join(f"  > {command}\n" for command in step.commands) + asked
         return text + (f"\n{coloured_diff(difference)}" if difference else "")
     text = "Reload: a new HAProxy process takes the listening sockets over; no connection is refused.\n"
+    if not running:
+        text = "Start: no HAProxy runs yet; one is started.\n"
     text += "".join(f"  - {reason}\n" for reason in step.reasons) + asked
     if sessions:
         text += (

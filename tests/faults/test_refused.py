@@ -133,9 +133,12 @@ def test_a_new_frontend_whose_servers_are_all_dead_goes_live_as_down(scene: Scen
             {"back": {"servers": {"dead": {"address": f"127.0.0.1:{free_port()}"}}}},
         )
         done = edge.apply(state)
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == 6, done.stderr
+        assert "backends.back.servers.dead: does not answer" in done.stderr
+        assert "frontends.front: none of its servers answers: it serves nobody yet" in done.stderr
         states = {one["name"]: one["state"] for one in edge.status()["frontends"]}
         assert states == {"front": "down", "healthy": "up"}
+        assert edge.agent("apply").returncode == 6, "and as long as it serves nobody"
         after("the new state, that frontend `down`")
 
 

@@ -103,7 +103,7 @@ def test_a_desired_state_that_is_not_there_is_invalid(settings: Path, command: s
 def test_a_desired_state_that_is_no_regular_file_is_refused_and_not_waited_for(settings: Path, tmp_path: Path):
     os.mkfifo(tmp_path / "desired.yaml")
     done = agent("--settings", settings, "check")
-    assert (done.exit_code, done.stderr) == (2, f"agent: {tmp_path}/desired.yaml: is no regular file\n")
+    assert (done.exit_code, done.stderr) == (2, f"agent: {tmp_path}/desired.yaml: not a regular file\n")
 
 
 def test_a_huge_or_endless_file_costs_nothing(settings: Path):

@@ -1,0 +1,106 @@
+"""What happens between changes and is worth telling: HAProxy died, a frontend lost its last server or has one again.
+
+Also what a change left behind: a document that was tried and put back, drift that was put right. Pure.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Mapping
+
+from attrs import define, evolve, field, frozen
+from attrs.validators import in_, instance_of
+
+WINDOW_SECONDS = 60.0
+"""Changes of one subject within this time are one event with a count."""
+
+
+class Kind(enum.StrEnum):
+    """What happened."""
+
+    HAPROXY_RESTARTED = "haproxy_restarted"
+    FRONTEND_DOWN = "frontend_down"
+    FRONTEND_UP = "frontend_up"
+    ROLLED_BACK = "rolled_back"
+    DRIFT_CORRECTED = "drift_corrected"
+
+
+@frozen(kw_only=True)
+class Event:
+    """One thing that happened, or several of one subject within a minute."""
+
+    kind: str = field(validator=in_([kind.value for kind in Kind]))
+    subject: str = field(validator=instance_of(str))
+    """A frontend's name, or `haproxy`, or the first digits of a document's SHA-256."""
+    message: str = field(validator=instance_of(str))
+    at: float = field(converter=float)
+    """When it began, in seconds since the epoch."""
+    until: float = field(converter=float)
+    """When the last of `count` changes happened, in seconds since the epoch."""
+    count: int = field(default=1, validator=instance_of(int))
+
+    @property
+    def key(self) -> tuple[str, float]:
+        """What an event with a higher count replaces."""
+        return self.subject, self.at
+
+
+@define
+class _Window:
+    """The changes of one subject since the first one that was told."""
+
+    first: Event
+    last: Event
+    count: int = 1
+
+
+class Damper:
+    """Tells the first change of a subject at once, and the others within WINDOW_SECONDS together, as one event."""
+
+    def __init__(self) -> None:
+        self._windows: dict[str, _Window] = {}
+
+    def take(self, changes: Iterable[Event], now: float) -> list[Event]:
+        """Returns what is to be told at `now` (seconds since the epoch): firsts, and windows that have ended."""
+        told = []
+        for change in changes:
+            window = self._windows.get(change.subject)
+            if window is None:
+                self._windows[change.subject] = _Window(change, change)
+                told.append(change)
+            else:
+                window.last, window.count = change, window.count + 1
+        for subject, window in list(self._windows.items()):
+            if now - window.first.at >= WINDOW_SECONDS or now < window.first.at:  # or the clock was set back
+                del self._windows[subject]
+                if window.count > 1:
+                    told.append(_together(window))
+        return told
+
+
+def _together(window: _Window) -> Event:
+    last = window.last
+    message = f"changed {window.count} times within {WINDOW_SECONDS:.0f} s; now: {last.message}"
+    return evolve(last, at=window.first.at, until=last.at, count=window.count, message=message)
+
+
+def frontend_changes(before: Mapping[str, bool], now: Mapping[str, bool], *, at: float) -> list[Event]:
+    """Frontends that have lost all their servers since `before`, or have one again. By name: whether it serves.
+
+    A frontend that is only in one of the two has come or gone by a change, which is reported as such.
+    """
+    found = []
+    for name, serves in now.items():
+        if name in before and before[name] != serves:
+            kind = Kind.FRONTEND_UP if serves else Kind.FRONTEND_DOWN
+            message = f"frontend {name} {'has a server again' if serves else 'has no server that takes clients'}"
+            found.append(Event(kind=kind.value, subject=name, message=message, at=at, until=at))
+    return found
+
+
+def recorded(events: Iterable[Event], new: Iterable[Event], *, most: int) -> tuple[Event, ...]:
+    """Events oldest first, with new ones added or in the place of those that they count on; the last `most`."""
+    kept = {event.key: event for event in events}
+    for event in new:
+        kept[event.key] = event
+    return tuple(sorted(kept.values(), key=lambda event: event.at))[-most:]

@@ -1,0 +1,94 @@
+"""Whether the desired state is what is live, and if not, why: for the headline, the exit code, the page and /readyz."""
+
+from __future__ import annotations
+
+import enum
+from typing import Any
+
+from attrs import frozen
+
+from agent.errors import Outcome
+from agent.model.report import Report
+
+_LONGEST = 300  # characters of a reason
+
+
+class Relation(enum.StrEnum):
+    """Why the desired state is not what is live."""
+
+    MISSING = "missing"
+    INVALID = "invalid"
+    REFUSED = "refused"
+    HELD = "held"
+    ROLLED_BACK = "rolled_back"
+    PENDING = "pending"
+    OTHER = "other"
+
+
+_WORDS = {
+    Relation.MISSING: "the file is missing",
+    Relation.INVALID: "it is invalid",
+    Relation.REFUSED: "it is refused",
+    Relation.HELD: "it is held",
+    Relation.ROLLED_BACK: "it was tried and rolled back",
+    Relation.PENDING: "it is not read yet",
+    Relation.OTHER: "it has not been applied",
+}
+
+
+@frozen(kw_only=True)
+class NotInSync:
+    """Why the desired state is not live. `reason`: a sentence, "" where the relation says all."""
+
+    relation: Relation
+    reason: str = ""
+
+    @property
+    def text(self) -> str:
+        """`it is held: generation 1 was put back by hand`"""
+        words = _WORDS[self.relation]
+        return f"{words}: {self.reason}" if self.reason else words
+
+    def document(self) -> dict[str, Any]:
+        """For programs."""
+        return {"state": self.relation.value, "reason": self.reason, "text": self.text}
+
+
+def not_in_sync(
+    *,
+    report: Report | None,
+    wanted: str | None,
+    live: str | None,
+    held: tuple[str, str] | None,
+    pending: str = "",
+    missing: bool = False,
+) -> NotInSync | None:
+    """None where the desired state is live.
+
+    `wanted`, `live`: digests of the desired file and of the live document, None where there is none. `held`: digest
+    and reason of the document that is held. `pending`: why the file is not read now. `report`: of the last look.
+    """
+    if pending:
+        return NotInSync(relation=Relation.PENDING, reason=pending)
+    if missing:
+        return NotInSync(relation=Relation.MISSING)
+    outcome = report.outcome if report is not None else None
+    fresh = report is not None and report.digest == wanted
+    if fresh and outcome is Outcome.ROLLED_BACK and report is not None and report.switched:
+        return NotInSync(relation=Relation.ROLLED_BACK, reason=_first_line(report.message))
+    if held is not None and wanted == held[0]:
+        return NotInSync(relation=Relation.HELD, reason=_first_line(held[1]))
+    if fresh and report is not None and outcome in (Outcome.INVALID, Outcome.REFUSED, Outcome.ROLLED_BACK):
+        relation = {Outcome.INVALID: Relation.INVALID, Outcome.REFUSED: Relation.REFUSED}.get(
+            outcome, Relation.ROLLED_BACK
+        )
+        return NotInSync(relation=relation, reason=_first_line(report.message))
+    if wanted != live or wanted is None:
+        return NotInSync(relation=Relation.OTHER)
+    return None
+
+
+def _first_line(text: str) -> str:
+    first, *rest = text.splitlines() or [""]
+    short = first if len(first) <= _LONGEST else f"{first[:_LONGEST]}..."
+    return f"{short} (and {len(rest)} more lines)" if rest else short
