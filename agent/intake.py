@@ -97,14 +97,17 @@ class Intake:
         One rule for every path in (the file, `apply`, `sync`, `plan`); a rollback goes without. Raises PolicyError.
         """
         live = self.store.live()
-        # Not only what is live: a rollback must not open the door to all that was signed since.
-        highest = self.store.serial() if self.signed else None
-        for newest in (
-            policy.Newest(digest=live.digest, serial=live.serial) if live else None,
-            policy.Newest(digest=highest[1], serial=highest[0], how="was taken before") if highest else None,
-        ):
-            if stale := policy.stale(parsed, newest):
-                raise PolicyError(stale, remedy=STALE_REMEDY)
+        if lower := policy.lower(parsed, live):
+            raise PolicyError(lower, remedy=STALE_REMEDY)
+        if self.signed:
+            # Not only what is live: a rollback must not open the door to all that was signed since.
+            highest = self.store.serial()
+            for newest in (
+                policy.newest(live),
+                policy.Newest(digest=highest[1], serial=highest[0], how="was taken before") if highest else None,
+            ):
+                if stale := policy.stale(parsed, newest):
+                    raise PolicyError(stale, remedy=STALE_REMEDY)
         if empty := policy.empty(parsed, live):
             raise PolicyError(empty, remedy=EMPTY_REMEDY)
 

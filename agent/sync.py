@@ -122,8 +122,9 @@ def admit(host: Host, parsed: Parsed, wish: Wish) -> None:
     if wish.if_live and (moved := policy.moved_on(wish.if_live, live)):
         raise PolicyError(moved, remedy="somebody else was faster: look at what is live, and decide again")
     host.intake.admit(parsed)
-    if stale := policy.stale(parsed, _waiting(host)):
-        raise PolicyError(stale, remedy=STALE_REMEDY)
+    for other in (policy.newest(live), _waiting(host)):
+        if stale := policy.stale(parsed, other):
+            raise PolicyError(stale, remedy=STALE_REMEDY)
 
 
 def _waiting(host: Host) -> policy.Newest | None:

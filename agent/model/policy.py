@@ -20,8 +20,24 @@ class Newest:
     how: str = "is live"
 
 
+def newest(live: Generation | None) -> Newest | None:
+    """What is live, as a document that counts."""
+    return Newest(digest=live.digest, serial=live.serial) if live else None
+
+
+def lower(parsed: Parsed, live: Generation | None) -> str:
+    """A serial lower than the live one: an old file that was put back by accident, a backup, a slow copy."""
+    serial = parsed.state.serial
+    if live is None or live.serial is None or serial is None or serial >= live.serial or live.digest == parsed.digest:
+        return ""
+    return f"serial {serial} is lower than serial {live.serial}, which is live"
+
+
 def stale(parsed: Parsed, newest: Newest | None) -> str:
-    """A serial only grows: whoever hands in an older document, or another one of the same number, is behind."""
+    """The rule for what is handed in or signed: a serial only grows, and names one document.
+
+    Whoever hands in an older document, or another one of the same number, is behind.
+    """
     if newest is None or newest.serial is None or newest.digest == parsed.digest:
         return ""
     serial, how = parsed.state.serial, newest.how
