@@ -16,6 +16,7 @@ _DURATION = re.compile(r"(\d{1,12})(us|ms|s|m|h|d)?")
 _FACTORS = {"ms": 1, "": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _SNI = ("req.ssl_sni", "req_ssl_sni", "req.ssl_sni,lower")
 # HAProxy compares IPv4 clients with IPv6 patterns as mapped ones (M), and with 6to4; here families are apart.
+IPV4, IPV6 = ("4",), ("6",)
 _HOLDS_IPV4 = tuple(ipaddress.IPv6Network(text) for text in ("::ffff:0:0/96", "2002::/16"))
 
 
@@ -49,7 +50,9 @@ def endpoint(text: str) -> str | None:
 
 @frozen
 class Acl:
-    """`kind` sni or src with its patterns; or helper: whether a client comes by IPv6."""
+    """`kind` sni or src with its patterns; or helper: whether a client has an IPv4
+    address (patterns IPV4), or an IPv6 one.
+    """
 
     kind: str
     patterns: tuple[str, ...]
@@ -152,12 +155,12 @@ def terms(words: Iterable[str], acls: Mapping[str, Acl | None], *, together: boo
     found: list[Term] = []
     for tests in choices:
         known = [(ok, matcher(inner) if inner else acls.get(name), bool(inner)) for ok, name, inner in tests]
-        helpers = [ok for ok, one, _ in known if one is not None and one.kind == "helper"]
+        helpers = [ok == (one.patterns == IPV4) for ok, one, _ in known if one is not None and one.kind == "helper"]
         real = [one for one in known if one[1] is None or one[1].kind != "helper"]
         positive, acl, inline = real[0] if len(real) == 1 else (True, None, False)
         if acl is None or len(helpers) > 1:
             return None
-        if helpers and (acl.kind != "src" or {":" in one for one in acl.patterns} != {helpers[0]}):
+        if helpers and (acl.kind != "src" or {":" not in one for one in acl.patterns} != {helpers[0]}):
             return None
         found.append(Term(positive, acl, inline, bool(helpers)))
     return found or None

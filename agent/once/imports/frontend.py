@@ -9,7 +9,17 @@ from typing import Any
 from agent.model.rules import MAX_ROUTES
 from agent.model.structure import duration
 from agent.once.imports import ledger
-from agent.once.imports.conditions import Acl, endpoint, ends_without_dot, matcher, milliseconds, number, terms
+from agent.once.imports.conditions import (
+    IPV4,
+    IPV6,
+    Acl,
+    endpoint,
+    ends_without_dot,
+    matcher,
+    milliseconds,
+    number,
+    terms,
+)
 from agent.once.imports.haproxycfg import Line, Section
 from agent.once.imports.timing import Timing
 
@@ -237,8 +247,10 @@ class FrontendReader:
     def _acl(self, line: Line) -> None:
         name, words = [*line.text.split(), ""][1], line.words[2:]
         found = matcher(words) if line.words[1:2] == (name,) else None
-        if words == ("src", "-m", "sub", ":"):
-            found = Acl("helper", ())
+        if words == ("src", "::ffff:0:0/96"):
+            found = Acl("helper", IPV4)
+        if words == ("src", "-m", "sub", ":"):  # as the agent wrote it until 0.1
+            found = Acl("helper", IPV6)
         if len(words) == 2 and words[0] in ("req.ssl_hello_type", "req_ssl_hello_type") and words[1] == "1":
             found = Acl("hello", ())
         if _LIMIT.fullmatch(f"reject if {{ {' '.join(words)} }}"):
