@@ -50,9 +50,7 @@ def endpoint(text: str) -> str | None:
 
 @frozen
 class Acl:
-    """`kind` sni or src with its patterns; or helper: whether a client has an IPv4
-    address (patterns IPV4), or an IPv6 one.
-    """
+    """`kind` sni or src with its patterns; or helper: whether a client has an address of this family (IPV4, IPV6)."""
 
     kind: str
     patterns: tuple[str, ...]
