@@ -109,6 +109,7 @@ class Host:
         self._delayed = ""  # why it was read and is not applied yet
         self._looked_at: tuple[Identity | None, Identity | None] | None = None
         self._digest: str | None = None  # of the document that is looked at
+        self._changing = False  # a look is under way, which readers must not slow down
         self._trouble = ""  # the last thing said of status.json
         self._publish_at = 0.0
         self._arrivals: tuple[Arrival, ...] = ()
@@ -169,7 +170,9 @@ class Host:
             )
         except ValueError as error:
             raise UsageError(f"metrics.listen: {error}") from error
-        self._site = Site(look=self._scrape, usage=lambda: usage(self.store.config), alive=self._alive)
+        self._site = Site(
+            look=self._scrape, usage=lambda: usage(self.store.config), alive=self._alive, busy=lambda: self._changing
+        )
         self._show(self._site, self.status(self._last))
         routes = {
             path: lambda accept, make=make: web.Answer(**make(accept)) for path, make in self._site.routes.items()
@@ -240,7 +243,11 @@ class Host:
         meant = asked is not None and asked.digest == self._digest
         force = force or (meant and asked is not None and asked.force)
         retry = retry or (meant and asked is not None and asked.retry)
-        report = self.story.converge(data, force=force, retry=retry)
+        self._changing = True
+        try:
+            report = self.story.converge(data, force=force, retry=retry)
+        finally:
+            self._changing = False
         if asked is not None:
             with contextlib.suppress(StoreError):  # told already, where it matters
                 self.store.set_request(None)

@@ -402,8 +402,9 @@ class Story:
             wanted = Wanted(digest=committed.digest, state=committed.state, config=committed.today)
             step = plan(committed, running, wanted, servers=seen.servers, reached=known, before=was)
             try:
-                for command in step.commands if isinstance(step, Runtime) else ():
-                    self.ports.proxy.tell(command)
+                with self.ports.proxy.conversation() as tell:
+                    for command in step.commands if isinstance(step, Runtime) else ():
+                        tell(command)
             except CommandError:
                 self._switch.start(committed, running, was=was)
 

@@ -88,9 +88,9 @@ class Switch:
                 store.begin(Journal(before=committed.number, after=number, runtime=True))
                 store.swap(config)
         told.touched = True
-        with told.stage("switch"):
+        with told.stage("switch"), proxy.conversation() as tell:
             for command in step.commands:
-                proxy.tell(command)
+                tell(command)
         with told.stage("verify"):
             moved = frozenset(one.key for one in change.seen.servers) if change.seen else frozenset()
             self._verify(told, change, self._look(), known=moved)

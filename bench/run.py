@@ -11,6 +11,7 @@ import changes
 import cluster
 import dying
 import paths
+import readers
 import remote
 import scrape
 import startup
@@ -19,7 +20,7 @@ import startup
 def main() -> None:
     """Each prints as it ends; the whole takes a few minutes."""
     results: dict[str, float] = {}
-    for part in (startup, paths, changes, dying, beside, remote, cluster, scrape):
+    for part in (startup, paths, changes, dying, beside, remote, cluster, scrape, readers):
         print(f"{part.__name__} ...", file=sys.stderr)
         found = part.main()
         for name, value in found.items():

@@ -17,6 +17,7 @@ import signal
 import stat
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path, PurePosixPath
 
 from attrs import frozen
@@ -169,9 +170,9 @@ class HAProxy:
         """Whether the running process could send its rate-limit tables to the next one now. Raises NoAnswerError."""
         return self.socket.limits_settled()
 
-    def tell(self, command: Command) -> None:
-        """Have the running process do one thing. Raises CommandError, NoAnswerError."""
-        self.socket.tell(command)
+    def conversation(self) -> AbstractContextManager[Callable[[Command], None]]:
+        """Yields what has the running process do one thing after the other, and raises CommandError, NoAnswerError."""
+        return self.socket.conversation()
 
     def forget(self, command: Delete) -> bool:
         """Delete a server that has left, or False while it has sessions. Raises CommandError, NoAnswerError."""

@@ -1,6 +1,7 @@
 """HAProxy's stats socket: the only module that talks to it.
 
-One connection per question, bounded in time; an answer is parsed into frozen values or is an error.
+One connection per question, or per sequence of commands, bounded in time; an answer is parsed into frozen values or is
+an error.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import io
 import ipaddress
 import re
 import socket
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from attrs import frozen
@@ -44,6 +46,7 @@ _DONE: dict[type[Command], re.Pattern[str]] = {
     ),
     Delete: re.compile(r"Server deleted\."),
 }
+_PROMPT = b"\n> "
 _PEERS_FLAGS = re.compile(rf"\bid={PEERS} disabled=\d+ flags=0x([0-9a-f]+)")
 _RESYNC_FINISHED = 0x3
 _BUSY = "Server still has connections attached to it, cannot remove it."
@@ -60,19 +63,14 @@ class StatsSocket:
         """The whole answer to one command. Raises NoAnswerError (nobody there, not in time), UsageError (not ours)."""
         deadline = time.monotonic() + self.timeout
         chunks = []
-        try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-                connection.settimeout(self.timeout)
-                connection.connect(str(self.path))
-                connection.sendall(f"{command}\n".encode())
-                while chunk := connection.recv(65_536):
-                    chunks.append(chunk)
-                    # A peer that drips must not outlive the deadline; 1 ms keeps settimeout from meaning "forever".
-                    connection.settimeout(max(deadline - time.monotonic(), 0.001))
-        except PermissionError as error:
-            raise UsageError(f"{self.path}: {error.strerror}", remedy="run as the user HAProxy belongs to") from error
-        except OSError as error:
-            raise NoAnswerError(f"HAProxy's socket {self.path} does not answer: {error}") from error
+        with self._answering(), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(self.timeout)
+            connection.connect(str(self.path))
+            connection.sendall(f"{command}\n".encode())
+            while chunk := connection.recv(65_536):
+                chunks.append(chunk)
+                # A peer that drips must not outlive the deadline; 1 ms keeps settimeout from meaning "forever".
+                connection.settimeout(max(deadline - time.monotonic(), 0.001))
         return b"".join(chunks).decode(errors="replace")
 
     def running(self) -> Running | None:
@@ -116,11 +114,56 @@ class StatsSocket:
         except (IndexError, KeyError, ValueError) as error:
             raise NoAnswerError(f"HAProxy's socket {self.path} gave no whole answer") from error
 
+    @contextlib.contextmanager
+    def conversation(self) -> Iterator[Callable[[Command], None]]:
+        """Many commands over one connection: yields what has one done.
+
+        That raises CommandError for any answer but the command's own "done", and NoAnswerError. In HAProxy's
+        interactive mode each answer ends with a prompt (its management guide, 9.3, prompt; M: 2.6, 2.8, 3.0).
+        """
+        with self._answering(), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(self.timeout)
+            connection.connect(str(self.path))
+            self._exchange(connection, "prompt")
+
+            def tell(command: Command) -> None:
+                # A connection is an effect that Python audits, a line sent over it is none.
+                sys.audit("edgeagent.command", str(command))
+                with self._answering():
+                    said = self._exchange(connection, str(command)).strip()
+                if not _DONE[type(command)].fullmatch(said):
+                    raise CommandError(f"HAProxy answered `{command}` with: {said or 'nothing'}")
+
+            yield tell
+
+    def _exchange(self, connection: socket.socket, command: str) -> str:
+        """Send a line, and read up to the next prompt."""
+        deadline = time.monotonic() + self.timeout
+        connection.settimeout(self.timeout)
+        connection.sendall(f"{command}\n".encode())
+        answer = b""
+        while not answer.endswith(_PROMPT):
+            chunk = connection.recv(65_536)
+            if not chunk:
+                raise ConnectionResetError("it has hung up")
+            answer += chunk
+            connection.settimeout(max(deadline - time.monotonic(), 0.001))
+        return answer.removesuffix(_PROMPT).decode(errors="replace")
+
+    @contextlib.contextmanager
+    def _answering(self) -> Iterator[None]:
+        """What the system says of the socket, as an error of ours."""
+        try:
+            yield
+        except PermissionError as error:
+            raise UsageError(f"{self.path}: {error.strerror}", remedy="run as the user HAProxy belongs to") from error
+        except OSError as error:
+            raise NoAnswerError(f"HAProxy's socket {self.path} does not answer: {error}") from error
+
     def tell(self, command: Command) -> None:
         """Have one command done. Raises CommandError for any answer but its own "done"; NoAnswerError."""
-        said = self.ask(str(command)).strip()
-        if not _DONE[type(command)].fullmatch(said):
-            raise CommandError(f"HAProxy answered `{command}` with: {said or 'nothing'}")
+        with self.conversation() as tell:
+            tell(command)
 
     def forget(self, command: Delete) -> bool:
         """Delete a server that has left. Whether it is gone; False while it still has sessions."""

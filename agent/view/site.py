@@ -15,6 +15,9 @@ from agent.view.metrics import Facts, Metrics, Usage
 from agent.view.status import why
 
 FRESH_SECONDS = 0.25  # fifty scrapers at once are told the same
+PAGE_SECONDS = 1.0  # the page is made at most so often, whoever reads it
+PAGE_SHARE = 20  # and a page that takes 200 ms to make is made every 4 s: readers cost 5 % of a core at most
+BUSY_SECONDS = 30.0  # so old may be what is served while a change is under way, which must not wait for readers
 USAGE_SECONDS = 10.0  # looking through all processes costs milliseconds
 REFRESH = 10  # seconds after which a browser asks again
 
@@ -31,16 +34,23 @@ class Site:
     """`facts`, `document` and `history` are replaced whole by the service; all else happens in the threads that answer.
 
     `look`: HAProxy now, None where it does not answer in time. `usage`: what its processes take. `alive`: whether the
-    service still looks.
+    service still looks. `busy`: whether a change is under way: what was made before is served then.
     """
 
     def __init__(
-        self, *, look: Callable[[], Observation | None], usage: Callable[[], dict[str, Any]], alive: Callable[[], bool]
+        self,
+        *,
+        look: Callable[[], Observation | None],
+        usage: Callable[[], dict[str, Any]],
+        alive: Callable[[], bool],
+        busy: Callable[[], bool] = lambda: False,
     ) -> None:
         self.facts: Facts = Facts(version="")
         self.document: dict[str, Any] = {}
         self.history: tuple[Generation, ...] = ()
-        self._look, self._usage, self._alive = look, usage, alive
+        self._look, self._usage, self._alive, self._busy = look, usage, alive, busy
+        self._page_lock = threading.Lock()
+        self._page_made: tuple[float, float, bytes] | None = None  # until when it is fresh, when it was made, the page
         self._lock = threading.Lock()
         self._made: dict[bool, tuple[float, tuple[str, bytes]]] = {}
         self._used: tuple[float, Usage] | None = None
@@ -64,7 +74,8 @@ class Site:
         wanted, arrived = "application/openmetrics-text" in accept, time.monotonic()
         with self._lock:
             made = self._made.get(wanted)
-            if made is None or made[0] < arrived - FRESH_SECONDS:
+            fresh = BUSY_SECONDS if self._busy() else FRESH_SECONDS
+            if made is None or made[0] < arrived - fresh:
                 begin = time.monotonic()
                 text = self.metrics.text(open_metrics=wanted)
                 # What took a second is as old as its end: those who waited for it share it.
@@ -86,12 +97,16 @@ class Site:
         return [] if self._alive() else [f"the agent has not looked since {self.document.get('at') or 'its start'}"]
 
     def _page(self, _accept: str) -> dict[str, Any]:
-        return {
-            "code": 200,
-            "kind": _HTML,
-            "body": page.render(self.document, self.history, trouble=self._deaf()).encode(),
-            "headers": _STRICT,
-        }
+        """Made for all readers together, by the first of them: it costs the service's own processor time."""
+        with self._page_lock:
+            now = time.monotonic()
+            made = self._page_made
+            kept = made is not None and (now < made[0] or (self._busy() and now < made[1] + BUSY_SECONDS))
+            if made is None or not kept:
+                body = page.render(self.document, self.history, trouble=self._deaf()).encode()
+                end = time.monotonic()
+                made = self._page_made = (end + max(PAGE_SECONDS, (end - now) * PAGE_SHARE), end, body)
+        return {"code": 200, "kind": _HTML, "body": made[2], "headers": _STRICT}
 
 
 def _unready(document: dict[str, Any], facts: Facts) -> Any:

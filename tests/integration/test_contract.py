@@ -87,7 +87,7 @@ def test_the_fake_does_what_haproxy_does(edge: Edge):
         fake = servers_of((edge.folder / "state/haproxy.cfg").read_text())
         haproxy = edge.haproxy
         for step, command in enumerate(script(free_port())):
-            no = refused(lambda command=command: haproxy.tell(command))
+            no = refused(lambda command=command: haproxy.socket.tell(command))
             assert no == refused(lambda command=command: fold(fake, command)), f"{step}: {command}"
             real = {one.key: one for one in haproxy.observe().servers}
             assert seen(real) == seen(fake), f"{step}: {command}"
@@ -110,7 +110,7 @@ def test_a_server_with_a_session_is_not_deleted_and_that_is_no_failure(edge: Edg
         haproxy = edge.haproxy
         with connect(port) as session:
             session.recv(100)
-            haproxy.tell(SetState("back", "a", "maint"))
+            haproxy.socket.tell(SetState("back", "a", "maint"))
             assert haproxy.forget(Delete("back", "a")) is False
             session.sendall(b"still here")
             assert session.recv(100) == b"still here"

@@ -124,6 +124,10 @@ class FakeProxy:
         self._do("limits_settled")
         return True
 
+    @contextlib.contextmanager
+    def conversation(self) -> Iterator[Callable[[Command], None]]:
+        yield self.tell
+
     def tell(self, command: Command) -> None:
         self._do("tell", str(command))
         fold(self.servers, command, sessions=self.sessions)

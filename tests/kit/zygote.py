@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Self
 
 EFFECTS = {
+    "edgeagent.command",
     "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate",
     "subprocess.Popen", "socket.connect", "socket.bind",
 }  # fmt: skip
