@@ -323,7 +323,7 @@ def discover(**options: Any) -> None:
     """A desired state out of a Kubernetes cluster: Services with edgeagent.io/ annotations, Nodes, EndpointSlices.
 
     Printed as YAML; what is wrong with a Service is told on stderr, and leaves the others alone (exit 6). Where the
-    base and a Service are at odds, both places are named and nothing is printed (exit 3). Needs edgeagent[cluster].
+    base and a Service are at odds, both places are named and nothing is printed (exit 3). Needs the extra `cluster`.
 
     \b
       kubectl annotate service mail edgeagent.io/expose="smtp=25" edgeagent.io/bind=192.0.2.1
@@ -360,10 +360,14 @@ def gate(ctx: click.Context, key: Path | None) -> None:
     call.
     """  # noqa: D301  # click looks for the character itself
     from agent import syncing
+    from agent.settings import ENVIRONMENT
 
+    if key is not None:
+        syncing.print_authorized_key(ctx.obj or (Path(named) if (named := os.environ.get(ENVIRONMENT)) else None), key)
+        return
     # Whatever ssh brought along: settings are those of the forced command, or the platform's own.
-    os.environ.pop("EDGEAGENT_SETTINGS", None)
-    syncing.gate(main, ctx, _settings(ctx.obj), key)
+    dropped = os.environ.pop(ENVIRONMENT, "")
+    syncing.gate(main, ctx, _settings(ctx.obj), dropped=dropped)
 
 
 @main.command(epilog="Example: agent status --json | jq .frontends")
@@ -529,9 +533,11 @@ def _settings(file: Path | None) -> Settings:
 
 def _progress() -> Any:
     """Names the stage under way, on a terminal, in one line that the next one overwrites."""
+    from agent.model.report import STAGE_WORDS
+
     if sys.stderr is None or not sys.stderr.isatty():
         return None
-    return lambda stage: click.echo(f"\r\033[K{stage} ...\r", nl=False, err=True)
+    return lambda stage: click.echo(f"\r\033[K{STAGE_WORDS.get(stage, stage)} ...\r", nl=False, err=True)
 
 
 def _print_report(report: Report, *, stored: str = "") -> None:

@@ -156,7 +156,9 @@ class Story:
         losses = losses_of(change)
         told.findings += preflight.silent(change.down)
         if losses and not force:
-            raise RefusedError("; ".join(loss_sentences(losses)), remedy=f"what is live was not touched; {FORCE}")
+            raise RefusedError(
+                "; ".join(loss_sentences(losses)), remedy=f"nothing was touched of what is live; {FORCE}"
+            )
         change = evolve(change, at_stake=tuple(one for one in change.at_stake if one not in losses))
         told.unserved = self._unserved(change, since=())
         told.started = change.old is None

@@ -206,5 +206,5 @@ def parse(data: bytes, file: str) -> Settings:
             f"{file}: paths.run: longer than {MAX_RUN_PATH} bytes; HAProxy's socket could not be bound in it"
         )
     if problems or built.value is None:
-        raise UsageError("\n".join(problems), remedy="`agent.toml` in docs/settings.md lists every key")
+        raise UsageError("\n".join(problems), remedy="correct these keys; every other one keeps its default")
     return built.value

@@ -23,11 +23,11 @@ from agent.errors import AgentError, ExitCode, InvalidError, PolicyError, UsageE
 from agent.host.notice import AUTH, to_syslog
 from agent.intake import beside, label, read, read_in_time
 from agent.model.desired import Limits, parse
-from agent.model.report import STAGES
+from agent.model.report import STAGE_WORDS, STAGES
 from agent.printing import clear_line, end, print_json
 from agent.remote import gate as gates
 from agent.remote import push, signature
-from agent.settings import Settings
+from agent.settings import CONFIG_FOLDER, ENVIRONMENT, Settings
 from agent.sync import Answer, Wish, admit, hand_over, refused, stored, wait
 from agent.view import tables
 
@@ -88,7 +88,7 @@ def sync(settings: Settings, file: Path | None, options: Options) -> NoReturn:
         _end(refused(error, hashlib.sha256(data).hexdigest()), options)
     if options.no_wait and handed.served:
         _end(stored(handed), options)
-    _end(wait(host, handed, deadline=deadline, on_stage=_progress()), options)
+    _end(wait(host, handed, deadline=deadline, on_stage=_progress(from_gate=options.from_gate)), options)
 
 
 def _signature(path: Path, data: bytes, options: Options) -> bytes:
@@ -225,7 +225,7 @@ class _Board:
         self._draw()
 
     def show(self, host: str, stage: str) -> None:
-        self._stages[host] = stage
+        self._stages[host] = STAGE_WORDS.get(stage, stage)
         with contextlib.suppress(OSError):
             self._draw()
 
@@ -255,19 +255,20 @@ class _Board:
 # --- printing ---------------------------------------------------------------------------------------------------
 
 
-def _progress() -> Callable[[str], None]:
-    """Each stage of the agent: a bar on a terminal, else a line that `--to` on the other side understands."""
+def _progress(*, from_gate: bool) -> Callable[[str], None]:
+    """Each stage of the agent: a bar on a terminal, else a line: in words, or as `--to` on the other side reads it."""
     if sys.stderr is None:
         return lambda _: None
     live = sys.stderr.isatty()
 
     def show(stage: str) -> None:
+        words = stage if from_gate else STAGE_WORDS.get(stage, stage)
         with contextlib.suppress(OSError):  # a full disk behind stderr costs the progress
-            draw(stage) if live else click.echo(f"{push.STAGE}{stage}", err=True)
+            draw(stage) if live else click.echo(f"{push.STAGE}{words}", err=True)
 
     def draw(stage: str) -> None:
         done = (STAGES.index(stage) + 1) * _BAR // len(STAGES) if stage in STAGES else _BAR
-        click.echo(f"\r\033[K[{'#' * done}{'.' * (_BAR - done)}] {stage}\r", nl=False, err=True)
+        click.echo(f"\r\033[K[{'#' * done}{'.' * (_BAR - done)}] {STAGE_WORDS.get(stage, stage)}\r", nl=False, err=True)
 
     return show
 
@@ -299,14 +300,15 @@ def _tell(answer: Answer) -> None:
 # --- the gate ---------------------------------------------------------------------------------------------------
 
 
-def gate(main: click.Group, ctx: click.Context, settings: Settings, key: Path | None) -> None:
-    """Let a call through, or exit 9; with `key`, print its line for authorized_keys."""
-    if key is not None:
-        _print_authorized_key(ctx, key)
-        return
+def gate(main: click.Group, ctx: click.Context, settings: Settings, *, dropped: str) -> None:
+    """Let a call through, or exit 9. `dropped`: the EDGEAGENT_SETTINGS that the caller brought along, "" for none."""
     to_syslog(_log, "edgeagent gate", AUTH)
     client = (os.environ.get("SSH_CONNECTION") or "nobody").split(" ")[0][:60]
     call = os.environ.pop("SSH_ORIGINAL_COMMAND", None)
+    if dropped:
+        why = f"{ENVIRONMENT} is ignored by the gate: the forced command names its settings (--settings FILE gate)"
+        _log.warning("call from %s: %s", client, why)
+        click.echo(f"agent: {why}", err=True)
     try:
         words = _let_through(call, settings)
     except PolicyError as error:
@@ -337,16 +339,22 @@ def _let_through(call: str | None, settings: Settings) -> list[str]:
     return [*words, "--from-gate"] if words[0] in gates.TAKES_DOCUMENT else words
 
 
-def _print_authorized_key(ctx: click.Context, file: Path) -> None:
+def print_authorized_key(chosen: Path | None, file: Path) -> None:
+    """The line for authorized_keys that gives the public key in `file` the gate, with the settings `chosen`.
+
+    Raises UsageError.
+    """
     try:
         text = file.read_text(errors="replace")
     except OSError as error:
         raise UsageError(f"{file}: {error.strerror}") from None
-    chosen = ["--settings", str(ctx.obj.absolute())] if ctx.obj else []
+    settings = ["--settings", str(chosen.absolute())] if chosen else []
     program = Path(sys.argv[0]).absolute()
     how = [sys.executable, "-m", "agent"] if program.name == "__main__.py" else [str(program)]
-    command = " ".join(shlex.quote(word) for word in [*how, *chosen, "gate"])
+    command = " ".join(shlex.quote(word) for word in [*how, *settings, "gate"])
     try:
         click.echo(gates.authorized_key(text, command))
     except ValueError as error:
         raise UsageError(f"{file}: {error}") from None
+    where = chosen.absolute() if chosen else CONFIG_FOLDER / "agent.toml"
+    click.echo(f"agent: with this line the gate uses the settings in {where}", err=True)

@@ -225,7 +225,7 @@ class HAProxy:
         what = f"the configuration passes haproxy -c, but a process that starts with it {how}"
         raise RefusedError(
             f"{what}:\n{_complaints(program.said)}",
-            remedy="nothing was touched; what HAProxy says is about agent.toml, the template or this host",
+            remedy="nothing was touched of what is live; HAProxy's words are about agent.toml, template or host",
         )
 
     def _check_words(self, config: Path) -> list[str]:
@@ -399,7 +399,7 @@ def _accept(check: Said) -> None:
     if check.code != 0:
         raise RefusedError(
             f"haproxy -c refuses the configuration (exit {check.code}):\n{_complaints(check.text)}",
-            remedy="nothing was touched; if the built-in template is in use, this is a bug worth reporting",
+            remedy="nothing was touched of what is live; with the built-in template this is a bug, please report it",
         )
 
 

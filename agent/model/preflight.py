@@ -21,7 +21,16 @@ from agent.model.schema import WILDCARDS, Endpoint, HealthType
 
 _MOST_NAMED = 5
 _MOST_SILENT = 50  # servers that are named one by one
-REMEDY = "free the address or take it out; it goes live by itself at the next resync once it can be bound"
+_BY_ITSELF = "it goes live by itself at the next resync"
+_REMEDIES = {
+    "in_use": f"end that listener, or take the address out; once it is free, {_BY_ITSELF}",
+    "no_such_address": "give the address to an interface or a virtual IP, or take it out; "
+    f"once this host has it, {_BY_ITSELF}",
+    "not_permitted": "run the agent as root, or use a port from 1024 up (Linux: or allow it by CAP_NET_BIND_SERVICE); "
+    f"once it may bind it, {_BY_ITSELF}",
+}
+"""What to do about an address in quarantine, by its reason (`Unbound.reason`)."""
+_OTHER_REMEDY = f"take the address out, or mend what the system says; once it can be bound, {_BY_ITSELF}"
 
 
 @frozen(kw_only=True)
@@ -147,7 +156,11 @@ def without(state: DesiredState, quarantined: Iterable[Quarantined]) -> DesiredS
 def findings(quarantined: Iterable[Quarantined]) -> tuple[Finding, ...]:
     """What people are told of quarantined addresses."""
     return tuple(
-        Finding(f"frontends.{one.frontend}", f"{one.address} is quarantined: {one.detail}", REMEDY)
+        Finding(
+            f"frontends.{one.frontend}",
+            f"{one.address} is quarantined: {one.detail}",
+            _REMEDIES.get(one.reason, _OTHER_REMEDY),
+        )
         for one in quarantined
     )
 

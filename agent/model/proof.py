@@ -20,10 +20,13 @@ AWAY = (Result.REFUSED, Result.UNREACHABLE)
 """Did not take a connection."""
 _MOST_NAMED = 5
 REMEDY = (
-    "nothing was touched; have the server expect what it would be sent, or set proxy_protocol to what it expects; it "
-    "is asked again by `agent apply`, when the file changes, and else every five minutes"
+    "nothing was touched of what is live; have the server expect what it would be sent, or set proxy_protocol to what "
+    "it expects; it is asked again by `agent apply`, when the file changes, and else every five minutes"
 )
-SETTINGS = "see docs/backends.md for each server's settings; it is asked again every five minutes, and by `agent apply`"
+SETTINGS = (
+    "let the server accept the header, or set `proxy_protocol: none`; "
+    "it is asked again every five minutes, and by `agent apply`"
+)
 _MOST_KEPT = 20_000  # of a file that names other servers every second
 
 

@@ -22,6 +22,7 @@ from attrs import frozen
 from agent import __version__
 from agent.errors import AgentError, InvalidError, UsageError
 from agent.host import listeners
+from agent.host.files import read_regular
 from agent.host.haproxy import HAProxy, file_limit
 from agent.host.listeners import Listener
 from agent.host.store import Store
@@ -30,6 +31,7 @@ from agent.model.desired import DesiredState, Limits, parse
 from agent.model.schema import Endpoint, endpoint
 from agent.once import basetools
 from agent.once.basetools import Address
+from agent.once.install import PFSENSE_MARK
 from agent.settings import Settings
 
 _SECONDS = 10.0  # for each of the system's own tools
@@ -65,6 +67,14 @@ class Scene:
     now: float = 0.0
 
     @property
+    def system(self) -> str:
+        """`pfSense`, `FreeBSD` or `Linux`: whose remedies are named."""
+        mark = self.root / PFSENSE_MARK
+        if mark.is_file() and "pfSense" in (_read(mark) or ""):
+            return "pfSense"
+        return "FreeBSD" if sys.platform.startswith("freebsd") else "Linux"
+
+    @property
     def store(self) -> Store:
         """The agent's folders."""
         return Store(self.settings.state, self.settings.run, keep=self.settings.apply.keep_generations)
@@ -81,6 +91,28 @@ class Scene:
     def binds(self) -> list[tuple[str, Endpoint]]:
         """Every address that should be served, with its frontend."""
         return [(one.name, bind) for one in self.state.frontends for bind in one.binds] if self.state else []
+
+
+_START = {
+    "pfSense": "/usr/local/etc/rc.d/edgeagent.sh start",
+    "FreeBSD": "service edgeagent start",
+    "Linux": "start its service, or `agent run`",
+}
+_GET_HAPROXY = {
+    "pfSense": "install the haproxy package (System > Package Manager), or set haproxy.binary in agent.toml",
+    "FreeBSD": "pkg install haproxy, or set haproxy.binary in agent.toml",
+    "Linux": "install your system's haproxy package (apt install haproxy), or set haproxy.binary in agent.toml",
+}
+_GET_PSUTIL = {
+    "pfSense": "pkg install py311-psutil",
+    "FreeBSD": "pkg install py311-psutil",
+    "Linux": "install your system's psutil package (apt install python3-psutil)",
+}
+_RAISE_FILES = {
+    "pfSense": "System > Advanced > System Tunables: kern.maxfilesperproc; or lower haproxy.maxconn in agent.toml",
+    "FreeBSD": "raise kern.maxfilesperproc (sysctl.conf), or lower haproxy.maxconn in agent.toml",
+    "Linux": "raise the limit of open files (ulimit -n, LimitNOFILE), or lower haproxy.maxconn in agent.toml",
+}
 
 
 def _ok(what: str, message: str) -> Found:
@@ -113,34 +145,32 @@ def _guarded(check: Callable[[Scene], Iterator[Found]], scene: Scene) -> Iterato
     try:
         yield from check(scene)
     except Exception as error:  # noqa: BLE001  # what one check meets must not take the others away
-        yield _look(what, f"cannot be looked at: {error}", "as root?")
+        yield _look(what, f"cannot be looked at: {error}", "run `agent doctor` as root")
 
 
 # --- the agent itself -------------------------------------------------------------------------------------------
 
 
-def _python(_: Scene) -> Iterator[Found]:
+def _python(scene: Scene) -> Iterator[Found]:
     missing = [name for name in _MODULES if importlib.util.find_spec(name) is None]
     if missing:
-        yield _broken("python", f"without {', '.join(missing)}", "run the one file (make pyz)")
+        yield _broken("python", f"these packages are missing: {', '.join(missing)}", "run the one file, which has them")
     version = ".".join(map(str, sys.version_info[:3]))
     yield _ok("python", f"{version}, edgeagent {__version__}")
     if importlib.util.find_spec("psutil") is None:
-        remedy = "FreeBSD: pkg install py311-psutil"
-        yield _note("psutil", f"not here; {_LOST}", remedy)
+        yield _note("psutil", f"not installed; {_LOST}", _GET_PSUTIL[scene.system])
 
 
 def _binary(scene: Scene) -> Iterator[Found]:
     try:
         original = scene.haproxy.found
     except UsageError as error:
-        remedy = error.remedy or "pkg install haproxy, or another haproxy.binary in agent.toml"
-        yield _broken("haproxy", str(error), remedy)
+        yield _broken("haproxy", str(error), _GET_HAPROXY[scene.system])
         return
     built = basetools.build(scene.ask([str(original), "-vv"]))
     if built is None:
         message = f"{original} -vv does not say that it is HAProxy"
-        yield _broken("haproxy", message, "haproxy.binary, or pkg install -f haproxy")
+        yield _broken("haproxy", message, _GET_HAPROXY[scene.system])
         return
     numbers = tuple(int(one) for one in re.findall(r"\d+", built.version)[:2])
     exporter = "with" if built.exporter else "without"
@@ -158,14 +188,14 @@ def _binary(scene: Scene) -> Iterator[Found]:
         yield _look(
             "process name",
             f"{named} is not {original} any more: HAProxy was upgraded",
-            "the next reload runs the new one; `service edgeagent reload` does not need to wait for a change",
+            "nothing: the next reload runs the new one",
         )
     else:
         yield _ok("process name", f"{named.name}, which the haproxy package leaves alone")
 
 
 def _folders(scene: Scene) -> Iterator[Found]:
-    mounts = dict(basetools.file_systems(scene.ask(["mount", "-p"]) or _text(scene.root / "proc/mounts")))
+    mounts = dict(basetools.file_systems(scene.ask(["mount", "-p"]) or _read(scene.root / "proc/mounts") or ""))
     for what, folder in (("state folder", scene.settings.state), ("run folder", scene.settings.run)):
         if not folder.exists():
             yield _note(what, f"{folder} is made at the start")
@@ -209,7 +239,7 @@ def _running(scene: Scene) -> Iterator[Found]:
         yield _look(
             "agent",
             "does not run: nothing follows the desired state",
-            "service edgeagent start (pfSense: /usr/local/etc/rc.d/edgeagent.sh start)",
+            _START[scene.system],
         )
     if running is not None:
         yield _ok("stats socket", f"HAProxy {running.version} answers, pid {running.pid}")
@@ -228,8 +258,9 @@ def desired(settings: Settings) -> tuple[DesiredState | None, list[Found]]:
     limits = Limits(process_maxconn=settings.haproxy.maxconn, file_limit=file_limit())
     file = settings.desired
     if not file.exists():
-        message = f"{file} is not there: nothing to serve yet"
-        return None, [_look("desired state", message, "write it; `agent import` helps")]
+        live = Store(settings.state, settings.run).live()
+        serves = f"generation {live.number} goes on serving" if live else "nothing to serve yet"
+        return None, [_look("desired state", f"{file} is not there: {serves}", "write it; `agent import` helps")]
     try:
         parsed = parse(read(file, settings), file=str(file), max_bytes=settings.sync.max_bytes, limits=limits)
     except InvalidError as error:
@@ -350,10 +381,12 @@ def _limits(scene: Scene) -> Iterator[Found]:
         yield _look(
             "file limit",
             f"haproxy.maxconn {maxconn:,} takes {2 * maxconn + 100:,} files; the limit is {limit:,}",
-            "raise the limit (ulimit -n, kern.maxfilesperproc), or lower haproxy.maxconn",
+            _RAISE_FILES[scene.system],
         )
+    elif limit is None:
+        yield _note("file limit", "no limit is known for this user")
     else:
-        yield _ok("file limit", "none" if limit is None else f"{limit:,}, enough")
+        yield _ok("file limit", f"{limit:,}, enough")
 
 
 def _clock(scene: Scene) -> Iterator[Found]:
@@ -370,7 +403,12 @@ def _clock(scene: Scene) -> Iterator[Found]:
 
 def _gate(scene: Scene) -> Iterator[Found]:
     files = [file for pattern in _KEYS for file in sorted(scene.root.glob(pattern))]
-    lines = [(file, line) for file in files for line in _text(file).splitlines() if not line.startswith("#")]
+    texts = {file: _read(file) for file in files}
+    unread = [str(file) for file, text in texts.items() if text is None]
+    if unread or os.geteuid() != 0:
+        what = ", ".join(unread) or "the keys of other users"
+        yield _look("gate", f"cannot read {what}", "run `agent doctor` as root")
+    lines = [(file, line) for file in files for line in (texts[file] or "").splitlines() if not line.startswith("#")]
     ours = [(file, line) for file, line in lines if re.search(r'command="[^"]*agent[^"]* gate"', line)]
     for file, line in ours:
         if not _restricted(line):
@@ -381,7 +419,7 @@ def _gate(scene: Scene) -> Iterator[Found]:
             )
     if ours:
         yield _ok("gate", f"{len(ours)} keys run `agent gate`")
-    else:
+    elif not unread and os.geteuid() == 0:
         yield _note(
             "gate",
             "no ssh key runs `agent gate`: nobody can `agent sync` to this host",
@@ -399,12 +437,17 @@ def _restricted(line: str) -> bool:
 
 def _signers(scene: Scene) -> Iterator[Found]:
     chosen = scene.settings.sync.allowed_signers
-    if chosen and not _text(Path(chosen)):
+    if not chosen:
+        return
+    text = _read(Path(chosen))
+    if not text:
         yield _broken(
             "signers",
-            f"{chosen} is empty or cannot be read: no document is taken",
+            f"{chosen} {'cannot be read' if text is None else 'is empty'}: no document is accepted",
             "put the signers' public keys there (ssh-keygen(1), ALLOWED SIGNERS)",
         )
+    else:
+        yield _ok("signers", f"documents must be signed by a key of {chosen}")
 
 
 def _service(scene: Scene) -> Iterator[Found]:
@@ -413,7 +456,11 @@ def _service(scene: Scene) -> Iterator[Found]:
         return
     pfsense = (scene.root / "usr/local/etc/rc.d/edgeagent.sh").exists()  # there /etc/rc.conf does nothing (FACTS 1)
     files = ("etc/rc.conf", "etc/rc.conf.local", "etc/rc.conf.d/edgeagent", "usr/local/etc/rc.conf.d/edgeagent")
-    text = "\n".join(_text(scene.root / name) for name in files[2 * pfsense :])
+    texts = {name: _read(scene.root / name) for name in files[2 * pfsense :] if (scene.root / name).exists()}
+    if unread := [f"/{name}" for name, content in texts.items() if content is None]:
+        yield _look("boot", f"cannot read {', '.join(unread)}", "run `agent doctor` as root")
+        return
+    text = "\n".join(content or "" for content in texts.values())
     values = re.findall(r"""^[ \t]*edgeagent_enable=["']?(\w*)""", text, re.MULTILINE)
     if not values or values[-1].lower() not in ("yes", "true", "on", "1"):  # the last one counts
         yield _look(
@@ -454,7 +501,9 @@ def _metrics(scene: Scene) -> Iterator[Found]:
         )
 
 
-def _text(file: Path) -> str:
-    with contextlib.suppress(OSError):
-        return file.read_text(errors="replace")
-    return ""
+def _read(file: Path) -> str | None:
+    """The text of a file, None where it cannot be read."""
+    try:
+        return read_regular(file).decode(errors="replace")
+    except OSError:
+        return None

@@ -32,7 +32,9 @@ from agent.host.haproxy import HAProxy, find_binary
 try:
     from aiosmtpd.controller import Controller
 except ImportError:  # the demo's own dependency; nothing else of the agent needs it
-    raise UsageError("the demo needs the Python package aiosmtpd", remedy="pip install 'edgeagent[demo]'") from None
+    raise UsageError(
+        "the demo needs the Python package aiosmtpd", remedy="in the sources: make demo; or install aiosmtpd"
+    ) from None
 
 WAIT_SECONDS = 15.0
 LOAD_SECONDS = 1.0  # of clients before, between and after the changes: the time itself is what is played

@@ -36,7 +36,7 @@ def main(chosen: Path | None, *, as_json: bool) -> None:
             if one.remedy:
                 click.echo(f"{'':<{width + 9}}{one.remedy}")
         bad = sum(one.level in ("look", "broken") for one in found)
-        click.echo(f"{bad} of {len(found)} need somebody." if bad else "All is well.")
+        click.echo(f"{bad} of {len(found)} findings need attention." if bad else "All is well.")
     sys.exit(code)
 
 

@@ -46,7 +46,7 @@ echo "agent: no Python 3.11 or newer is here any more" >&2
 exit 127
 """
 _SETTINGS = """\
-{ours}, once; yours from here on. docs/settings.md has every key.
+{ours}, once; yours from here on. Every key that is left out has a default.
 [paths]
 desired = "/usr/local/etc/edgeagent/desired.yaml"
 state = "{state}"
@@ -77,7 +77,7 @@ class Place:
         if root is None and not sys.platform.startswith("freebsd"):
             raise UsageError(
                 "install is for FreeBSD and pfSense",
-                remedy="elsewhere: pip install edgeagent; or --root DIR puts the files into a folder",
+                remedy="elsewhere run the one file as it is, or install the wheel; --root DIR fills a folder",
             )
         base = (root or Path("/")).resolve()
         mark = base / PFSENSE_MARK

@@ -15,7 +15,7 @@ from agent.model.handshake import Question, Seen, mismatch
 from agent.model.observed import Key
 from agent.model.plan import Plan, Runtime, Unchanged
 from agent.view.news import event_document
-from agent.view.status import handshake_document, headline, when
+from agent.view.status import handshake_document, headline, moment, when
 
 _PRESERVED = {True: "yes", False: "no", None: "unknown"}
 _COLOURS = {"up": "green", "listening": "green", "degraded": "yellow", "quarantined": "magenta"}
@@ -91,7 +91,9 @@ def _facts(document: dict[str, Any], *, running: bool) -> Iterable[str]:
         serial = f", serial {live['serial']}" if live["serial"] is not None else ""
         yield f"live:    generation {live['generation']}{serial}, sha256 {live['digest'][:12]}, since {live['since']}"
     if haproxy:
-        yield f"haproxy: {haproxy['version']}, pid {haproxy['pid']}, up {haproxy['uptime']} s"
+        # Not "up N s": that would be as old as the status, and this stays true.
+        since = when(moment(document["at"]) - haproxy["uptime"])
+        yield f"haproxy: {haproxy['version']}, pid {haproxy['pid']}, up since {since}"
     else:
         yield "haproxy: " + click.style("does not answer", fg="red")
     if running:

@@ -123,7 +123,7 @@ def test_where_there_is_no_kubernetes_client_it_says_where_it_is_to_be_had():
         [sys.executable, "-c", hidden, "discover"], capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stdout) == (2, "")
-    assert "pip install 'edgeagent[cluster]'" in done.stderr
+    assert "whl[cluster]" in done.stderr
 
 
 def test_without_rights_it_is_refused_by_policy(cluster: Kube):

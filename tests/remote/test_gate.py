@@ -12,6 +12,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from kit.edge import Edge, first_line, until
+from kit.onefile import AGENT
 from kit.servers import EchoServer, free_port
 from kit.ssh import Client, Firewall, keygen, make_key, state
 
@@ -135,6 +136,21 @@ def test_the_environment_that_ssh_brings_changes_nothing(one_edge: Edge, tmp_pat
     assert json.loads(done.stdout)["exit_code"] == 7  # no agent runs in this edge's folders
     assert one_edge.desired.read_bytes() == b"version: 1"
     assert not (tmp_path / "d").exists()
+    assert b"EDGEAGENT_SETTINGS is ignored by the gate" in done.stderr
+
+
+def test_the_printed_line_carries_the_settings_in_force(one_edge: Edge, tmp_path: Path):
+    public = tmp_path / "key.pub"
+    public.write_text("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAAA cluster\n")
+    words = [*AGENT, "gate", "--print-authorized-key", public]
+    environment = {**os.environ, "EDGEAGENT_SETTINGS": str(one_edge.settings)}
+    done = subprocess.run(words, capture_output=True, text=True, check=True, env=environment)
+    assert f' --settings {one_edge.settings} gate"' in done.stdout
+    assert f"uses the settings in {one_edge.settings}" in done.stderr
+    environment.pop("EDGEAGENT_SETTINGS")
+    done = subprocess.run(words, capture_output=True, text=True, check=True, env=environment)
+    assert "--settings" not in done.stdout
+    assert "uses the settings in /etc/edgeagent/agent.toml" in done.stderr
 
 
 def test_a_document_without_an_end_is_read_no_further_than_allowed(one_edge: Edge):

@@ -103,9 +103,10 @@ class _Work:
         elif one.kind in ("global", ""):
             for line in one.lines:
                 key = line.words[0] if line.words else ""
-                self.leave(
-                    line, f"haproxy.{key} in agent.toml" if key in _SETTINGS else "agent.toml's, or the agent's own"
-                )
+                where = f"haproxy.{key} in agent.toml"
+                if key not in _SETTINGS:
+                    where = f"the agent writes the global section itself; `{key}` needs a template of your own"
+                self.leave(line, where)
         else:
             self._leave_all(one, head, "nothing of the kind here")
 

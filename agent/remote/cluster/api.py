@@ -56,7 +56,7 @@ class Api:
         except ImportError:
             raise UsageError(
                 "the kubernetes client is not here: it is no part of what runs on a firewall",
-                remedy="where you can reach the cluster: pip install 'edgeagent[cluster]'",
+                remedy="install the wheel with its extra: pip install './edgeagent-VERSION-py3-none-any.whl[cluster]'",
             ) from None
         settings = client.Configuration()
         load: Any = config  # has no types
