@@ -107,7 +107,10 @@ def run(settings_file: Path | None) -> None:
     settings = _settings(settings_file)
     host = Host(settings, command="run")
     host.store.prepare()
-    with host.store.service(waiting=lambda holder: _log.warning("%s", holder)) as lock, host.web():
+    with (
+        host.store.service(waiting=lambda holder: _log.warning("another agent has these folders; %s", holder)) as lock,
+        host.web(),
+    ):
         _log.info("edgeagent %s, HAProxy %s, desired state %s", __version__, host.version, settings.desired)
         Service(
             settings=settings,
@@ -218,7 +221,9 @@ def apply(settings_file: Path | None, file: Path | None, *, force: bool, retry: 
         host.intake.verify(data, signature)
         parsed = parse(data, file=label(file), max_bytes=settings.sync.max_bytes)
     host.store.prepare()
-    with host.store.lock(waiting=lambda holder: click.echo(holder, err=True)):
+    with host.store.lock(
+        waiting=lambda holder: click.echo(f"waiting for another change to finish\n{holder}", err=True)
+    ):
         if data is not None:
             host.intake.admit(parsed)
             host.intake.put(data, signature)
@@ -445,7 +450,9 @@ def rollback(settings_file: Path | None, generation: int | None) -> None:
 
     host = Host(_settings(settings_file), command="rollback", on_stage=_progress())
     host.store.prepare()
-    with host.store.lock(waiting=lambda holder: click.echo(holder, err=True)):
+    with host.store.lock(
+        waiting=lambda holder: click.echo(f"waiting for another change to finish\n{holder}", err=True)
+    ):
         report = host.rollback(generation)
     end(lambda: _print_report(report), report.exit_code)
 

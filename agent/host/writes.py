@@ -58,13 +58,14 @@ class Writes:
         self._seen = (self._version(), monotonic())
 
     def event(self, kind: str) -> None:
-        """Take a watchdog event about the file: `moved` (here), `closed` (after writing), `created`, `modified`."""
+        """Take a watchdog event about the file: `moved` (here), `closed` (after writing), `modified`, and others."""
         with self._lock:
             if kind == "moved":
                 self._renamed, self._open = self._version(), False
             elif kind == "closed":
                 self._closed, self._open = self._version(), False
-            elif kind in ("created", "modified") and (version := self._version()) != self._seen[0]:
+            # `created` alone says nothing: a file that was moved here from an unwatched folder comes so too.
+            elif kind == "modified" and (version := self._version()) != self._seen[0]:
                 self._open = version not in (self._renamed, self._closed)
                 self._seen = (version, self._monotonic())
 

@@ -133,7 +133,8 @@ def test_a_broken_file_touches_nothing_and_is_told_everywhere(edge: Edge):
         ]
         assert "frontends.front.bind[0]: expected an address" in edge.log
         shown = edge.agent("status")
-        assert shown.returncode == 0  # every frontend serves; that the file is broken stands in the text
+        assert shown.returncode == 6
+        assert shown.stdout.startswith("The desired state is not live: it is invalid: ")
         assert "last:    invalid" in shown.stdout
         assert "nonsense" in shown.stdout
         assert edge.agent("check", edge.desired).returncode == 3

@@ -62,6 +62,9 @@ def test_where_closes_are_reported_a_stalled_writer_is_waited_for(
     one = writes(file, clock, monkeypatch, closes=True)
     write(file, "half", clock)
     one.event("created")
+    assert one.unfinished() == QUIET_SECONDS  # or moved here from a folder that nobody watches
+    write(file, "half!", clock)
+    one.event("modified")
     clock.time += 60
     assert one.unfinished() == OPEN_SECONDS - 60
     write(file, "whole", clock)
