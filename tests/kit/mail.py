@@ -189,7 +189,7 @@ def _postfix(host: MailHost) -> Iterator[None]:
             ["/usr/sbin/postfix", "-c", folder / "etc", "start"], capture_output=True, text=True, check=False
         )
         assert started.returncode == 0, started.stderr + started.stdout
-        undo.callback(_end, lambda: int((folder / "spool/pid/master.pid").read_text()))
+        undo.callback(end_postfix, folder)
         until(lambda: "daemon started" in host.postfix_log, "Postfix")
         yield
 
@@ -211,9 +211,9 @@ def _dovecot(host: MailHost) -> Iterator[None]:
         process.wait(timeout=20)
 
 
-def _end(pid: object) -> None:
-    assert callable(pid)
-    process = psutil.Process(pid())
+def end_postfix(folder: Path) -> None:
+    """End the Postfix of this folder and all that it has started."""
+    process = psutil.Process(int((folder / "spool/pid/master.pid").read_text()))
     children = process.children(recursive=True)
     process.send_signal(signal.SIGTERM)
     psutil.wait_procs([process, *children], timeout=20)

@@ -20,8 +20,8 @@ def ip(*words: str) -> None:
 
 
 @contextlib.contextmanager
-def two_hosts() -> Iterator[tuple[str, str]]:
-    """The names of two namespaces: the near one is 10.99.0.1, the far one 10.99.0.2."""
+def two_hosts(near_address: str = "10.99.0.1", far_address: str = "10.99.0.2") -> Iterator[tuple[str, str]]:
+    """The names of two namespaces, the near one and the far one, with these addresses of one /24 network."""
     near, far = f"edge-near-{os.getpid()}", f"edge-far-{os.getpid()}"
     with contextlib.ExitStack() as undo:
         for name in (near, far):
@@ -32,7 +32,7 @@ def two_hosts() -> Iterator[tuple[str, str]]:
             undo.callback(ip, "netns", "delete", name)
             ip("-n", name, "link", "set", "lo", "up")
         ip("-n", near, "link", "add", "cable", "type", "veth", "peer", "name", "cable", "netns", far)
-        for name, address in ((near, "10.99.0.1/24"), (far, "10.99.0.2/24")):
+        for name, address in ((near, f"{near_address}/24"), (far, f"{far_address}/24")):
             ip("-n", name, "address", "add", address, "dev", "cable")
             ip("-n", name, "link", "set", "cable", "up")
         yield near, far
