@@ -25,6 +25,7 @@ from attrs import frozen
 from agent.errors import NoAnswerError, RefusedError, StoreError, SwitchError, UsageError
 from agent.host import listeners, processes, programs
 from agent.host.files import read_regular
+from agent.host.lock import make_private
 from agent.host.programs import Program, Said
 from agent.host.runtime import StatsSocket
 from agent.model.observed import Observation, Running
@@ -346,7 +347,8 @@ class HAProxy:
             if same_file or (have.st_size, have.st_mtime_ns) == (origin.st_size, origin.st_mtime_ns):
                 return named
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_private(self.state)
+            folder.mkdir(exist_ok=True)
             libraries = original.parent / "lib"
             if libraries.is_dir():
                 _replace(folder / "lib", lambda fresh: fresh.symlink_to(libraries))

@@ -181,7 +181,7 @@ def install(root: Path | None, *, service: bool, shellcmd: bool) -> None:
     try:
         _link(place)
     except UsageError as error:  # HAProxy comes by its own package, now or later
-        click.echo(f"{error}: {error.remedy}", err=True)
+        click.echo(f"{error}{f': {error.remedy}' if error.remedy else ''}", err=True)
     restarted = _restart(place)
     _prune(place, program)
     if not restarted:

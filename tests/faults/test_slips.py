@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
 import time
 from typing import Any
 
@@ -120,3 +123,37 @@ def test_the_state_folder_is_deleted_under_a_running_agent(scene: Scene):
         assert edge.agent("status").returncode == 0
         assert second.poll() is None
         after("what was live, as a new first generation")
+
+
+def test_the_desired_file_linked_to_itself_while_haproxy_dies(scene: Scene):
+    edge = scene.edge
+    edge.put(scene.state())
+    edge.serve()
+    edge.wait("committed")
+    with scene.fault("the desired file linked to itself, then HAProxy killed", lossless=False) as after:
+        edge.desired.unlink()
+        edge.desired.symlink_to(edge.desired.name)
+        edge.wait("invalid")
+        pid = edge.pid
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: (running := edge.haproxy.running()) is not None and running.pid != pid, "it is started again")
+        after("what was live")
+    assert edge.services[0].poll() is None
+
+
+def test_another_local_user_who_wants_the_lock(scene: Scene, root: None):
+    """The folder was made wide by an earlier version, or by hand: the first command tightens it."""
+    edge = scene.edge
+    edge.folder.chmod(0o755)
+    edge.live(scene.state())
+    (edge.folder / "state").chmod(0o755)
+    edge.put(scene.state())
+    edge.serve()
+    with scene.fault("another local user tries to hold the agent's lock") as after:
+        hold = "import fcntl, os, sys; fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), fcntl.LOCK_EX)"
+        done = subprocess.run(
+            ["/usr/bin/env", "python3", "-c", hold, edge.folder / "state"],
+            capture_output=True, text=True, check=False, user=65534, group=65534, extra_groups=[],
+        )  # fmt: skip
+        assert "PermissionError" in done.stderr
+        after("the same; permission denied")
