@@ -119,7 +119,7 @@ class Host:
         if command == "run":
             self.events = EventLog(self.store, self._notices, document=news.event_document)
             before = self.store.status()
-            self.events.start(news.serving(before) if is_status(before) else None)
+            self.events.start(news.unserved(before) if is_status(before) else None)
         self.proxy: HAProxy = HAProxy(
             binary=settings.haproxy.binary,
             process_name=settings.haproxy.process_name,
@@ -413,7 +413,7 @@ class Host:
         if self._site is not None:
             self._show(self._site, document)
         if self.events is not None:
-            self.events.look(news.serving(document), time.time())
+            self.events.look(news.unserved(document), time.time())
         trouble = ""
         try:
             self.store.prepare()

@@ -22,19 +22,22 @@ class EventLog:
     ) -> None:
         self._store, self._notices, self._document = store, notices, document
         self._damper = Damper()
-        self._serving: Mapping[str, bool] | None = None
+        self._unserved: Mapping[str, str] | None = None
         self._unwritten: list[Event] = []
 
-    def start(self, serving: Mapping[str, bool] | None) -> None:
-        """Which frontends served when an agent looked last, None where that is not known: nothing is told twice."""
-        self._serving = serving
+    def start(self, unserved: Mapping[str, str] | None) -> None:
+        """Why each frontend served nobody when an agent looked last, None where that is not known.
 
-    def look(self, serving: Mapping[str, bool] | None, now: float) -> None:
-        """Take note of which frontends serve now (None: HAProxy does not answer), and tell what has changed."""
+        So an agent that is started again tells nothing twice.
+        """
+        self._unserved = unserved
+
+    def look(self, unserved: Mapping[str, str] | None, now: float) -> None:
+        """Take note of why frontends serve nobody now ("": it serves; None: HAProxy is silent), and tell changes."""
         changes = []
-        if serving is not None:
-            changes = frontend_changes(self._serving, serving, at=now) if self._serving is not None else []
-            self._serving = dict(serving)
+        if unserved is not None:
+            changes = frontend_changes(self._unserved, unserved, at=now) if self._unserved is not None else []
+            self._unserved = dict(unserved)
         self._tell(self._damper.take(changes, now))
 
     def take(self, events: Iterable[Event], now: float) -> None:

@@ -84,16 +84,16 @@ def _together(window: _Window) -> Event:
     return evolve(last, at=window.first.at, until=last.at, count=window.count, message=message)
 
 
-def frontend_changes(before: Mapping[str, bool], now: Mapping[str, bool], *, at: float) -> list[Event]:
-    """Frontends that have lost all their servers since `before`, or have one again. By name: whether it serves.
+def frontend_changes(before: Mapping[str, str], now: Mapping[str, str], *, at: float) -> list[Event]:
+    """Frontends that serve nobody since `before`, or serve again. By name: why it serves nobody, "" where it serves.
 
     A frontend that is only in one of the two has come or gone by a change, which is reported as such.
     """
     found = []
-    for name, serves in now.items():
-        if name in before and before[name] != serves:
-            kind = Kind.FRONTEND_UP if serves else Kind.FRONTEND_DOWN
-            message = f"frontend {name} {'has a server again' if serves else 'has no server that takes clients'}"
+    for name, why in now.items():
+        if name in before and bool(before[name]) != bool(why):
+            kind = Kind.FRONTEND_DOWN if why else Kind.FRONTEND_UP
+            message = f"frontend {name} {f'serves nobody: {why}' if why else 'serves again'}"
             found.append(Event(kind=kind.value, subject=name, message=message, at=at, until=at))
     return found
 

@@ -9,7 +9,7 @@ from typing import Any
 from agent.errors import Outcome
 from agent.model.event import Event, Kind
 from agent.model.report import Report
-from agent.view.status import when
+from agent.view.status import when, why
 
 _LONGEST = 1_000  # characters of a sentence: a notice fits into a pipe
 _MOST_LOGGED = 20
@@ -95,8 +95,8 @@ def event_document(event: Event) -> dict[str, Any]:
     }
 
 
-def serving(document: Mapping[str, Any]) -> dict[str, bool] | None:
-    """Whether each frontend of a status document serves; None where HAProxy did not answer."""
+def unserved(document: Mapping[str, Any]) -> dict[str, str] | None:
+    """Why each frontend of a status document serves nobody, "" where it serves; None where HAProxy did not answer."""
     if document.get("haproxy") is None:
         return None
-    return {one["name"]: one["state"] not in ("down", "quarantined") for one in document["frontends"]}
+    return {one["name"]: why(one) if one["state"] in ("down", "quarantined") else "" for one in document["frontends"]}

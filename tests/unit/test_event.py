@@ -9,11 +9,12 @@ from agent.model.event import WINDOW_SECONDS, Damper, Event, Kind, frontend_chan
 
 
 def change(name: str, at: float, *, serves: bool) -> list[Event]:
-    return frontend_changes({name: not serves}, {name: serves}, at=at)
+    words = ("", "0 of 1 servers up")
+    return frontend_changes({name: words[serves]}, {name: words[not serves]}, at=at)
 
 
 def test_only_a_frontend_that_was_there_before_can_lose_its_servers_or_get_one_back():
-    before, now = {"a": True, "b": False, "c": True, "gone": True}, {"a": False, "b": True, "c": True, "new": False}
+    before, now = {"a": "", "b": "x", "c": "", "gone": ""}, {"a": "0 of 1 servers up", "b": "", "c": "", "new": "x"}
     assert [(event.kind, event.subject) for event in frontend_changes(before, now, at=1.0)] == [
         (Kind.FRONTEND_DOWN, "a"),
         (Kind.FRONTEND_UP, "b"),
@@ -35,7 +36,7 @@ def test_ten_changes_in_a_minute_are_one_event_with_a_count():
     told += damper.take([], WINDOW_SECONDS)
     first, together = told
     assert (first.count, together.count, together.kind) == (1, 10, Kind.FRONTEND_UP)
-    assert together.message == "changed 10 times within 60 s; now: frontend a has a server again"
+    assert together.message == "changed 10 times within 60 s; now: frontend a serves again"
     assert (together.at, together.until) == (0.0, 45.0)
     assert recorded([first], [together], most=10) == (together,)
 
