@@ -38,7 +38,7 @@ from agent.survey import Survey, loss_sentences, losses_of, plan_of
 from agent.switch import RETRY, Change, Switch
 from agent.telling import Told
 
-FORCE = "`--force` does it anyway; without it, the running agent tries again at every resync"
+FORCE = "`--force` does it anyway; without it, a running agent tries again at every resync"
 
 
 @frozen(kw_only=True)
@@ -105,7 +105,7 @@ class Story:
             reason = f"generation {number} was put back by hand"
             self.ports.store.set_hold(Hold(digest=digest_of(present), reason=reason, since=self.ports.clock.now()))
             held = f"sha256 {digest_of(present)[:12]} is held: the agent does not apply it"
-            told.findings.append(Finding(str(self.survey.file), held, RETRY))
+            told.findings.append(Finding("", held, RETRY))
         try:
             self._recover(told)
             with told.stage("load"):
