@@ -68,6 +68,6 @@ setup(
         "PyYAML>=6.0",
         "watchdog>=3.0",
     ],
-    extras_require={"cluster": CLUSTER, "psutil": ["psutil>=6"], "demo": DEMO, "test": TEST},
+    extras_require={"cluster": CLUSTER, "psutil": ["psutil>=5.9"], "demo": DEMO, "test": TEST},
     entry_points={"console_scripts": ["agent = agent.cli:main"]},
 )

@@ -19,6 +19,8 @@ from attrs import frozen
 
 # pfSense has it only as a package; what is lost without it is said at each function.
 psutil: Any = importlib.import_module("psutil") if importlib.util.find_spec("psutil") else None
+_LOST = () if psutil is None else (psutil.Error, AttributeError)
+"""What costs a detail and no more: a process that ended just now, a psutil that has no such function."""
 
 
 @frozen
@@ -54,7 +56,7 @@ def usage(config: Path) -> dict[str, Any]:
     if psutil is None:
         return told
     me = psutil.Process()
-    with contextlib.suppress(psutil.Error):
+    with contextlib.suppress(*_LOST):
         spent = me.cpu_times()
         told["agent"] = {
             "cpu_seconds_total": spent.user + spent.system,
@@ -64,7 +66,7 @@ def usage(config: Path) -> dict[str, Any]:
         }
     memory = files = 0
     for one in found:
-        with contextlib.suppress(psutil.Error):  # ended just now
+        with contextlib.suppress(*_LOST):  # ended just now
             process = psutil.Process(one.pid)
             memory += process.memory_info().rss
             files += process.num_fds()
@@ -76,7 +78,7 @@ def alive(pid: int) -> bool:
     if psutil is None:
         known = {found for found, _, _ in _command_lines()}
         return pid in known or not known
-    with contextlib.suppress(psutil.Error):
+    with contextlib.suppress(*_LOST):
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     return False
 
@@ -88,8 +90,11 @@ def sessions(pid: int) -> int | None:
             links = [str(one.readlink()) for one in Path(f"/proc/{pid}/fd").iterdir()]
             return sum(one.startswith("socket:") for one in links) // 2
     elif psutil is not None:
-        with contextlib.suppress(psutil.Error):
-            return len(psutil.Process(pid).net_connections(kind="tcp")) // 2
+        with contextlib.suppress(*_LOST):
+            process = psutil.Process(pid)
+            # Before psutil 6 it was called `connections` (its CHANGELOG, 6.0.0).
+            listed = process.net_connections if hasattr(process, "net_connections") else process.connections
+            return len(listed(kind="tcp")) // 2
     return None
 
 
@@ -97,7 +102,7 @@ def _command_lines() -> list[tuple[int, float, list[str]]]:
     if psutil is not None:
         found = []
         for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
+            with contextlib.suppress(*_LOST):
                 found.append((process.pid, process.create_time(), process.cmdline()))
         return found
     try:

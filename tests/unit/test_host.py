@@ -141,3 +141,26 @@ def test_this_hosts_own_listeners_are_found_with_their_program():
             one = found[f"{host}:{server.getsockname()[1]}"]
             assert one.pid is not None
             assert one.program.startswith("python")
+
+
+def test_sessions_are_counted_by_the_psutil_of_any_age(monkeypatch: pytest.MonkeyPatch):
+    """Before psutil 6 it was `connections`, then `net_connections` (its CHANGELOG); what is missing costs a detail."""
+
+    class Old:
+        def __init__(self, _pid: int) -> None: ...
+
+        def connections(self, kind: str) -> list[str]:
+            assert kind == "tcp"
+            return ["to the client", "to the server"] * 3
+
+    class New(Old):
+        net_connections = Old.connections
+        connections = None  # type: ignore[assignment]  # gone
+
+    class Neither:
+        def __init__(self, _pid: int) -> None: ...
+
+    monkeypatch.setattr(processes.sys, "platform", "freebsd14")
+    for kind, count in ((Old, 3), (New, 3), (Neither, None)):
+        monkeypatch.setattr(processes.psutil, "Process", kind)
+        assert processes.sessions(1) == count
