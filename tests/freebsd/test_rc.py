@@ -66,6 +66,33 @@ def signalled(box: Box, name: str, number: int) -> None:
     box.sh(f"kill -{name} {number}")
 
 
+def test_a_process_called_agent_is_no_concern_of_ours(installed: Box):
+    """There are many (ssh-agent's own is none of them); rc.subr takes `NAME_program` as the process to look for."""
+    other = installed.start("bash", "-c", "exec -a agent sleep 600")
+    try:
+        until(lambda: "agent 600" in installed.sh("ps -ax -o args="), "it runs")
+        for word in ("start", "restart", "reload", "status"):
+            verb(installed, word)
+        assert len(agents(installed)) == 1
+        assert "Stopping" in verb(installed, "stop")
+        assert agents(installed) == []
+        assert "agent 600" in installed.sh("ps -ax -o args=")
+    finally:
+        other.kill()
+        other.wait()
+
+
+def test_the_old_name_of_the_variable_is_still_read(installed: Box):
+    installed.sh("cp /usr/local/bin/agent /usr/local/bin/another")
+    installed.put(
+        "/usr/local/etc/rc.conf.d/edgeagent", b'edgeagent_enable="YES"\nedgeagent_program="/usr/local/bin/another"\n'
+    )
+    said = verb(installed, "start")
+    assert "edgeagent_program is edgeagent_command_file now" in said
+    assert len(agents(installed)) == 1
+    verb(installed, "stop")
+
+
 def test_start_twice_is_one_agent_that_looks_again(serving: tuple[Box, int]):
     box, _ = serving
     first = pid(box, SUPERVISOR), pid(box, CHILD)
