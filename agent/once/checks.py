@@ -31,7 +31,7 @@ from agent.model.desired import DesiredState, Limits, parse
 from agent.model.schema import Endpoint, endpoint
 from agent.once import basetools
 from agent.once.basetools import Address
-from agent.once.install import PFSENSE_MARK
+from agent.once.platform import System, detect
 from agent.settings import Settings
 
 _SECONDS = 10.0  # for each of the system's own tools
@@ -69,10 +69,10 @@ class Scene:
     @property
     def system(self) -> str:
         """`pfSense`, `FreeBSD` or `Linux`: whose remedies are named."""
-        mark = self.root / PFSENSE_MARK
-        if mark.is_file() and "pfSense" in (_read(mark) or ""):
-            return "pfSense"
-        return "FreeBSD" if sys.platform.startswith("freebsd") else "Linux"
+        found = detect(self.root).system
+        if self.root != Path("/") and found is System.FREEBSD and not sys.platform.startswith("freebsd"):
+            return System.LINUX.value
+        return System.FREEBSD.value if found is System.OPNSENSE else found.value
 
     @property
     def store(self) -> Store:
@@ -133,7 +133,7 @@ def _broken(what: str, message: str, remedy: str) -> Found:
 
 def checked(scene: Scene, desired: Sequence[Found] = ()) -> Iterator[Found]:
     """Each check in turn. One that fails in itself is a finding, not the end."""
-    for check in (_python, _binary, _folders, _running):
+    for check in (_host, _python, _binary, _folders, _running):
         yield from _guarded(check, scene)
     yield from desired
     for check in (_binds, _package, _web_gui, _nat, _carp, _limits, _clock, _gate, _signers, _service, _metrics):
@@ -149,6 +149,14 @@ def _guarded(check: Callable[[Scene], Iterator[Found]], scene: Scene) -> Iterato
 
 
 # --- the agent itself -------------------------------------------------------------------------------------------
+
+
+def _host(scene: Scene) -> Iterator[Found]:
+    found = detect(scene.root)
+    if found.system is System.OPNSENSE:
+        yield _look("host", f"taken for {found.why}", "it is not tested there; `agent install` refuses it")
+    else:
+        yield _ok("host", f"taken for {found.why}")
 
 
 def _python(scene: Scene) -> Iterator[Found]:

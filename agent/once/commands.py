@@ -67,7 +67,8 @@ _ROOT = click.option(
 @click.option("--revert", is_flag=True, help="Put the version before this one in place again.")
 @click.option("--service", is_flag=True, help="List it among pfSense's services (config.xml).")
 @click.option("--shellcmd", is_flag=True, help="Start it by a <shellcmd> as well (config.xml).")
-def install(root: Path | None, *, revert: bool, service: bool, shellcmd: bool) -> None:
+@click.option("--platform", type=click.Choice(["pfsense", "freebsd"]), help="Whatever the host looks like.")
+def install(root: Path | None, *, revert: bool, service: bool, shellcmd: bool, platform: str | None) -> None:
     """Put the one file in place on FreeBSD or pfSense, or upgrade what is there. Traffic is not touched.
 
     Settings that are there stay as they are. Nothing of pfSense's own is changed unless asked for.
@@ -75,7 +76,7 @@ def install(root: Path | None, *, revert: bool, service: bool, shellcmd: bool) -
     from agent.once import install as work
 
     with work.explained():
-        work.revert(root) if revert else work.install(root, service=service, shellcmd=shellcmd)
+        work.revert(root) if revert else work.install(root, service=service, shellcmd=shellcmd, platform=platform or "")
 
 
 @click.command(epilog="Example: agent uninstall --purge")

@@ -28,9 +28,9 @@ from agent.errors import AgentError, ExitCode, InvalidError, UsageError
 from agent.host import processes
 from agent.host.store import Store, write
 from agent.once import configxml
+from agent.once.platform import Platform, System, detect
 from agent.settings import FolderText, Paths, Settings, parse
 
-PFSENSE_MARK = Path("etc/platform")  # holds "pfSense" there, and nothing on FreeBSD
 _OURS = "# Written by edgeagent.pyz install"
 _MARKS = (_OURS, "edgeagent_start()", "# What pfSense boots")  # of the command and the two rc scripts
 _DEFAULT_RUN = "/var/run/edgeagent"
@@ -66,22 +66,38 @@ edgeagent_enable="YES"
 
 @frozen(kw_only=True)
 class Place:
-    """Where everything goes. `root`: the folder taken for /; `pfsense`: whether it is one, else FreeBSD."""
+    """Where everything goes. `root`: the folder taken for /; `platform`: what it was taken for, and why."""
 
     root: Path
-    pfsense: bool
+    platform: Platform
 
     @classmethod
-    def of(cls, root: Path | None) -> Place:
-        """Of this host, or of a folder. Raises UsageError on another system."""
+    def of(cls, root: Path | None, chosen: str = "") -> Place:
+        """Of this host, or of a folder. `chosen`: pfsense or freebsd, whatever is found; "" for what is found.
+
+        Raises UsageError on another system.
+        """
+        base = (root or Path("/")).resolve()
+        platform = detect(base)
+        if chosen:
+            named = System.PFSENSE if chosen == "pfsense" else System.FREEBSD
+            platform = Platform(named, (f"--platform {chosen}",))
+        if platform.system is System.OPNSENSE:
+            raise UsageError(
+                f"this is {platform.why}: its configd and its way to boot services are not known to this installer",
+                remedy="run the one file under a service of your own; --platform freebsd installs as on FreeBSD",
+            )
         if root is None and not sys.platform.startswith("freebsd"):
             raise UsageError(
                 "install is for FreeBSD and pfSense",
                 remedy="elsewhere run the one file as it is, or install the wheel; --root DIR fills a folder",
             )
-        base = (root or Path("/")).resolve()
-        mark = base / PFSENSE_MARK
-        return cls(root=base, pfsense=mark.is_file() and mark.read_text(errors="replace").strip() == "pfSense")
+        return cls(root=base, platform=platform)
+
+    @property
+    def pfsense(self) -> bool:
+        """Whether it is pfSense, else FreeBSD."""
+        return self.platform.system is System.PFSENSE
 
     def at(self, path: str) -> Path:
         """`/usr/local/...` under the root."""
@@ -114,6 +130,11 @@ class Place:
         return tuple(self.at(f"/usr/local/etc/rc.d/{name}") for name in names)
 
     @property
+    def every_rc_script(self) -> tuple[Path, ...]:
+        """Those of every system: an installer that was told another platform may have put them there."""
+        return tuple(self.at(f"/usr/local/etc/rc.d/{name}") for name in ("edgeagent", "edgeagent.sh"))
+
+    @property
     def rc_conf(self) -> Path:
         """Variables of rc; pfSense reads them here, and not in /etc/rc.conf (FACTS, pfSense 1)."""
         return self.at("/usr/local/etc/rc.conf.d/edgeagent")
@@ -138,12 +159,13 @@ def explained() -> Iterator[None]:
         raise UsageError(f"{error.filename or 'install'}: {error.strerror}") from error
 
 
-def install(root: Path | None, *, service: bool, shellcmd: bool) -> None:
-    """Put everything in place, and restart an agent that runs. `service`, `shellcmd`: entries in pfSense's config.xml.
+def install(root: Path | None, *, service: bool, shellcmd: bool, platform: str = "") -> None:
+    """Put everything in place, and restart an agent that runs.
 
+    `service`, `shellcmd`: entries in pfSense's config.xml. `platform`: pfsense or freebsd, "" for what is found.
     Raises UsageError where this is not the one file, or a file of somebody else is in the way.
     """
-    place, source = Place.of(root), _one_file()
+    place, source = Place.of(root, platform), _one_file()
     if (service or shellcmd) and not place.pfsense:
         raise UsageError("--service and --shellcmd are pfSense's; FreeBSD boots rc.d by itself")
     os.umask(0o022)
@@ -228,7 +250,7 @@ def uninstall(root: Path | None, *, purge: bool) -> None:
     except (UsageError, InvalidError) as error:
         click.echo(f"agent: {place.config} was not looked at: {error}", err=True)
     conf = [place.rc_conf] if purge or _is_ours(place.rc_conf, _RC_CONF.format(ours=_OURS)) else []
-    for path in (place.wrapper, *place.rc_scripts, *conf):
+    for path in (place.wrapper, *place.every_rc_script, *conf):
         _remove(path, gone)
         for fresh in path.parent.glob(f".{path.name}.*.tmp"):  # of an install that was killed
             fresh.unlink()
@@ -266,7 +288,7 @@ def _python() -> str:
 
 
 def _kind(place: Place) -> str:
-    return f"{'pfSense' if place.pfsense else 'FreeBSD'}, root {place.root}"
+    return f"{place.platform.why}; root {place.root}"
 
 
 def _nobody_elses(file: Path) -> None:

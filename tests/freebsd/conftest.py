@@ -25,7 +25,7 @@ def pyz() -> Path:
 def pfsense(pyz: Path, any_haproxy: Path) -> Iterator[Box]:
     """A box that says that it is pfSense, with HAProxy where its package puts it, and the one file at /root."""
     with box() as one:
-        one.put("/etc/platform", b"pfSense\n")
+        one.put("/etc/pfSense-rc", b"#!/bin/sh\n", 0o755)  # as in src/etc of github.com/pfsense/pfsense
         one.put("/usr/local/sbin/haproxy", any_haproxy.read_bytes(), 0o755)
         one.put("/usr/local/edgeagent.pyz", pyz.read_bytes())
         one.sh("echo www:x:80: >> /etc/group; echo www:*:80:80::/nonexistent:/bin/false >> /etc/passwd")

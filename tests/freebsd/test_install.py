@@ -20,6 +20,7 @@ from kit.onefile import PYTHON
 from kit.servers import echo, free_port
 
 from agent.once import configxml
+from agent.once.platform import detect
 
 CONFIG = b"""<?xml version="1.0"?>
 <pfsense>
@@ -64,7 +65,11 @@ def root(tmp_path: Path) -> Path:
     """A pfSense's files."""
     folder = tmp_path / "root"
     (folder / "etc").mkdir(parents=True)
-    (folder / "etc/platform").write_text("pfSense\n")
+    # What pfSense 2.8 has, and no /etc/platform (src/etc of github.com/pfsense/pfsense, removed in 2023).
+    (folder / "etc/pfSense-rc").write_text("#!/bin/sh\n")
+    (folder / "usr/local/sbin").mkdir(parents=True)
+    (folder / "usr/local/sbin/pfSense-upgrade").write_text("#!/bin/sh\n")
+    (folder / "usr/local/share/pfSense").mkdir(parents=True)
     (folder / "cf/conf").mkdir(parents=True)
     (folder / "cf/conf/config.xml").write_bytes(CONFIG)
     (folder / "tmp").mkdir()
@@ -112,6 +117,47 @@ def test_freebsd_is_told_from_pfsense(pyz: Path, tmp_path: Path):
     assert run(pyz, "install", "--root", tmp_path, "--service").returncode == 2
     done = run(pyz, "install")
     assert (done.returncode, "is for FreeBSD and pfSense" in done.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "system"),
+    [
+        ("etc/pfSense-rc", "", "pfSense"),
+        ("usr/local/share/pfSense/x", "", "pfSense"),
+        ("usr/local/sbin/pfSense-upgrade", "", "pfSense"),
+        ("cf/conf/config.xml", '<?xml version="1.0"?>\n<pfsense>\n</pfsense>', "pfSense"),
+        ("etc/platform", "pfSense\n", "pfSense"),  # before 2.7.1
+        ("etc/platform", "nanobsd\n", "FreeBSD"),
+        ("usr/local/opnsense/version/core", "", "OPNsense"),
+        ("conf/config.xml", "<opnsense><x/></opnsense>", "OPNsense"),
+        ("conf/config.xml", "<other>pfsense</other>", "FreeBSD"),
+        ("etc/rc.conf", "", "FreeBSD"),
+    ],
+)
+def test_each_sign_tells_the_system(tmp_path: Path, path: str, text: str, system: str):
+    (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / path).write_text(text)
+    found = detect(tmp_path)
+    assert (found.system, found.why.startswith(f"{system}, by ")) == (system, True)
+
+
+def test_it_says_what_it_took_the_host_for_and_can_be_told_otherwise(pyz: Path, root: Path, tmp_path: Path):
+    said = good(pyz, "install", "--root", root)
+    assert "pfSense, by /etc/pfSense-rc and /usr/local/share/pfSense and /usr/local/sbin/pfSense-upgrade and" in said
+    other = tmp_path / "bare"
+    said = good(pyz, "install", "--root", other, "--platform", "pfsense")
+    assert "pfSense, by --platform pfsense" in said
+    assert (other / "usr/local/etc/rc.d/edgeagent.sh").exists()
+    good(pyz, "uninstall", "--root", other, "--purge")
+    assert files(other) == {}
+
+
+def test_opnsense_is_refused_clearly(pyz: Path, tmp_path: Path):
+    (tmp_path / "usr/local/opnsense").mkdir(parents=True)
+    done = run(pyz, "install", "--root", tmp_path)
+    assert (done.returncode, "this is OPNsense, by /usr/local/opnsense" in done.stderr) == (2, True), done.stderr
+    assert files(tmp_path) == {}
+    good(pyz, "install", "--root", tmp_path, "--platform", "freebsd")
 
 
 def test_settings_that_are_there_stay(pyz: Path, root: Path):
@@ -291,7 +337,12 @@ def test_killed_at_any_moment_what_is_there_works(pyz: Path, newer: Path, root: 
         assert "9." not in good(newer, "install", "--root", root, "--revert").splitlines()[-1]
     (wrapper.parent / ".agent.4711.tmp").touch()  # as a kill in that very moment leaves it
     good(pyz, "uninstall", "--root", root, "--purge")
-    assert set(files(root)) == {"etc/platform", "cf/conf/config.xml", "tmp/config.cache"}
+    assert set(files(root)) == {
+        "etc/pfSense-rc",
+        "usr/local/sbin/pfSense-upgrade",
+        "cf/conf/config.xml",
+        "tmp/config.cache",
+    }
 
 
 def serve(box: Box, port: int, server: str) -> None:
