@@ -82,6 +82,23 @@ def test_a_process_called_agent_is_no_concern_of_ours(installed: Box):
         other.wait()
 
 
+def test_configtest_exits_as_check_does_and_where_it_is_not_enabled_too(installed: Box):
+    installed.put("/usr/local/etc/rc.conf.d/edgeagent", b'edgeagent_enable="NO"\n')
+    installed.put("/usr/local/etc/edgeagent/desired.yaml", b"version: 1\nfrontends: {x: 1}\n")
+    assert "frontends.x: expected a mapping" in verb(installed, "configtest", 3)
+    installed.put("/usr/local/etc/edgeagent/desired.yaml", b"version: 1\n")
+    assert "valid: 0 frontends" in verb(installed, "configtest", 0)
+    assert "valid: 0 frontends" in verb(installed, "oneconfigtest", 0)
+
+
+def test_it_never_runs_in_a_service_jail_of_its_own(installed: Box):
+    """Where `svcj_all_enable` is on, rc.subr starts every service in a jail (run_rc_command, ${name}_svcj)."""
+    installed.put(
+        "/root/show", b'svcj_all_enable="YES"\n. /usr/local/etc/rc.d/edgeagent\necho "svcj=$edgeagent_svcj"\n'
+    )
+    assert "svcj=NO" in installed.sh("set -- rcvar; . /root/show")
+
+
 def test_the_old_name_of_the_variable_is_still_read(installed: Box):
     installed.sh("cp /usr/local/bin/agent /usr/local/bin/another")
     installed.put(
