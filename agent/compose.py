@@ -112,6 +112,7 @@ class Host:
         self._changing = False  # a look is under way, which readers must not slow down
         self._trouble = ""  # the last thing said of status.json
         self._publish_at = 0.0
+        self._published: tuple[Identity | None, ...] = ()  # the files that the last status is about
         self._arrivals: tuple[Arrival, ...] = ()
         self.store: Store = Store(settings.state, settings.run, keep=settings.apply.keep_generations)
         self.intake: Intake = Intake(settings, self.store)
@@ -402,13 +403,14 @@ class Host:
         self._ticked = time.monotonic()
         if self.store.live() is None:
             return True  # nothing to keep alive yet
-        if time.monotonic() < self._publish_at:
+        if time.monotonic() < self._publish_at and self._published == self.store.marks():
             return self.proxy.running() is not None
         return self._publish()
 
     def _publish(self) -> bool:
         """Write the status. Whether HAProxy answered. A full run folder is told once, and ends nothing."""
         start = time.monotonic()
+        self._published = self.store.marks()
         document = self.status(self._last)
         if self._site is not None:
             self._show(self._site, document)

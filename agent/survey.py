@@ -21,7 +21,7 @@ from agent.model.render import Config, Process, Template, render
 from agent.model.schema import Endpoint
 from agent.ports import Ports
 from agent.settings import ProbeMode
-from agent.switch import KNOCK_SECONDS, Change
+from agent.switch import KNOCK_SECONDS, RETRY, Change
 
 
 @frozen(kw_only=True)
@@ -29,8 +29,9 @@ class Proposal:
     """What a converge would do now, and nothing done: the plan, haproxy.cfg and its difference, sessions at risk.
 
     `sessions`: open now, and left to the replaced process until they end or hard-stop-after ends them. `losses`: why
-    it would be refused without force, `objections`: with it too. `silent`: new servers that do not answer.
-    `running`: whether an HAProxy runs already. `handshakes`: what new servers were found to be.
+    it would be refused without force, `objections`: with it too. `silent`: new servers that do not answer. `running`:
+    whether an HAProxy runs already. `held`: why this document is held, "" where it is not. `handshakes`: what new
+    servers were found to be.
     """
 
     parsed: Parsed
@@ -43,14 +44,16 @@ class Proposal:
     objections: tuple[str, ...] = ()
     silent: tuple[Key, ...] = ()
     running: bool = True
+    held: str = ""
     handshakes: tuple[Handshake, ...] = ()
 
     @property
     def findings(self) -> tuple[Finding, ...]:
         """What people should know before it is done."""
         remarks = () if isinstance(self.plan, Reload) else self.plan.remarks
+        held = (Finding("", f"this document is held: {self.held}", RETRY),) if self.held else ()
         doubts = proof.findings(self.parsed.state, {one.asked: one for one in self.handshakes})
-        return (*preflight.findings(self.quarantined), *preflight.silent(self.silent), *doubts, *remarks)
+        return (*held, *preflight.findings(self.quarantined), *preflight.silent(self.silent), *doubts, *remarks)
 
 
 @frozen(kw_only=True)
@@ -189,7 +192,7 @@ class Survey:
         admit(parsed)
         committed, seen = self.committed(), self.seen()
         change = self.change(parsed, data, committed, seen)
-        step, number = plan_of(change), self.ports.store.next_number()
+        step, number, hold = plan_of(change), self.ports.store.next_number(), self.ports.store.hold()
         config = change.wanted.config.stamped(digest=parsed.digest, generation=number)
         return Proposal(
             parsed=parsed,
@@ -203,6 +206,7 @@ class Survey:
             handshakes=change.handshakes,
             silent=tuple(sorted(change.down)),
             running=seen is not None,
+            held=hold.reason if hold is not None and hold.digest == parsed.digest else "",
         )
 
 

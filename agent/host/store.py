@@ -273,6 +273,10 @@ class Store:
         for number in self._numbers()[: -self.keep]:
             shutil.rmtree(self._folder(number), ignore_errors=True)
 
+    def marks(self) -> tuple[Identity | None, ...]:
+        """What changes when a command of another process puts a generation or a hold in place: cheap to look at."""
+        return identity(self._generations), identity(self.state / "hold.json")
+
     # --- journal, hold, server state, status
 
     def begin(self, journal: Journal) -> None:

@@ -37,6 +37,10 @@ def _sentence(error: yaml.MarkedYAMLError, line: str, at: int, column: int, line
         return f"the quote that opens on line {start.line + 1} is never closed"
     if "escape character" in problem:
         return "an unknown escape in double quotes; write a backslash twice, or use single quotes"
+    if "expected ':'" in problem and "simple key" in context and start is not None:
+        return f"line {start.line + 1} is no `key: value`: its colon is missing"
+    if "flow node" in context:
+        return "the text ends inside a bracket that is opened and never closed"
     if "flow" in context and start is not None and "expected" in problem:
         kind = "mapping" if "mapping" in context else "sequence"
         return f"expected a comma or `{_CLOSING[kind]}`: the bracket that opens on line {start.line + 1} is not closed"

@@ -235,7 +235,8 @@ def render(document: Mapping[str, Any], history: Sequence[Generation], *, troubl
 def _worst(document: Mapping[str, Any]) -> str:
     """The state of all of it: that of the frontend that is worst off."""
     states = [one["state"] for one in document["frontends"]]
-    if not states or document.get("haproxy") is None:
+    meant = document.get("live") is not None and document["in_sync"]  # a document may say that it serves nothing
+    if (not states and not meant) or document.get("haproxy") is None:
         return "down"
     fine = "up" if document["in_sync"] else "degraded"
     return next((word for word in _BAD if word in states), fine)

@@ -196,3 +196,34 @@ def test_a_frontend_that_loses_all_its_servers_is_told_and_its_return_too(
         until(lambda: site.notes("frontend_up"), "its return is told, by the next agent")
     assert len(site.notes("frontend_down")) == 1
     assert "frontend_down" in one_edge.agent("history").stdout
+
+
+def test_a_rollback_by_hand_is_on_the_page_before_the_service_looks_at_the_file_again(
+    one_edge: Edge, backend: EchoServer
+):
+    site = Site(one_edge, backend)
+    one_edge.live(site.document | {"serial": 2, "defaults": {"maxconn": 7}})
+    one_edge.services[0].terminate()
+    one_edge.services[0].wait()
+    settings = one_edge.settings.read_text().replace('resync = "1s"', 'resync = "1h"')
+    one_edge.settings.write_text(settings)
+    one_edge.serve()
+    until(lambda: site.get("/readyz")[0] == 200, "all is well")
+    assert one_edge.agent("rollback").returncode == 0
+    until(lambda: site.get("/readyz")[0] == 503, "not ready", 4)
+    assert "it is held: generation 1 was put back by hand" in site.get("/readyz")[1]
+
+
+def test_a_plan_of_a_held_document_says_so(site: Site):
+    held(site)
+    done = site.edge.agent("plan")
+    assert "this document is held: generation 1 was put back by hand" in done.stderr
+    assert "--retry" in done.stderr
+
+
+def test_a_document_that_means_to_serve_nothing_is_no_reason_for_alarm(site: Site):
+    site.edge.put({"version": 1, "serial": 2, "allow_empty": True})
+    until(lambda: site.edge.status()["live"]["serial"] == 2, "nothing is served")
+    assert site.edge.agent("status").returncode == 0
+    until(lambda: "<title>OK" in site.get("/")[1], "the page says so too")
+    assert site.get("/readyz")[0] == 200

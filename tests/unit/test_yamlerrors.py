@@ -32,6 +32,9 @@ WRONG = {
     "a: *\n": (
         1, "`*` and `&` begin the name of an alias or anchor, and none follows; put the value in quotes (column 5)",
     ),
+    "a: [": (1, "the text ends inside a bracket that is opened and never closed (column 5)"),
+    "a: {b: [1,\n": (1, "the text ends inside a bracket that is opened and never closed (column 11)"),
+    "a:\n  b: 1\n  c\n  d: 2\n": (4, "line 3 is no `key: value`: its colon is missing (column 3)"),
     "a: ]\n": (1, "a value is expected here, not `]` (column 4)"),
     "a: 'it's'\n": (1, "text behind the end of a value; quotes inside quotes must be doubled (column 8)"),
 }  # fmt: skip
