@@ -44,7 +44,7 @@ lint: $(VENV)/test
 
 # Without HAProxy: seconds.
 unit: $(VENV)/test
-	$(BIN)/python -m pytest tests/unit
+	$(BIN)/python -m pytest -n 2 tests/unit
 
 # With every HAProxy that is here, with Postfix, Dovecot, sshd, Prometheus and Chromium; two files at a time.
 integration: $(VENV)/test

@@ -235,10 +235,12 @@ class Host:
     def converge(self, *, force: bool = False, retry: bool = False) -> Report:
         """One converge of the desired file as it is now, and the status of it. The caller holds the lock."""
         if self._pending:  # the file is left alone; what was read of it before is wanted until it is whole
-            data = self._data or InvalidError(str(self.intake.file), (Violation((), self._pending),))
+            data = self._data or self._live_document() or self._unread()
+            request = self._data is not None
         else:
             self._looked_at = self.intake.identities()
             data = self._data = self.intake.desired()
+            request = True
         asked = self.store.request()
         self._digest = digest_of(data) if isinstance(data, bytes) else None
         meant = asked is not None and asked.digest == self._digest
@@ -246,7 +248,7 @@ class Host:
         retry = retry or (meant and asked is not None and asked.retry)
         self._changing = True
         try:
-            report = self.story.converge(data, force=force, retry=retry)
+            report = self.story.converge(data, force=force, retry=retry, request=request)
         finally:
             self._changing = False
         if asked is not None:
@@ -326,6 +328,14 @@ class Host:
             return
         if anew:
             _log.warning("%s was removed; it is made anew, and what was in it is lost", self.store.state)
+
+    def _live_document(self) -> bytes | None:
+        """What is live, which goes on while a service that starts cannot read the desired file yet."""
+        live = self.store.live()
+        return None if live is None else self.store.desired_of(live.number)
+
+    def _unread(self) -> InvalidError:
+        return InvalidError(str(self.intake.file), (Violation((), self._pending),))
 
     def writing(self) -> float:
         """For how many seconds more the desired file must not be read; 0.0: it can be read.

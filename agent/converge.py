@@ -69,16 +69,19 @@ class Story:
     def _switch(self) -> Switch:
         return Switch(ports=self.ports, pace=self._pace, verify_seconds=self.verify_seconds)
 
-    def converge(self, data: bytes | InvalidError, *, force: bool = False, retry: bool = False) -> Report:
+    def converge(
+        self, data: bytes | InvalidError, *, force: bool = False, retry: bool = False, request: bool = True
+    ) -> Report:
         """Make `data` live, in the smallest step that does it; an InvalidError says why there is none to read.
 
         `force`: although a frontend that serves now would have no server that answers. `retry`: although it is held.
+        `request`: somebody asks for it; else it is what is live, until the desired file can be read, and ends no hold.
         """
         told = self._told(digest_of(data) if isinstance(data, bytes) else None)
         try:
             self._recover(told)
             with told.stage("load"):
-                told.parsed = self._load(told, data)
+                told.parsed = self._load(told, data, request=request)
             if retry:
                 self._lift_hold(told.digest, same=True)
             self._refuse_held(told.parsed)
@@ -121,11 +124,11 @@ class Story:
 
     # --- the steps
 
-    def _load(self, told: Told, data: bytes | InvalidError) -> Parsed:
+    def _load(self, told: Told, data: bytes | InvalidError, *, request: bool) -> Parsed:
         """The document that is wanted. One that is not taken is nobody's wish, so it lifts no hold."""
         if isinstance(data, InvalidError):
             raise data
-        requested = self.verify(data)
+        requested = self.verify(data) and request
         try:
             parsed = self.survey.read(data)
         except InvalidError:

@@ -157,3 +157,19 @@ def test_another_local_user_who_wants_the_lock(scene: Scene, root: None):
         )  # fmt: skip
         assert "PermissionError" in done.stderr
         after("the same; permission denied")
+
+
+def test_a_service_that_starts_while_the_file_is_being_written_keeps_what_is_live_and_what_is_held(scene: Scene):
+    edge = scene.edge
+    edge.live(scene.state())
+    edge.live(scene.state(name="hurts"))
+    assert edge.agent("rollback", "1").returncode == 0
+    hold = edge.status()["held"]
+    with edge.desired.open("r+b") as writer:  # open, and written just now: nobody can tell whether that is all
+        writer.write(edge.desired.read_bytes())
+        writer.flush()
+        edge.serve()
+        status = edge.status()
+        assert (status["live"]["generation"], status["held"]) == (3, hold)
+        assert "ERROR" not in edge.log
+    until(lambda: (edge.status()["not_in_sync"] or {}).get("state") == "held", "the file is read, and is held")

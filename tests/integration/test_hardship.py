@@ -88,8 +88,6 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
     "absent": lambda path: None,
     "empty": lambda path: path.write_bytes(b"") and None,
     "no JSON": lambda path: path.write_bytes(b"\x00{{{") and None,
-    "a list": lambda path: path.write_text("[1, 2]") and None,
-    "an empty object": lambda path: path.write_text("{}") and None,
     "wrong types": lambda path: path.write_text(json.dumps({
         "schema": "x", "agent": 1, "frontends": {"a": 1}, "live": [], "held": 3, "digest": 5, "number": "x",
         "reason": 1, "since": "never", "serial": "x", "before": "x", "after": None, "stage": 1, "at": 0, "desired": "x",
@@ -114,12 +112,12 @@ def test_every_file_of_ours_damaged_while_the_service_runs(served: tuple[Edge, i
     """Each command is tried; afterwards the next change goes live, once the path can be written again."""
     edge, port = served
     wrong = {}
-    readable = damage in ("no JSON", "a list", "an empty object", "wrong types")
+    readable = damage in ("no JSON", "wrong types")
     for name in JSON_FILES if readable else (*JSON_FILES, *FILES):
         path = edge.folder / name
         remove(path)
         DAMAGE[damage](path)
-        for words in (("status",), ("plan",), ("apply",)):
+        for words in (("status",), ("apply",)):
             done = edge.agent(*words, timeout=30)
             if "Traceback" in done.stderr or done.returncode not in (0, 2, 4, 6, 7):
                 wrong[name, words] = (done.returncode, done.stderr[-300:])
