@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from agent import __version__
-from agent.errors import AgentError, ExitCode, InvalidError, Outcome
+from agent.errors import AgentError, ExitCode, InvalidError, Outcome, UsageError
 from agent.once import commands as once
 from agent.printing import UNWRITABLE, end, lost, prepare_streams, print_json
 
@@ -36,7 +36,12 @@ class _Commands(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:  # click's own signature
         prepare_streams()
-        return super().main(*args, **kwargs)
+        try:
+            return super().main(*args, **kwargs)
+        except OSError as error:  # of --help and --version, which click writes before any command runs
+            if error.errno in UNWRITABLE and error.filename is None:
+                lost(error)
+            raise
 
     def invoke(self, ctx: click.Context) -> Any:  # likewise
         try:
@@ -121,6 +126,8 @@ def run(settings_file: Path | None) -> None:
             writes=host.writes,
             keep_lock=lambda: host.keep_lock(lock),
         ).run()
+        if host.events is not None:
+            host.events.close()
 
 
 @main.command(epilog="Example: agent check examples/mail-edge.yaml")
@@ -208,6 +215,7 @@ def apply(settings_file: Path | None, file: Path | None, *, force: bool, retry: 
     is refused.
     """
     from agent.compose import Host
+    from agent.host.writes import writer
     from agent.intake import beside, label, read
     from agent.model.desired import parse
 
@@ -220,6 +228,8 @@ def apply(settings_file: Path | None, file: Path | None, *, force: bool, retry: 
         signature = beside(file)
         host.intake.verify(data, signature)
         parsed = parse(data, file=label(file), max_bytes=settings.sync.max_bytes)
+    elif busy := writer(settings.desired):
+        raise UsageError(f"{settings.desired} is being written by {busy}", remedy="wait for its end, and apply it then")
     host.store.prepare()
     with host.store.lock(
         waiting=lambda holder: click.echo(f"waiting for another change to finish\n{holder}", err=True)

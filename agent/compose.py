@@ -35,6 +35,7 @@ from agent.model import canary
 from agent.model.canary import Arrival
 from agent.model.desired import Limits, digest_of
 from agent.model.event import Event, Kind
+from agent.model.generation import Generation
 from agent.model.observed import Observation
 from agent.model.render import CONFIG_TEMPLATE, Process
 from agent.model.report import Report
@@ -112,7 +113,8 @@ class Host:
         self._changing = False  # a look is under way, which readers must not slow down
         self._trouble = ""  # the last thing said of status.json
         self._publish_at = 0.0
-        self._published: tuple[Identity | None, ...] = ()  # the files that the last status is about
+        self._looked: tuple[Identity | None, ...] | None = None  # generations and hold, after the last look
+        self._kept: tuple[Generation, bytes, bytes] | None = None  # what is live: record, document, haproxy.cfg
         self._arrivals: tuple[Arrival, ...] = ()
         self.store: Store = Store(settings.state, settings.run, keep=settings.apply.keep_generations)
         self.intake: Intake = Intake(settings, self.store)
@@ -319,15 +321,40 @@ class Host:
         data = self.intake.desired()
         return self._last is None or self._last.digest != (digest_of(data) if isinstance(data, bytes) else None)
 
-    def keep_lock(self, lock: ServiceLock) -> None:
-        """Two agents never run on the same folders: take a folder that was made anew, or raise LockLostError."""
+    def keep_lock(self, lock: ServiceLock) -> bool:
+        """Two agents never run on the same folders: take a folder that was made anew, or raise LockLostError.
+
+        What was live is written back then: without it the next document would be the first one, whatever it ends.
+        Returns whether to look at once.
+        """
         try:
             anew = lock.keep(self.store.prepare)
+            if anew:
+                _log.warning("%s was removed; it is made anew, with what was live", self.store.state)
+                self._write_back()
         except StoreError as error:  # a full disk, say: told by whatever needs the folder next
             _log.error("%s", error)
+            return False
+        return anew
+
+    def _write_back(self) -> None:
+        """Record the live generation once more, from memory. Raises StoreError."""
+        if self._kept is None:
             return
-        if anew:
-            _log.warning("%s was removed; it is made anew, and what was in it is lost", self.store.state)
+        generation, desired, config = self._kept
+        with self.store.try_lock() as ours:
+            if ours and self.store.live() is None:
+                self.store.stage(generation.number, desired=desired, config=config)
+                self.store.commit(generation)
+                self.store.swap(config)
+                self.intake.took(generation.digest, generation.serial)
+
+    def _keep(self) -> None:
+        """Remember what is live, for the case that the state folder is lost."""
+        live = self.store.live()
+        if live is not None and (self._kept is None or self._kept[0] != live):
+            with contextlib.suppress(StoreError):
+                self._kept = live, self.store.desired_of(live.number), self.store.config_of(live.number)
 
     def _live_document(self) -> bytes | None:
         """What is live, which goes on while a service that starts cannot read the desired file yet."""
@@ -347,9 +374,10 @@ class Host:
             names = ", ".join(gone[:5]) + (f" and {len(gone) - 5} more" if len(gone) > 5 else "")
             wait = unconfirmed
             why = f"it was written in place and takes frontends away ({names}); it counts once it is left unchanged"
-        if wait and why != self._pending:
+        before, self._pending = self._pending, why if wait else ""
+        if self._pending and self._pending != before:
             _log.info("%s is not read yet: %s", self.intake.file, why)
-        self._pending = why if wait else ""
+            self._publish()
         return wait
 
     def _taken_away(self) -> list[str]:
@@ -377,11 +405,13 @@ class Host:
                 return BUSY_SECONDS
             try:
                 report = self.converge()
+                self._looked = self.store.marks()
+                self._keep()
                 if self.events is not None:
                     self.events.write()  # what was told on the way, under this lock
             except LaterError as later:
                 _log.info("%s", later)
-                self._delayed = str(later)
+                self._delayed, self._looked = str(later), self.store.marks()
                 self._publish()
                 return later.seconds
         self._try_canaries()
@@ -413,14 +443,16 @@ class Host:
         self._ticked = time.monotonic()
         if self.store.live() is None:
             return True  # nothing to keep alive yet
-        if time.monotonic() < self._publish_at and self._published == self.store.marks():
+        if self._looked is not None and self.store.marks() != self._looked:
+            self._publish()
+            return False  # a command of another process has put a generation or a hold in place: look at it
+        if time.monotonic() < self._publish_at:
             return self.proxy.running() is not None
         return self._publish()
 
     def _publish(self) -> bool:
         """Write the status. Whether HAProxy answered. A full run folder is told once, and ends nothing."""
         start = time.monotonic()
-        self._published = self.store.marks()
         document = self.status(self._last)
         if self._site is not None:
             self._show(self._site, document)
@@ -483,6 +515,7 @@ class Host:
             report=report,
             wanted=wanted,
             live=live.digest if live else None,
+            live_since=live.at if live else 0.0,
             held=(hold.digest, hold.reason) if hold else None,
             pending=self._pending or self._delayed,
             missing=not self.intake.file.exists() and not self.intake.file.is_symlink(),

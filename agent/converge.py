@@ -163,7 +163,8 @@ class Story:
                 "; ".join(loss_sentences(losses)), remedy=f"nothing was touched of what is live; {FORCE}"
             )
         change = evolve(change, at_stake=tuple(one for one in change.at_stake if one not in losses))
-        told.unserved = self._unserved(change, since=())
+        live = self.ports.store.live()
+        told.unserved = self._unserved(change, since=live.unserved if live else ())
         told.started = change.old is None
         try:
             self._step(told, change, step)

@@ -33,7 +33,7 @@ class Service:
     `converge` makes the desired state live, or says in how many seconds that can be tried again. `changed`: is the
     file another one than at that time. `writing`: for how many seconds more it must not be read, because somebody
     writes it. `healthy`: does HAProxy answer. `writes`: learns of every event about the file. `keep_lock`:
-    raises LockLostError where another agent has the folders now.
+    raises LockLostError where another agent has the folders now; whether they were made anew.
     """
 
     settings: Settings
@@ -42,7 +42,7 @@ class Service:
     healthy: Callable[[], bool]
     writing: Callable[[], float] = lambda: 0.0
     writes: Writes | None = None
-    keep_lock: Callable[[], None] = lambda: None
+    keep_lock: Callable[[], bool] = lambda: False
 
     def run(self) -> None:
         """Until SIGTERM or SIGINT: the step under way is finished, HAProxy goes on serving."""
@@ -73,9 +73,9 @@ class Service:
                 word = self._settle(mailbox, word)
             if word == STOP:
                 return
-            self.keep_lock()
+            anew = self.keep_lock()
             now = time.monotonic()
-            look = word == LOOK or now >= due
+            look = word == LOOK or now >= due or anew
             if word == HINT and not look and self._asked(self.changed):
                 wait = self.writing()
                 due = min(due, now + wait)

@@ -55,6 +55,10 @@ class EventLog:
                 if ours:
                     self.write()
 
+    def close(self) -> None:
+        """Tell what was kept back, so that the next agent need not know of it."""
+        self._tell(self._damper.flush())
+
     def write(self) -> None:
         """Keep what was told. The caller holds the lock; a full disk is tried again at the next event or look."""
         if not self._unwritten:

@@ -64,7 +64,8 @@ def write(path: Path, data: bytes, *, mode: int = _FILE_MODE, durable: bool = Tr
     """Replace a file whole: a reader sees the old bytes or the new ones. `durable`: they survive a power cut."""
     fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+        fresh.unlink(missing_ok=True)  # of a crash; a FIFO there would wait for a reader, a link would be followed
+        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             if durable:

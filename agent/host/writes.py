@@ -8,6 +8,8 @@ event: it sets the time of change (ctime) and leaves that of the last write (mti
 
 from __future__ import annotations
 
+import contextlib
+import os
 import stat
 import threading
 import time
@@ -22,6 +24,27 @@ OPEN_SECONDS = 300.0
 """The same where a close would be reported and was not: a writer that stalls, or one that never closes."""
 CONFIRM_SECONDS = 3.0
 """A file that was written in place and takes frontends away counts once it is unchanged for so long."""
+
+
+def writer(file: Path) -> str:
+    """`pid 1234 (scp)` of a process that has the file open for writing; "" for none, or where the system does not tell.
+
+    Linux: /proc/PID/fd and fdinfo (proc(5)), of all processes for root, else of one's own.
+    """
+    try:
+        place = str(file.resolve())
+    except (OSError, RuntimeError):
+        return ""
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError, ValueError, StopIteration):  # it has ended, or is not ours to look at
+            if str(link.readlink()) != place:
+                continue
+            process = link.parent.parent
+            lines = (process / "fdinfo" / link.name).read_text().splitlines()
+            flags = int(next(line.split()[1] for line in lines if line.startswith("flags:")), 8)
+            if flags & os.O_ACCMODE != os.O_RDONLY:
+                return f"pid {process.name} ({(process / 'comm').read_text().strip()})"
+    return ""
 
 
 @frozen
@@ -73,10 +96,14 @@ class Writes:
         """For how many seconds more the file must not be read; 0.0: it is whole, or it is not there."""
         with self._lock:
             version = self._version()
-            if version is None or version == self._closed or self._whole_by_rename(version):
+            if version is None or self._whole_by_rename(version):
                 return 0.0
+            unchanged = self._unchanged_for(version)
             patience = OPEN_SECONDS if self.reports_closes and self._open else QUIET_SECONDS
-            return max(patience - self._unchanged_for(version), 0.0)
+            if version != self._closed and unchanged < patience:
+                return patience - unchanged
+            # Another writer than the one that has closed it, or one that had begun before we looked.
+            return max(OPEN_SECONDS - unchanged, 0.0) if unchanged < OPEN_SECONDS and writer(self._file) else 0.0
 
     def unconfirmed(self) -> float:
         """For how many seconds more a file that takes frontends away must stay as it is; 0.0: it counts."""

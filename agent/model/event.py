@@ -40,9 +40,14 @@ class Event:
     count: int = field(default=1, validator=instance_of(int))
 
     @property
+    def about(self) -> str:
+        """What it is about: a frontend may be called `haproxy`."""
+        return f"frontend {self.subject}" if self.kind.startswith("frontend_") else self.subject
+
+    @property
     def key(self) -> tuple[str, float]:
         """What an event with a higher count replaces."""
-        return self.subject, self.at
+        return self.about, self.at
 
 
 @define
@@ -64,9 +69,9 @@ class Damper:
         """Returns what is to be told at `now` (seconds since the epoch): firsts, and windows that have ended."""
         told = []
         for change in changes:
-            window = self._windows.get(change.subject)
+            window = self._windows.get(change.about)
             if window is None:
-                self._windows[change.subject] = _Window(change, change)
+                self._windows[change.about] = _Window(change, change)
                 told.append(change)
             else:
                 window.last, window.count = change, window.count + 1
@@ -75,6 +80,12 @@ class Damper:
                 del self._windows[subject]
                 if window.count > 1:
                     told.append(_together(window))
+        return told
+
+    def flush(self) -> list[Event]:
+        """What was not told yet: at the end of the service."""
+        told = [_together(window) for window in self._windows.values() if window.count > 1]
+        self._windows.clear()
         return told
 
 

@@ -25,6 +25,7 @@ class Relation(enum.StrEnum):
     OTHER = "other"
 
 
+HINT = "change it, or `agent apply --retry`"
 _WORDS = {
     Relation.MISSING: "the file is missing",
     Relation.INVALID: "it is invalid",
@@ -60,24 +61,27 @@ def not_in_sync(
     wanted: str | None,
     live: str | None,
     held: tuple[str, str] | None,
+    live_since: float = 0.0,
     pending: str = "",
     missing: bool = False,
 ) -> NotInSync | None:
     """None where the desired state is live.
 
     `wanted`, `live`: digests of the desired file and of the live document, None where there is none. `held`: digest
-    and reason of the document that is held. `pending`: why the file is not read now. `report`: of the last look.
+    and reason of the document that is held. `live_since`: when the live generation was recorded (seconds since the
+    epoch): an older report knows nothing of it. `pending`: why the file is not read now. `report`: of the last look.
     """
     if pending:
         return NotInSync(relation=Relation.PENDING, reason=pending)
     if missing:
         return NotInSync(relation=Relation.MISSING)
     outcome = report.outcome if report is not None else None
-    fresh = report is not None and report.digest == wanted
+    overtaken = report is not None and wanted == live and live_since > report.at  # by a command, beside the service
+    fresh = report is not None and report.digest == wanted and not overtaken
     if fresh and outcome is Outcome.ROLLED_BACK and report is not None and report.switched:
         return NotInSync(relation=Relation.ROLLED_BACK, reason=_first_line(report.message))
     if held is not None and wanted == held[0]:
-        return NotInSync(relation=Relation.HELD, reason=_first_line(held[1]))
+        return NotInSync(relation=Relation.HELD, reason=f"{_first_line(held[1])} ({HINT})")
     if fresh and report is not None and outcome in (Outcome.INVALID, Outcome.REFUSED, Outcome.ROLLED_BACK):
         relation = {Outcome.INVALID: Relation.INVALID, Outcome.REFUSED: Relation.REFUSED}.get(
             outcome, Relation.ROLLED_BACK

@@ -13,6 +13,7 @@ from agent.view.status import when, why
 
 _LONGEST = 1_000  # characters of a sentence: a notice fits into a pipe
 _MOST_LOGGED = 20
+_FIRST = "nothing is live yet"  # of a plan: then HAProxy is started for the first time
 
 
 def gist(report: Report) -> tuple[object, ...]:
@@ -66,7 +67,8 @@ def log(logger: logging.Logger, report: Report) -> None:
 def events_of(report: Report) -> list[Event]:
     """What a look has found and put right, and what it has tried and put back."""
     found = []
-    if "process" in report.drift:
+    died_meanwhile = report.started and report.switched and _FIRST not in report.reasons
+    if "process" in report.drift or died_meanwhile:
         found.append((Kind.HAPROXY_RESTARTED, "haproxy", "HAProxy was not running; it was started again"))
     if "file" in report.drift:
         found.append((Kind.DRIFT_CORRECTED, "haproxy.cfg", "the live haproxy.cfg had been changed; it was put right"))

@@ -15,6 +15,7 @@ import yaml
 from kit.edge import Load, first_line, until
 from kit.servers import echo, free_port
 
+from agent.model.desired import digest_of
 from tests.faults.conftest import Scene
 
 
@@ -108,9 +109,12 @@ def test_frontends_can_be_taken_away_in_place(scene: Scene):
 
 
 def test_the_state_folder_is_deleted_under_a_running_agent(scene: Scene):
-    """What serves goes on; the agent takes the new folder before a second one can, and makes the file live again."""
+    """What serves goes on; the agent takes the new folder before a second one can, and writes back what was live.
+
+    So neither an older document nor an empty one is the first one there, and a HAProxy that dies is started again.
+    """
     edge = scene.edge
-    edge.put(scene.state())
+    edge.put(scene.state(serial=7))
     edge.serve()
     edge.wait("committed")
     with scene.fault("the state folder deleted under a running agent") as after:
@@ -119,10 +123,19 @@ def test_the_state_folder_is_deleted_under_a_running_agent(scene: Scene):
         second = edge.run()
         until(lambda: "waiting for pid" in edge.log, "the second agent waits")
         assert f"pid {edge.services[0].pid} (" in edge.log
-        until(lambda: (edge.status()["live"] or {}).get("generation") == 1, "it is live in the new folder")
+        until(lambda: (edge.folder / "state/generations/000001/report.json").exists(), "what was live is there again")
         assert edge.agent("status").returncode == 0
         assert second.poll() is None
-        after("what was live, as a new first generation")
+        for document in ({"version": 1, "serial": 9}, scene.state(serial=6)):
+            shutil.rmtree(edge.folder / "state")
+            edge.put(document)
+            edge.wait("refused", digest_of(edge.desired.read_bytes()))
+        after("what was live, recorded anew")
+    shutil.rmtree(edge.folder / "state")
+    until(lambda: (edge.folder / "state/generations/000001/report.json").exists(), "what was live is there again")
+    pid = edge.pid
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: (running := edge.haproxy.running()) is not None and running.pid != pid, "it is started again", 10)
 
 
 def test_the_desired_file_linked_to_itself_while_haproxy_dies(scene: Scene):
@@ -173,3 +186,26 @@ def test_a_service_that_starts_while_the_file_is_being_written_keeps_what_is_liv
         assert (status["live"]["generation"], status["held"]) == (3, hold)
         assert "ERROR" not in edge.log
     until(lambda: (edge.status()["not_in_sync"] or {}).get("state") == "held", "the file is read, and is held")
+
+
+def test_a_stalled_writer_is_waited_for_whoever_else_touches_the_file(scene: Scene):
+    """A `touch` closes the file after writing too; an agent that is started in the middle knows of no event at all."""
+    edge, port = scene.edge, free_port()
+    with echo("a") as server:
+        edge.live(scene.with_pool(port, server))
+        edge.put(scene.with_pool(port, server))
+        edge.serve()
+        with edge.desired.open("wb") as copy:
+            copy.write(json.dumps(scene.state(name="half")).encode())
+            copy.flush()
+            until(lambda: "is not read yet" in edge.log, "the service sees the writer")
+            edge.desired.touch()
+            done = edge.agent("apply")
+            assert (done.returncode, f"is being written by pid {os.getpid()} " in done.stderr) == (2, True), done.stderr
+            edge.services[0].terminate()
+            edge.services[0].wait()
+            edge.serve()
+            time.sleep(4)  # longer than a file must be left alone where nobody has it open
+            assert edge.status()["live"]["name"] == ""
+            assert first_line(port).startswith("a")
+        until(lambda: edge.status()["live"]["name"] == "half", "it counts once it is closed and left alone")
