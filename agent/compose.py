@@ -377,7 +377,8 @@ class Host:
         before, self._pending = self._pending, why if wait else ""
         if self._pending and self._pending != before:
             _log.info("%s is not read yet: %s", self.intake.file, why)
-            self._publish()
+            if self._last is not None:  # else the first look is about to say more
+                self._publish()
         return wait
 
     def _taken_away(self) -> list[str]:
