@@ -7,6 +7,7 @@ it.
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import re
@@ -21,7 +22,7 @@ import click
 from agent import __version__
 from agent.errors import AgentError, ExitCode, InvalidError, Outcome, UsageError
 from agent.once import commands as once
-from agent.printing import UNWRITABLE, end, lost, prepare_streams, print_json
+from agent.printing import UNWRITABLE, end, lost, prepare_streams, show
 
 if TYPE_CHECKING:
     from agent.compose import Host
@@ -155,9 +156,10 @@ def check(settings_file: Path | None, file: Path | None) -> None:
     for finding in parsed.findings:
         click.echo(f"warning: {finding.text(label(path))}", err=True)
     state = parsed.state
-    click.echo(
+    show(
         f"{label(path)}: valid: {len(state.frontends)} frontends, {len(state.backends)} backends, "
-        f"{sum(len(backend.servers) for backend in state.backends)} servers, sha256 {parsed.digest[:12]}"
+        f"{sum(len(backend.servers) for backend in state.backends)} servers, sha256 {parsed.digest[:12]}\n",
+        ExitCode.LIVE,
     )
 
 
@@ -182,22 +184,23 @@ def plan(settings_file: Path | None, file: Path | None, *, as_json: bool, from_g
     data = read_in_time(path, settings, GATE_SECONDS) if from_gate else read(path, settings)
     proposal = host.propose(data)
     findings = (*proposal.parsed.findings, *proposal.findings)
+    refused = (*proposal.objections, *proposal.losses)
+    code = ExitCode.REFUSED if refused else ExitCode.LIVE
+    step = (proposal.plan, proposal.diff, proposal.sessions, proposal.handshakes)
     if as_json:
-        print_json(tables.plan_document(proposal.plan, proposal.diff, proposal.sessions, proposal.handshakes) | {
+        document = tables.plan_document(*step) | {
             "digest": proposal.parsed.digest,
             "findings": [finding.text(label(path)) for finding in findings],
-            "refused": [*proposal.objections, *proposal.losses],
-        })  # fmt: skip
+            "refused": list(refused),
+        }
+        show(json.dumps(document, indent=2) + "\n", code)
     else:
         for finding in findings:
             click.echo(f"warning: {finding.text(label(path))}", err=True)
-        click.echo(
-            tables.plan(proposal.plan, proposal.diff, proposal.sessions, proposal.handshakes, running=proposal.running),
-            nl=False,
-        )
-    if refused := (*proposal.objections, *proposal.losses):
+        show(tables.plan(*step, running=proposal.running), code)
+    if refused:
         click.echo(f"agent: would be refused: {'; '.join(refused)}", err=True)
-        sys.exit(ExitCode.REFUSED)
+    sys.exit(code)
 
 
 @main.command(epilog="Example: agent apply new.yaml")
@@ -231,15 +234,17 @@ def apply(settings_file: Path | None, file: Path | None, *, force: bool, retry: 
     elif busy := writer(settings.desired):
         raise UsageError(f"{settings.desired} is being written by {busy}", remedy="wait for its end, and apply it then")
     host.store.prepare()
-    with host.store.lock(
-        waiting=lambda holder: click.echo(f"waiting for another change to finish\n{holder}", err=True)
-    ):
+    with host.store.lock(waiting=_say_who_is_waited_for):
         if data is not None:
             host.intake.admit(parsed)
             host.intake.put(data, signature)
         report = host.converge(force=force, retry=retry)
     stored = "" if file is None else f"{label(file)} is stored as {settings.desired}; {_again(host, settings, report)}"
     end(lambda: _print_report(report, stored=stored), report.exit_code)
+
+
+def _say_who_is_waited_for(holder: str) -> None:
+    click.echo(f"waiting for another change to finish\n{holder}", err=True)
 
 
 def _again(host: Host, settings: Settings, report: Report) -> str:
@@ -407,22 +412,19 @@ def status(settings_file: Path | None, *, as_json: bool, watch: bool) -> None:
         document = host.store.status() if running else None
         if not is_status(document):  # no agent wrote it, or not as this version does
             document = host.status(None)
-        if as_json:
-            print_json(document)
-        else:
-            wipe = "\033[H\033[2J" if watch and sys.stdout.isatty() else ""
-            click.echo(wipe + tables.status(document, running=running), nl=False)
+        not_up = any(frontend["state"] != "up" for frontend in document["frontends"])
+        degraded = document["haproxy"] is None or not document.get("in_sync", True) or not_up
+        code = ExitCode.NO_ANSWER if not running else ExitCode.DEGRADED if degraded else ExitCode.LIVE
+        wipe = "\033[H\033[2J" if watch and sys.stdout.isatty() else ""
+        text = json.dumps(document, indent=2) + "\n" if as_json else wipe + tables.status(document, running=running)
+        show(text, code)
         if not watch:
             break
         try:
             time.sleep(1)  # a person looks; status.json gives no event
         except KeyboardInterrupt:
             break
-    if not running:
-        sys.exit(ExitCode.NO_ANSWER)
-    not_up = any(one["state"] != "up" for one in document["frontends"])
-    if document["haproxy"] is None or not document["in_sync"] or not_up:
-        sys.exit(ExitCode.DEGRADED)
+    sys.exit(code)
 
 
 @main.command(epilog="Example: agent history")
@@ -440,9 +442,9 @@ def history(settings_file: Path | None, *, as_json: bool) -> None:
     store = Store(settings.state, settings.run)
     generations, events = store.generations(), store.events()
     if as_json:
-        print_json(tables.history_document(generations, events))
+        show(json.dumps(tables.history_document(generations, events), indent=2) + "\n", ExitCode.LIVE)
     elif generations or events:
-        click.echo(tables.history(generations, events), nl=False)
+        show(tables.history(generations, events), ExitCode.LIVE)
     else:
         click.echo("Nothing was live yet.", err=True)
 
@@ -460,9 +462,7 @@ def rollback(settings_file: Path | None, generation: int | None) -> None:
 
     host = Host(_settings(settings_file), command="rollback", on_stage=_progress())
     host.store.prepare()
-    with host.store.lock(
-        waiting=lambda holder: click.echo(f"waiting for another change to finish\n{holder}", err=True)
-    ):
+    with host.store.lock(waiting=_say_who_is_waited_for):
         report = host.rollback(generation)
     end(lambda: _print_report(report), report.exit_code)
 

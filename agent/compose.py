@@ -56,6 +56,7 @@ DEAF_SECONDS = 60.0  # a service that has not looked for so long is not alive
 CANARY_SECONDS = 1.0  # that long a change may have to wait at a resync where an echo is away
 BELIEVE_SECONDS = 300.0  # a probe is a line in a mail server's log
 STATUS_SECONDS = 5.0
+GLANCE_SECONDS = 0.9  # each health tick, where a glance is cheap
 STATUS_SHARE = 200  # a status that takes 100 ms to make is made every 20 s: half a percent of a core
 
 if TYPE_CHECKING:  # half of the start of a command that serves no metrics
@@ -113,6 +114,8 @@ class Host:
         self._changing = False  # a look is under way, which readers must not slow down
         self._trouble = ""  # the last thing said of status.json
         self._publish_at = 0.0
+        self._glance_at = 0.0
+        self._backends_up: frozenset[str] | None = None  # at the last glance
         self._looked: tuple[Identity | None, ...] | None = None  # generations and hold, after the last look
         self._kept: tuple[Generation, bytes, bytes] | None = None  # what is live: record, document, haproxy.cfg
         self._arrivals: tuple[Arrival, ...] = ()
@@ -447,9 +450,22 @@ class Host:
         if self._looked is not None and self.store.marks() != self._looked:
             self._publish()
             return False  # a command of another process has put a generation or a hold in place: look at it
-        if time.monotonic() < self._publish_at:
+        if time.monotonic() >= self._publish_at:
+            return self._publish()
+        if time.monotonic() < self._glance_at:
             return self.proxy.running() is not None
-        return self._publish()
+        return self._glance()
+
+    def _glance(self) -> bool:
+        """A whole status is made every few seconds; a backend that has gone or is back is seen within one."""
+        start = time.monotonic()
+        try:
+            up = self.proxy.backends_up()
+        except NoAnswerError:
+            return False
+        self._glance_at = start + max(GLANCE_SECONDS, (time.monotonic() - start) * STATUS_SHARE)
+        before, self._backends_up = self._backends_up, up
+        return True if before == up else self._publish()
 
     def _publish(self) -> bool:
         """Write the status. Whether HAProxy answered. A full run folder is told once, and ends nothing."""

@@ -58,11 +58,25 @@ def prepare_streams() -> None:
     sys.stderr = cast("TextIO", _Forgiving(stderr))
 
 
-def lost(error: OSError) -> NoReturn:
-    """The result could not be written, and is all that the command was for."""
-    if error.errno != errno.EPIPE:  # `| head -1` has read what it wanted
-        click.echo(f"agent: cannot write to standard output: {error.strerror}", err=True)
-    os._exit(ExitCode.USAGE)  # the interpreter would try to write it again
+def lost(error: OSError, code: ExitCode = ExitCode.USAGE) -> NoReturn:
+    """The result could not be written, and is all that the command was for.
+
+    `code`: of a command whose reader has gone, which has read what it wanted (`| head -1`).
+    """
+    if error.errno == errno.EPIPE:
+        os._exit(code)  # the interpreter would try to write it again
+    click.echo(f"agent: cannot write to standard output: {error.strerror}", err=True)
+    os._exit(ExitCode.USAGE)
+
+
+def show(text: str, code: ExitCode) -> None:
+    """Print the result of a command that only reads. A reader that has gone leaves its exit code, `code`, as it is."""
+    try:
+        click.echo(text, nl=False)
+    except OSError as error:
+        if error.errno not in UNWRITABLE or error.filename is not None:
+            raise
+        lost(error, code)
 
 
 UNWRITABLE = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EBADF, errno.EDQUOT)

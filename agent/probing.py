@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 import sys
 
 import click
@@ -16,7 +17,7 @@ from agent.intake import read
 from agent.model import canary, handshake
 from agent.model.desired import parse
 from agent.model.schema import endpoint
-from agent.printing import print_json
+from agent.printing import print_json, show
 from agent.settings import Settings
 from agent.view import status, tables
 
@@ -34,17 +35,14 @@ def ask(settings: Settings, backends: tuple[str, ...], client: str | None, *, as
         raise click.BadParameter(f"{client} is no IP address", param_hint="--client") from None
     asked = handshake.questions(state, backends, named)
     found = asking.ask(asked)
-    if as_json:
-        print_json(
-            [
-                {"backend": one.key[0], "server": one.key[1], "address": str(one.address), **asdict(found[one.key])}
-                for one in asked
-            ]
-        )
-    else:
-        click.echo(tables.handshakes(asked, found), nl=False)
-    if any(handshake.mismatch(one.version, found[one.key].result) for one in asked):
-        sys.exit(ExitCode.REFUSED)
+    mismatch = any(handshake.mismatch(one.version, found[one.key].result) for one in asked)
+    code = ExitCode.REFUSED if mismatch else ExitCode.LIVE
+    entries = [
+        {"backend": one.key[0], "server": one.key[1], "address": str(one.address), **asdict(found[one.key])}
+        for one in asked
+    ]
+    show(json.dumps(entries, indent=2) + "\n" if as_json else tables.handshakes(asked, found), code)
+    sys.exit(code)
 
 
 def go_through(settings: Settings, via: str, source: str | None, *, as_json: bool) -> None:

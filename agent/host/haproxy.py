@@ -163,6 +163,10 @@ class HAProxy:
         """What serves now, in detail. Raises NoAnswerError."""
         return self.socket.observe()
 
+    def backends_up(self) -> frozenset[str]:
+        """The backends that have a server for clients now. Raises NoAnswerError."""
+        return self.socket.backends_up()
+
     def server_states(self) -> str:
         """What the running process knows of its servers. Raises NoAnswerError."""
         return self.socket.server_states()

@@ -18,8 +18,8 @@ from pathlib import Path
 from agent.errors import AgentError, StoreError, UsageError
 from agent.host import programs
 
-_FSTAT_LINE = re.compile(r"\S+\s+(\S.*?)\s+(\d+)\s+(?:\d+|wd|root|text|jail)\*?\s")
-"""`USER CMD PID FD ...` of FreeBSD's fstat(1) (usr.bin/fstat/fstat.c, dofiles)."""
+_FSTAT_LINE = re.compile(r"\S+\s+(\S.*?)\s+(\d+)\s+(?:\d+|wd|root|text|tr|mmap|jail)\*?\s")
+"""`USER CMD PID FD ...` of FreeBSD's fstat(1) (usr.bin/fstat/fstat.c, PREFIX: "%-8.8s %-10s %5d")."""
 
 
 class LockLostError(AgentError):
@@ -90,8 +90,8 @@ def holder(path: Path) -> str:
 
     Linux: /proc/locks (proc(5)); FreeBSD: fstat(1), which lists everybody who has it open.
     """
-    found = _by_proc(path) or _by_fstat(path)
-    return " and ".join(f"pid {pid} ({program})" if program else f"pid {pid}" for pid, program in found)
+    holders = _by_proc(path) or _by_fstat(path)
+    return " and ".join(f"pid {pid} ({program})" if program else f"pid {pid}" for pid, program in holders)
 
 
 def _by_proc(path: Path) -> list[tuple[int, str]]:
@@ -125,8 +125,8 @@ def _by_fstat(path: Path) -> list[tuple[int, str]]:
 def fstat_lines(text: str) -> list[tuple[int, str]]:
     """Pid and program of each line of fstat(1) but our own."""
     matches = (_FSTAT_LINE.match(line) for line in text.splitlines()[1:])
-    found = {int(match[2]): match[1] for match in matches if match is not None}
-    return sorted((pid, name) for pid, name in found.items() if pid != os.getpid())
+    programs_by_pid = {int(match[2]): match[1] for match in matches if match is not None}
+    return sorted((pid, name) for pid, name in programs_by_pid.items() if pid != os.getpid())
 
 
 class ServiceLock:

@@ -27,6 +27,7 @@ from agent.model.render import DESCRIPTION, PEERS
 _GENERATION = re.compile(re.escape(DESCRIPTION) + r"(\d{1,18})")
 _FRONTEND, _SERVER = "0", "2"  # the `type` column of `show stat` (HAProxy's management guide, 9.1)
 _STATISTICS = "show info;show stat -1 5 -1"  # 5: frontends and servers, no backends
+_BACKENDS = "show stat -1 2 -1"  # 2: backends
 _GLANCE = "show info;show stat -1 1 -1;show servers state"  # 1: frontends
 # The columns of `show servers state`, and what stands in two of them (its management guide; HAProxy, server-t.h).
 _BACKEND, _NAME, _ADDRESS, _OPERATIONAL, _ADMIN, _WEIGHT, _PORT = 1, 3, 4, 5, 6, 7, 18
@@ -89,6 +90,13 @@ class StatsSocket:
                 raise IndexError
             frontends, servers = _rows("pxname" + stat)
             return Observation(process=_running(info), frontends=frontends, servers=servers)
+
+    def backends_up(self) -> frozenset[str]:
+        """The backends that have a server for clients. One row of each: cheap to ask for. Raises NoAnswerError."""
+        with self._whole():
+            head, *rows = csv.reader(io.StringIO(self.ask(_BACKENDS).removeprefix("# ")))
+            name, status = head.index("pxname"), head.index("status")
+            return frozenset(row[name] for row in rows if len(row) > status and row[status].startswith("UP"))
 
     def glance(self) -> Observation:
         """The same with less of each server: whether it is up, but not how its check ended. Raises NoAnswerError.

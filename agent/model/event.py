@@ -67,26 +67,26 @@ class Damper:
 
     def take(self, changes: Iterable[Event], now: float) -> list[Event]:
         """Returns what is to be told at `now` (seconds since the epoch): firsts, and windows that have ended."""
-        told = []
+        due = []
         for change in changes:
             window = self._windows.get(change.about)
             if window is None:
                 self._windows[change.about] = _Window(change, change)
-                told.append(change)
+                due.append(change)
             else:
                 window.last, window.count = change, window.count + 1
         for subject, window in list(self._windows.items()):
             if now - window.first.at >= WINDOW_SECONDS or now < window.first.at:  # or the clock was set back
                 del self._windows[subject]
                 if window.count > 1:
-                    told.append(_together(window))
-        return told
+                    due.append(_together(window))
+        return due
 
     def flush(self) -> list[Event]:
         """What was not told yet: at the end of the service."""
-        told = [_together(window) for window in self._windows.values() if window.count > 1]
+        due = [_together(window) for window in self._windows.values() if window.count > 1]
         self._windows.clear()
-        return told
+        return due
 
 
 def _together(window: _Window) -> Event:
@@ -100,13 +100,13 @@ def frontend_changes(before: Mapping[str, str], now: Mapping[str, str], *, at: f
 
     A frontend that is only in one of the two has come or gone by a change, which is reported as such.
     """
-    found = []
+    changes = []
     for name, why in now.items():
         if name in before and bool(before[name]) != bool(why):
             kind = Kind.FRONTEND_DOWN if why else Kind.FRONTEND_UP
             message = f"frontend {name} {f'serves nobody: {why}' if why else 'serves again'}"
-            found.append(Event(kind=kind.value, subject=name, message=message, at=at, until=at))
-    return found
+            changes.append(Event(kind=kind.value, subject=name, message=message, at=at, until=at))
+    return changes
 
 
 def recorded(events: Iterable[Event], new: Iterable[Event], *, most: int) -> tuple[Event, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ from agent.errors import ExitCode, UsageError
 from agent.host import listeners
 from agent.once import basetools, checks
 from agent.once.checks import Found, Scene
-from agent.printing import print_json
+from agent.printing import show
 
 _SECONDS = 10.0  # for each of the system's own tools
 _MARKS = {"ok": "green", "note": "cyan", "look": "yellow", "broken": "red"}
@@ -25,19 +26,25 @@ def main(chosen: Path | None, *, as_json: bool) -> None:
     """Print what was found; exit 4 where something is broken, 6 where somebody should look."""
     found = list(examine(chosen))
     code = exit_code(found)
-    if as_json:
-        told = [{"level": o.level, "what": o.what, "message": o.message, "remedy": o.remedy} for o in found]
-        print_json({"exit_code": int(code), "findings": told})
-    else:
-        width = max(len(one.what) for one in found)
-        for one in found:
-            mark = click.style(f"{one.level:<7}", fg=_MARKS[one.level])
-            click.echo(f"{mark}{one.what:<{width}}  {one.message}")
-            if one.remedy:
-                click.echo(f"{'':<{width + 9}}{one.remedy}")
-        bad = sum(one.level in ("look", "broken") for one in found)
-        click.echo(f"{bad} of {len(found)} findings need attention." if bad else "All is well.")
+    show(_as_json(found, code) if as_json else _as_text(found), code)
     sys.exit(code)
+
+
+def _as_json(found: Sequence[Found], code: ExitCode) -> str:
+    findings = [{"level": o.level, "what": o.what, "message": o.message, "remedy": o.remedy} for o in found]
+    return json.dumps({"exit_code": int(code), "findings": findings}, indent=2) + "\n"
+
+
+def _as_text(found: Sequence[Found]) -> str:
+    width = max(len(finding.what) for finding in found)
+    lines = []
+    for finding in found:
+        mark = click.style(f"{finding.level:<7}", fg=_MARKS[finding.level])
+        lines.append(f"{mark}{finding.what:<{width}}  {finding.message}")
+        if finding.remedy:
+            lines.append(f"{'':<{width + 9}}{finding.remedy}")
+    bad = sum(finding.level in ("look", "broken") for finding in found)
+    return "\n".join([*lines, f"{bad} of {len(found)} findings need attention." if bad else "All is well."]) + "\n"
 
 
 def exit_code(found: Sequence[Found]) -> ExitCode:

@@ -48,18 +48,18 @@ class Platform:
 
 def detect(root: Path) -> Platform:
     """What the host (or the folder that is taken for one) is, by what is there."""
-    found: dict[str, list[str]] = {"pfSense": [], "OPNsense": []}
+    signs: dict[str, list[str]] = {"pfSense": [], "OPNsense": []}
     for system, places in _PLACES.items():
-        found[system] += [f"/{place}" for place in places if (root / place).exists()]
+        signs[system] += [f"/{place}" for place in places if (root / place).exists()]
     for place in _CONFIGS:
-        if (name := _named(root / place)) and not any(place in sign for sign in found[name]):
-            found[name].append(f"<{name.lower()}> in /{place}")
+        if (name := _named(root / place)) and not any(place in sign for sign in signs[name]):
+            signs[name].append(f"<{name.lower()}> in /{place}")
             break
     if _old_mark(root / "etc/platform"):
-        found["pfSense"].append("/etc/platform (before 2.7.1)")
-    for system, signs in found.items():
-        if signs:
-            return Platform(System(system), tuple(signs))
+        signs["pfSense"].append("/etc/platform (before 2.7.1)")
+    for system, seen in signs.items():
+        if seen:
+            return Platform(System(system), tuple(seen))
     if root != Path("/") or sys.platform.startswith("freebsd"):
         return Platform(System.FREEBSD, ("no sign of pfSense or OPNsense",))
     return Platform(System.LINUX, (f"Python's name for it, {sys.platform}",))

@@ -15,9 +15,6 @@ _STATUS: dict[str, Any] = {
     "exit_code": _MAYBE_NUMBER,
     "message": str,
     "remedy": str,
-    "in_sync": bool,
-    "not_in_sync": ({"text": str}, None),
-    "events": [{"event": str, "message": str, "count": int, "at": str}],
     "held": ({"digest": str, "reason": str, "since": str}, None),
     "findings": [{"where": str, "message": str, "remedy": str}],
     "frontends": [
@@ -47,11 +44,19 @@ _STATUS: dict[str, Any] = {
     ],
     "haproxy": ({"version": str, "pid": int, "uptime": int}, None),
 }
+_SINCE: dict[str, Any] = {
+    "in_sync": bool,
+    "not_in_sync": ({"text": str}, None),
+    "events": [{"event": str, "message": str, "count": int, "at": str}],
+}
+"""Keys that an agent before 0.2 does not write: while it runs, the commands of a newer version read its status."""
 
 
 def is_status(document: object) -> TypeGuard[dict[str, Any]]:
     """Whether every key that a reader relies on is there, and of its type. Further keys are no concern."""
-    return _fits(document, _STATUS)
+    if not isinstance(document, dict):
+        return False
+    return _fits(document, _STATUS | {key: shape for key, shape in _SINCE.items() if key in document})
 
 
 def _fits(value: object, shape: Any) -> bool:

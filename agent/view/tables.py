@@ -109,7 +109,7 @@ def _facts(document: dict[str, Any], *, running: bool) -> Iterable[str]:
         yield f"why:     {document['message']}"
     if document["remedy"]:
         yield f"do:      {document['remedy']}"
-    for event in document["events"][-3:]:
+    for event in document.get("events", ())[-3:]:
         times = f" ({event['count']} times)" if event["count"] > 1 else ""
         yield f"event:   {event['at']} {event['message']}{times}"
     for finding in document["findings"]:
@@ -179,22 +179,25 @@ def history(generations: Sequence[Generation], events: Sequence[Event] = ()) -> 
     newest = generations[-1].number if generations else None
     rows: list[tuple[float, tuple[object, ...]]] = [
         (
-            one.at,
+            generation.at,
             (
-                f"{one.number}{' *' if one.number == newest else ''}",
-                when(one.at),
-                one.outcome if one.restores is None else "rollback",
-                "-" if one.serial is None else one.serial,
-                one.digest[:12],
-                f"{one.seconds * 1000:.0f} ms",
-                _why(one),
+                f"{generation.number}{' *' if generation.number == newest else ''}",
+                when(generation.at),
+                generation.outcome if generation.restores is None else "rollback",
+                "-" if generation.serial is None else generation.serial,
+                generation.digest[:12],
+                f"{generation.seconds * 1000:.0f} ms",
+                _why(generation),
             ),
         )
-        for one in generations
+        for generation in generations
     ]
     rows += [
-        (one.at, ("-", when(one.at), one.kind, "-", "-", f"x{one.count}" if one.count > 1 else "-", one.message))
-        for one in events
+        (
+            event.at,
+            ("-", when(event.at), event.kind, "-", "-", f"x{event.count}" if event.count > 1 else "-", event.message),
+        )
+        for event in events
     ]
     return table(
         ("GENERATION", "SINCE", "OUTCOME", "SERIAL", "SHA256", "TOOK", "WHY"),
@@ -202,15 +205,18 @@ def history(generations: Sequence[Generation], events: Sequence[Event] = ()) -> 
     )
 
 
-def _why(one: Generation) -> str:
-    why = _reasons(one.reasons)
-    return why if one.restores is None else f"generation {one.restores} was put back: {why}"
+def _why(generation: Generation) -> str:
+    why = _reasons(generation.reasons)
+    return why if generation.restores is None else f"generation {generation.restores} was put back: {why}"
 
 
 def history_document(generations: Sequence[Generation], events: Sequence[Event]) -> list[dict[str, Any]]:
     """The same for programs, oldest first."""
-    entries = [(one.at, {"kind": "generation", **asdict(one), "at": when(one.at)}) for one in generations]
-    entries += [(one.at, {"kind": "event", **event_document(one)}) for one in events]
+    entries = [
+        (generation.at, {"kind": "generation", **asdict(generation), "at": when(generation.at)})
+        for generation in generations
+    ]
+    entries += [(event.at, {"kind": "event", **event_document(event)}) for event in events]
     return [entry for _, entry in sorted(entries, key=lambda entry: entry[0])]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -73,15 +74,28 @@ def test_every_command_with_each_of_its_streams_closed_or_full(served: tuple[Edg
     assert first_line(port).startswith("a")
 
 
-@pytest.mark.parametrize("name", ["apply", "sync", "status", "plan"])
-def test_a_reader_that_is_slow_or_leaves_changes_no_outcome(served: tuple[Edge, int], name: str):
+@pytest.mark.parametrize("reader", ["{ sleep 0.5; cat >/dev/null; }", "true"])
+def test_a_reader_that_is_slow_or_leaves_changes_no_exit_code(served: tuple[Edge, int], reader: str):
+    """Once with all well, and once degraded: the code must be the command's, not the pipe's and not always 0."""
     edge, port = served
-    words = COMMANDS[name]
-    slow = call(edge, words, "2>&1 | { sleep 0.5; cat >/dev/null; }")
-    assert slow.returncode == 0
-    left = call(edge, words, "| true")
-    assert b"Traceback" not in left.stderr
+    for document in (None, b"version: 1\nfrontends: {x: 1}\n"):
+        if document is not None:
+            edge.put(document)
+            edge.wait("invalid")
+        for name in ("apply", "sync", "status", "status json", "history", "check", "plan", "doctor"):
+            usual = piped(edge, COMMANDS[name], "cat")
+            done = piped(edge, COMMANDS[name], reader)
+            assert (done.returncode, b"Traceback" in done.stderr) == (usual.returncode, False), name
     assert first_line(port).startswith("a")
+
+
+def piped(edge: Edge, words: tuple[str, ...], reader: str) -> subprocess.CompletedProcess[bytes]:
+    """The command in front of a reader; the exit code is the command's own (bash, PIPESTATUS)."""
+    line = f'"$@" | {reader}; exit "${{PIPESTATUS[0]}}"'
+    return subprocess.run(
+        ["/bin/bash", "-c", line, "bash", *AGENT, "--settings", edge.settings, *words],
+        stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False,
+    )  # fmt: skip
 
 
 DAMAGE: dict[str, Callable[[Path], None]] = {
@@ -192,6 +206,29 @@ def test_the_gate_does_not_wait_for_ever_for_a_plan(one_edge: Edge, monkeypatch:
     os.close(read)
     assert (done.returncode, b"no whole document within 0.3 s" in done.stderr) == (9, True), done.stderr
     assert time.monotonic() - begin < 20
+
+
+def test_help_and_version_on_a_full_disk_are_no_bug(one_edge: Edge):
+    for words in (("--help",), ("--version",), ("check", "--help")):
+        done = call(one_edge, words, ">/dev/full")
+        assert (done.returncode, b"cannot write to standard output" in done.stderr) == (2, True), words
+
+
+def test_the_status_of_an_older_agent_is_read_while_it_is_upgraded(served: tuple[Edge, int]):
+    """An agent before 0.2 writes neither `in_sync` nor `events`."""
+    edge, _ = served
+    edge.services[0].send_signal(signal.SIGSTOP)  # nobody writes over it
+    try:
+        path = edge.folder / "run/status.json"
+        document = json.loads(path.read_bytes())
+        for key in ("in_sync", "not_in_sync", "events"):
+            del document[key]
+        path.write_text(json.dumps(document))
+        done = edge.agent("status")
+        assert (done.returncode, done.stdout.splitlines()[0]) == (0, "The one frontend is serving.")
+        assert f"pid {edge.services[0].pid}" in done.stdout, "it is the agent's own, not one made by this command"
+    finally:
+        edge.services[0].send_signal(signal.SIGCONT)
 
 
 def test_an_address_that_haproxy_prints_in_another_form_is_no_drift(edge: Edge):

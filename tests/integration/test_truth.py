@@ -198,6 +198,21 @@ def test_a_frontend_that_loses_all_its_servers_is_told_and_its_return_too(
     assert "frontend_down" in one_edge.agent("history").stdout
 
 
+def test_an_outage_between_two_statuses_is_told(one_edge: Edge):
+    """Three seconds each, where a whole status is made every five, and the file is looked at once an hour."""
+    with echo("b") as backend:
+        site = Site(one_edge, backend)
+        one_edge.services[0].terminate()
+        one_edge.services[0].wait()
+        one_edge.settings.write_text(one_edge.settings.read_text().replace('resync = "1s"', 'resync = "1h"'))
+        one_edge.serve()
+        until(lambda: one_edge.status()["frontends"][0]["state"] == "up", "it serves")
+        port = backend.port
+    until(lambda: site.notes("frontend_down"), "the outage is told", 3)
+    with echo("b", port=port):
+        until(lambda: one_edge.status()["frontends"][0]["state"] == "up", "its end is seen", 3)
+
+
 def test_a_rollback_by_hand_is_on_the_page_before_the_service_looks_at_the_file_again(
     one_edge: Edge, backend: EchoServer
 ):

@@ -23,12 +23,17 @@ sys.stdin.read()
 
 PROGRAM = Path(sys.executable).name[:15]  # what the kernel names a process by (proc(5), comm)
 
-# The columns of usr.bin/fstat/fstat.c (FreeBSD 14, dofiles and print_file_info; the example of fstat(1)).
-FSTAT = """\
-USER     CMD          PID   FD MOUNT      INUM MODE         SZ|DV R/W NAME
-root     python3.11  4021    5 /var/db   12345 drwxr-x---     512  r  /var/db/edgeagent
-www      edge haproxy 99   wd /var/db   12345 drwxr-x---     512  r  /var/db/edgeagent
-"""
+# FreeBSD, usr.bin/fstat/fstat.c (main): print_header, PREFIX, vtrans; the same formats, put together here.
+HEADER = "USER     CMD          PID   FD MOUNT      INUM MODE         SZ|DV R/W NAME"
+LINE = "%-8.8s %-10s %5d%s %-8s %6d %10s %6d %2s  %s"
+OPEN_BY = [
+    ("root", "python3.11", 4021, "    5"),
+    ("www", "edge haproxy", 99999, "   wd"),
+    ("_verylongname", "x", 7, " mmap"),
+]
+FSTAT = "\n".join([
+    HEADER, *(LINE % (*who, "/var/db", 12345, "drwxr-x---", 512, "r", "/var/db/edgeagent") for who in OPEN_BY),
+])  # fmt: skip
 
 
 def other_holder(path: Path) -> subprocess.Popen[bytes]:
@@ -53,7 +58,7 @@ def test_who_holds_a_lock_is_named_by_pid_and_program(tmp_path: Path):
 
 
 def test_freebsd_names_whoever_has_it_open():
-    assert fstat_lines(FSTAT) == [(99, "edge haproxy"), (4021, "python3.11")]
+    assert fstat_lines(FSTAT) == [(7, "x"), (4021, "python3.11"), (99999, "edge haproxy")]
 
 
 def test_a_file_that_is_made_anew_is_locked_anew(tmp_path: Path):
