@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -194,12 +195,15 @@ def test_a_relative_link_as_the_binary_is_followed(one_edge: Edge, backend: Echo
 
 
 def test_the_gate_does_not_wait_for_ever_for_a_plan(one_edge: Edge, monkeypatch: pytest.MonkeyPatch):
-    """No time is named in a plan's call: GATE_SECONDS is what bounds it, shortened here in the process that reads."""
+    """No time is named in a plan's call: GATE_SECONDS is what bounds it, shortened here in the process that reads.
+
+    So that is a Python with the package, not the one file, whose modules nobody outside can reach.
+    """
     code = "import agent.intake as i; i.GATE_SECONDS = 0.3; from agent.cli import main; main()"
     read, write = os.pipe()
     begin = time.monotonic()
     done = subprocess.run(
-        [AGENT[0], "-c", code, "--settings", one_edge.settings, "gate"],
+        [sys.executable, "-c", code, "--settings", one_edge.settings, "gate"],
         stdin=read, capture_output=True, timeout=30, check=False, env={**os.environ, "SSH_ORIGINAL_COMMAND": "plan -"},
     )  # fmt: skip
     os.close(write)
