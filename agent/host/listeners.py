@@ -9,40 +9,24 @@ from __future__ import annotations
 import contextlib
 import errno
 import ipaddress
-import re
 import socket
-import subprocess
 import sys
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from attrs import frozen
-
+from agent.host import sockstat
+from agent.host.listener import Listener
 from agent.model.preflight import Unbound
 from agent.model.schema import Endpoint
 
+IN_USE = Unbound(reason="in_use", detail="the address is in use")
 _REASONS = {
-    errno.EADDRINUSE: ("in_use", "the address is in use"),
+    errno.EADDRINUSE: (IN_USE.reason, IN_USE.detail),
     errno.EADDRNOTAVAIL: ("no_such_address", "this host does not have the address"),
     errno.EACCES: ("not_permitted", "this user may not bind the port"),
     errno.EPERM: ("not_permitted", "this user may not bind the port"),
 }
 _LISTEN = "0A"  # include/net/tcp_states.h
-# USER COMMAND PID FD PROTO LOCAL FOREIGN (FreeBSD's sockstat(1))
-_SOCKSTAT = re.compile(r"\S+\s+(\S+)\s+(\d+)\s+\S+\s+tcp([46]{1,2})\s+(\S+):(\d+)\s")
-
-
-@frozen(kw_only=True)
-class Listener:
-    """A listening TCP socket. `pid` None and `program` "": the system does not tell this user."""
-
-    endpoint: Endpoint
-    pid: int | None = None
-    program: str = ""
-
-    def __str__(self) -> str:
-        who = self.program or "a program that this user may not see"
-        return f"{who} (pid {self.pid})" if self.pid else who
 
 
 def unbound(endpoint: Endpoint) -> Unbound | None:
@@ -67,7 +51,7 @@ def listeners() -> tuple[Listener, ...]:
     By the system's own means on FreeBSD and Linux: psutil lists each connection on the way, which takes seconds on a
     firewall that has tens of thousands.
     """
-    return tuple(_from_proc() if sys.platform == "linux" else _from_sockstat(_sockstat()))
+    return tuple(_from_proc() if sys.platform == "linux" else sockstat.listeners(sockstat.text()))
 
 
 def holders(endpoint: Endpoint, among: Iterable[Listener]) -> tuple[Listener, ...]:
@@ -122,25 +106,3 @@ def _name(pid: int | None) -> str:
     with contextlib.suppress(OSError):
         return "" if pid is None else Path(f"/proc/{pid}/comm").read_text().strip()
     return ""
-
-
-def _sockstat() -> str:
-    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-        return subprocess.run(
-            ["/usr/bin/sockstat", "-46", "-l", "-P", "tcp"],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=5,
-            check=False,
-        ).stdout
-    return ""
-
-
-def _from_sockstat(text: str) -> Iterable[Listener]:
-    for found in _SOCKSTAT.finditer(text):
-        program, pid, families, host, port = found.groups()
-        for family in families:
-            wildcard = "::" if family == "6" else "0.0.0.0"  # noqa: S104  # recognised, not bound
-            address = wildcard if host == "*" else host.strip("[]").partition("%")[0]
-            yield Listener(endpoint=Endpoint(int(family), address, int(port)), pid=int(pid), program=program)

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from attrs import frozen
 
 from agent.host import knock, listeners, processes
+from agent.host.listener import Listener
 from agent.model.handshake import Question, Seen
 from agent.model.observed import Key
 from agent.model.preflight import Unbound
 from agent.model.schema import Endpoint
+
+KERNEL_ALLOWS_OVERLAP = sys.platform != "linux"
+"""Whether bind(2) with SO_REUSEADDR succeeds beside a listener on the wildcard, or the wildcard beside a listener.
+
+Linux refuses it; FreeBSD's in_pcbbind_setup() (sys/netinet/in_pcb.c) looks for the very same address only.
+"""
 
 
 @frozen
@@ -23,24 +31,28 @@ class HostProber:
     def unbound(self, endpoints: Collection[Endpoint]) -> Mapping[Endpoint, Unbound]:
         """Those that cannot be bound, and why, with the name of who holds them where the system tells.
 
-        A test-bind also fails against our own overlapping sockets, where a reload succeeds (FACTS, HAProxy 1).
+        A test-bind also fails against our own overlapping sockets, where a reload succeeds (FACTS, HAProxy 1). And on
+        FreeBSD it succeeds beside a foreign listener that overlaps, from which it would take that address.
         """
         refused = {one: why for one in endpoints if (why := listeners.unbound(one)) is not None}
-        if not any(why.reason == "in_use" for why in refused.values()):
+        bindable = [one for one in endpoints if one not in refused] if KERNEL_ALLOWS_OVERLAP else []
+        if not bindable and not any(why.reason == "in_use" for why in refused.values()):
             return refused
-        everyone, ours = listeners.listeners(), self._ours()
+        ours = self._ours()  # first: one of ours that ends meanwhile is not taken for somebody else's
+        everyone = listeners.listeners()
         found = {}
         for endpoint, why in refused.items():
             holding = listeners.holders(endpoint, everyone) if why.reason == "in_use" else ()
             foreign = [one for one in holding if one.pid not in ours]
             if foreign:
-                names = ", ".join(
-                    sorted({f"{one}" + f" at {one.endpoint}" * (one.endpoint != endpoint) for one in foreign})
-                )
-                programs = ", ".join(sorted({one.program for one in foreign if one.program}))
-                found[endpoint] = Unbound(reason=why.reason, detail=f"{why.detail}, by {names}", holder=programs)
+                found[endpoint] = _held(endpoint, why, foreign)
             elif not holding:
                 found[endpoint] = why
+        # One without a process may have been closed while sockstat looked.
+        named = [one for one in everyone if one.pid is not None and one.pid not in ours]
+        for endpoint in bindable:
+            if foreign := list(listeners.holders(endpoint, named)):
+                found[endpoint] = _held(endpoint, listeners.IN_USE, foreign)
         return found
 
     def shared(self, endpoints: Collection[Endpoint]) -> Iterator[tuple[Endpoint, str]]:
@@ -69,3 +81,10 @@ class HostProber:
 
     def _ours(self) -> frozenset[int | None]:
         return frozenset(one.pid for one in processes.started_on(self.config, programs=self.config.parent / "bin"))
+
+
+def _held(endpoint: Endpoint, why: Unbound, foreign: Iterable[Listener]) -> Unbound:
+    """`why`, with the names of the holders."""
+    names = ", ".join(sorted({f"{one}" + f" at {one.endpoint}" * (one.endpoint != endpoint) for one in foreign}))
+    programs = ", ".join(sorted({one.program for one in foreign if one.program}))
+    return Unbound(reason=why.reason, detail=f"{why.detail}, by {names}", holder=programs)

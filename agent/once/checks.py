@@ -24,7 +24,7 @@ from agent.errors import AgentError, InvalidError, UsageError
 from agent.host import listeners
 from agent.host.files import read_regular
 from agent.host.haproxy import HAProxy, file_limit
-from agent.host.listeners import Listener
+from agent.host.listener import Listener
 from agent.host.store import Store
 from agent.intake import read
 from agent.model.desired import DesiredState, Limits, parse
@@ -291,9 +291,11 @@ def _binds(scene: Scene) -> Iterator[Found]:
     for frontend, bind in scene.binds:
         what = f"frontend {frontend}"
         holding = listeners.holders(bind, scene.listening)
-        # sockstat cuts names: to ten letters before FreeBSD 15.
+        # sockstat prints the first ten letters of a name.
         foreign = [one for one in holding if not (one.program and name.startswith(one.program))]
-        if foreign and (bind.wildcard or any(not one.endpoint.wildcard for one in foreign)):
+        # Where ours has the very address, a foreign wildcard takes nothing: the kernel prefers the nearer match.
+        served = any(one.endpoint == bind and one not in foreign for one in holding)
+        if foreign and (not served or bind.wildcard or any(not one.endpoint.wildcard for one in foreign)):
             who = ", ".join(sorted({str(one) for one in foreign}))
             yield _look(what, f"{bind} is held by {who}", "free it, or take it out")
             continue

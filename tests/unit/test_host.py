@@ -111,26 +111,6 @@ def test_without_psutil_and_ps_nothing_is_known_and_nothing_is_taken_for_dead(mo
     assert processes.started_on(Path("/x"), programs=Path("/y")) == ()
 
 
-def test_listeners_are_read_from_sockstat_as_freebsd_prints_it():
-    """FreeBSD cannot be had here: the text is that of its manual's example."""
-    text = (
-        "USER     COMMAND    PID   FD  PROTO  LOCAL ADDRESS         FOREIGN ADDRESS\n"
-        "root     nginx      812   6   tcp4   *:443                 *:*\n"
-        "root     nginx      812   7   tcp6   *:443                 *:*\n"
-        "www      edge-hapr  99    5   tcp4   10.0.20.1:25          *:*\n"
-        "root     sshd       700   3   tcp46  *:22                  *:*\n"
-        "www      edge-hapr  99    8   tcp6   2001:db8:1::2:25      *:*\n"
-    )
-    assert [str(one.endpoint) + " " + str(one) for one in listeners._from_sockstat(text)] == [
-        "0.0.0.0:443 nginx (pid 812)",
-        "[::]:443 nginx (pid 812)",
-        "10.0.20.1:25 edge-hapr (pid 99)",
-        "0.0.0.0:22 sshd (pid 700)",
-        "[::]:22 sshd (pid 700)",
-        "[2001:db8:1::2]:25 edge-hapr (pid 99)",
-    ]
-
-
 def test_this_hosts_own_listeners_are_found_with_their_program():
     with (
         socket.create_server(("127.0.0.1", 0)) as four,

@@ -1,0 +1,20 @@
+"""A listening TCP socket and its holder, as the system tells of it."""
+
+from __future__ import annotations
+
+from attrs import frozen
+
+from agent.model.schema import Endpoint
+
+
+@frozen(kw_only=True)
+class Listener:
+    """A listening TCP socket. `pid` None and `program` "": the system does not tell this user."""
+
+    endpoint: Endpoint
+    pid: int | None = None
+    program: str = ""
+
+    def __str__(self) -> str:
+        who = self.program or "a program that this user may not see"
+        return f"{who} (pid {self.pid})" if self.pid else who
