@@ -274,7 +274,7 @@ class Host:
         with tempfile.TemporaryDirectory(prefix="edgeagent-plan-") as folder:
             staged = Path(folder) / "haproxy.cfg"
             staged.write_bytes(proposal.config)
-            self.proxy.check(staged)
+            self.proxy.check_aside(staged)
         return proposal
 
     def rollback(self, generation: int | None) -> Report:

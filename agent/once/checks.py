@@ -175,7 +175,8 @@ def _binary(scene: Scene) -> Iterator[Found]:
     except UsageError as error:
         yield _broken("haproxy", str(error), _GET_HAPROXY[scene.system])
         return
-    built = basetools.build(scene.ask([str(original), "-vv"]))
+    with scene.haproxy.borrowed() as binary:
+        built = basetools.build(scene.ask([str(binary), "-vv"]))
     if built is None:
         message = f"{original} -vv does not say that it is HAProxy"
         yield _broken("haproxy", message, _GET_HAPROXY[scene.system])

@@ -55,7 +55,7 @@ class Host:
             "mount -p": said("mount-p"),
             "pkg info": said("pkg-info"),
             "pfctl -sn": said("pfctl-sn"),
-            "haproxy -vv": said("haproxy-vv-2.8"),
+            "edge-haproxy -vv": said("haproxy-vv-2.8"),
         }
         self.binary = root / "usr/local/sbin/haproxy"
         self.binary.parent.mkdir(parents=True)
@@ -166,9 +166,9 @@ def test_carp_and_the_haproxy_package(host: Host):
 def test_haproxy_itself(host: Host):
     (one,) = found(host.scene(), "haproxy")
     assert (one.level, "2.8.3" in one.message) == ("ok", True)
-    host.answers["haproxy -vv"] = said("haproxy-vv-1.8")
+    host.answers["edge-haproxy -vv"] = said("haproxy-vv-1.8")
     assert found(host.scene(), "haproxy")[0].level == "look"
-    host.answers["haproxy -vv"] = "no"
+    host.answers["edge-haproxy -vv"] = "no"
     (odd,) = found(host.scene(), "haproxy")
     assert odd.level == "broken"
     host.binary.unlink()
