@@ -15,12 +15,12 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from agent import __version__
-from agent.errors import AgentError, ExitCode, InvalidError, Outcome, UsageError
+from agent.errors import AgentError, ExitCode, InvalidError, NoAnswerError, Outcome, UsageError
 from agent.once import commands as once
 from agent.printing import UNWRITABLE, end, lost, prepare_streams, show
 
@@ -393,8 +393,9 @@ def gate(ctx: click.Context, key: Path | None) -> None:
 @main.command(epilog="Example: agent status --json | jq .frontends")
 @click.option("--json", "as_json", is_flag=True, help="status.json: one JSON document.")
 @click.option("--watch", is_flag=True, help="Look again each second, until Ctrl-C.")
+@click.option("--pid", is_flag=True, help="Only the pid of the running agent, by the lock that it holds.")
 @click.pass_obj
-def status(settings_file: Path | None, *, as_json: bool, watch: bool) -> None:
+def status(settings_file: Path | None, *, as_json: bool, watch: bool, pid: bool) -> None:
     """Every frontend, its addresses and servers; what is live, what is wrong.
 
     Exit 0 when all is up and the desired state is live, 6 when not, 7 when no agent runs (HAProxy is asked directly
@@ -404,6 +405,10 @@ def status(settings_file: Path | None, *, as_json: bool, watch: bool) -> None:
     from agent.view import tables
     from agent.view.shape import is_status
 
+    if pid:
+        if as_json or watch:
+            raise click.UsageError("--pid goes with no other option")
+        _print_pid(settings_file)
     host = Host(_settings(settings_file), command="status")
     if watch and as_json:
         raise click.UsageError("--watch is for people; a program reads --json when it wants to")
@@ -425,6 +430,18 @@ def status(settings_file: Path | None, *, as_json: bool, watch: bool) -> None:
         except KeyboardInterrupt:
             break
     sys.exit(code)
+
+
+def _print_pid(settings_file: Path | None) -> NoReturn:
+    """For the rc script: pid files go with /var/run, the lock does not."""
+    from agent.host.store import Store
+
+    settings = _settings(settings_file)
+    pid = Store(settings.state, settings.run).service_pid()
+    if pid is None:
+        raise NoAnswerError(f"no agent runs on {settings.state}")
+    show(f"{pid}\n", ExitCode.LIVE)
+    sys.exit(ExitCode.LIVE)
 
 
 @main.command(epilog="Example: agent history")

@@ -17,7 +17,9 @@ from pathlib import Path
 
 from agent.errors import AgentError, StoreError, UsageError
 from agent.host import programs
+from agent.host.files import read_regular
 
+PID_FILE = "service.pid"
 _FSTAT_LINE = re.compile(r"\S+\s+(\S.*?)\s+(\d+)\s+(?:\d+|wd|root|text|tr|mmap|jail)\*?\s")
 """`USER CMD PID FD ...` of FreeBSD's fstat(1) (usr.bin/fstat/fstat.c, PREFIX: "%-8.8s %-10s %5d")."""
 
@@ -130,10 +132,14 @@ def fstat_lines(text: str) -> list[tuple[int, str]]:
 
 
 class ServiceLock:
-    """The lock of the one agent of a state folder. The folder itself is locked, since /var/run can be wiped."""
+    """The lock of the one agent of a state folder. The folder itself is locked, since /var/run can be wiped.
+
+    Its pid stands in the folder, for `holder_pid`: flock(2) tells nobody who holds a lock.
+    """
 
     def __init__(self, folder: Path, descriptor: int) -> None:
         self._folder, self._descriptor = folder, descriptor
+        self._write_pid()
 
     def keep(self, prepare: Callable[[], None]) -> bool:
         """Make sure that the locked folder is the one that the name leads to; True where it had to be taken anew.
@@ -153,7 +159,33 @@ class ServiceLock:
             ) from None
         os.dup2(fresh, self._descriptor)
         os.close(fresh)
+        self._write_pid()
         return True
+
+    def _write_pid(self) -> None:
+        fresh = self._folder / f".{PID_FILE}"
+        with contextlib.suppress(OSError):  # a full disk must not keep the service from serving
+            fresh.unlink(missing_ok=True)
+            fresh.write_text(f"{os.getpid()}\n")
+            fresh.replace(self._folder / PID_FILE)
+
+
+def holder_pid(folder: Path) -> int | None:
+    """The pid of the agent that holds the lock on its state folder; None where nobody does, or it cannot be told.
+
+    Raises StoreError where the folder belongs to another user.
+    """
+    if not folder.is_dir():
+        return None
+    try:
+        with locked(folder, waiting=None, shared=True):  # two who ask do not take each other for it
+            return None
+    except BlockingIOError:
+        pass
+    with contextlib.suppress(OSError, ValueError):
+        return int(read_regular(folder / PID_FILE, 100))
+    pids = [pid for pid, _ in _by_proc(folder) or _by_fstat(folder)]
+    return pids[0] if len(pids) == 1 else None
 
 
 def make_private(folder: Path) -> None:

@@ -20,7 +20,7 @@ from attrs import asdict, field, frozen
 
 from agent.errors import StoreError
 from agent.host.files import read_regular
-from agent.host.lock import ServiceLock, locked, make_private
+from agent.host.lock import ServiceLock, holder_pid, locked, make_private
 from agent.model.desired import digest_of
 from agent.model.event import Event, recorded
 from agent.model.generation import Generation, Handshake, Hold, Journal, Request, handshakes
@@ -175,6 +175,10 @@ class Store:
                 return False
         except BlockingIOError:
             return True
+
+    def service_pid(self) -> int | None:
+        """The pid of the agent that holds these folders, None where none does. Raises StoreError."""
+        return holder_pid(self.state)
 
     # --- generations
 

@@ -261,6 +261,88 @@ def test_a_wedged_agent_is_stopped_in_bounded_time(serving: tuple[Box, int]):
     assert first_line(port)
 
 
+DAEMON = (Path(__file__).parent / "base/daemon").read_text()
+VINTAGES = ("2023", "2024")
+
+
+def vintage(box: Box, year: str) -> None:
+    """The daemon(8) of that year (tests/freebsd/base/daemon)."""
+    box.put("/usr/sbin/daemon", DAEMON.replace("VINTAGE = 2024", f"VINTAGE = {year}").encode(), 0o755)
+
+
+@pytest.mark.parametrize("year", VINTAGES)
+def test_stop_between_two_children_leaves_none(installed: Box, year: str):
+    """The child has just died, and its supervisor sleeps before it starts another (daemon_sleep of daemon.c)."""
+    vintage(installed, year)
+    verb(installed, "start")
+    child = pid(installed, CHILD)
+    signalled(installed, "KILL", child)
+    until(lambda: str(child) not in installed.sh("ps -ax -o pid=").split(), "its supervisor knows of its end")
+    assert "Stopping" in verb(installed, "stop")
+    assert agents(installed) == []
+    assert installed.run("pgrep", "-x", "daemon").returncode == 1
+
+
+@pytest.mark.parametrize("year", VINTAGES)
+@pytest.mark.parametrize("supervisor", ["alive", "killed"])
+def test_stop_ends_a_stopped_child(installed: Box, year: str, supervisor: str):
+    vintage(installed, year)
+    verb(installed, "start")
+    signalled(installed, "STOP", pid(installed, CHILD))
+    if supervisor == "killed":
+        signalled(installed, "KILL", pid(installed, SUPERVISOR))
+    assert "did not end within 5 s: killed" in verb(installed, "stop")
+    assert agents(installed) == []
+    assert installed.run("pgrep", "-x", "daemon").returncode == 1
+
+
+def wiped(box: Box) -> None:
+    """/var/run as a pfSense wipes it under running services."""
+    box.sh("rm -rf /run/* /run/.[!.]*")
+
+
+@pytest.mark.parametrize("year", VINTAGES)
+def test_a_wiped_var_run_hides_no_agent(serving: tuple[Box, int], year: str):
+    """daemon(8)'s pid files go, the lock on the state folder does not (FACTS, pfSense 18)."""
+    box, port = serving
+    verb(box, "stop")
+    vintage(box, year)
+    verb(box, "start")
+    first, supervisor = agents(box), str(pid(box, SUPERVISOR))
+    wiped(box)
+    assert "runs already" in verb(box, "start")
+    assert agents(box) == first
+    assert f"running as pid {first[0]}" in verb(box, "status")
+    assert "looks at the desired state now" in verb(box, "reload")
+    wiped(box)
+    assert "Stopping" in verb(box, "stop")
+    assert agents(box) == []
+    assert supervisor not in box.sh("ps -ax -o pid=").split()
+    assert "not running" in verb(box, "status", 1)
+    assert greets(port)
+    verb(box, "start")
+    assert len(agents(box)) == 1
+
+
+def test_a_stopped_agent_whose_pid_files_are_gone_is_stopped(installed: Box):
+    verb(installed, "start")
+    signalled(installed, "STOP", pid(installed, CHILD))
+    wiped(installed)
+    assert "killed" in verb(installed, "stop")
+    assert agents(installed) == []
+
+
+def test_an_agent_started_by_hand_is_seen_and_left_running(installed: Box):
+    by_hand = installed.start("/usr/local/bin/agent", "--settings=/usr/local/etc/edgeagent/agent.toml", "run")
+    until(lambda: "is running as pid" in installed.run("dash", RC, "status").stdout, "it looks", 20)
+    first = agents(installed)
+    assert "started by hand" in verb(installed, "start")
+    assert agents(installed) == first
+    assert "Stopping" in verb(installed, "stop")
+    assert agents(installed) == []
+    by_hand.wait()
+
+
 def test_a_start_that_cannot_says_why(installed: Box):
     installed.put("/usr/local/etc/edgeagent/agent.toml", b"[paths]\nnonsense = 1\n")
     said = verb(installed, "start", 1)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.host.lock import LockLostError, ServiceLock, fstat_lines, holder, locked
+from agent.host.lock import PID_FILE, LockLostError, ServiceLock, fstat_lines, holder, holder_pid, locked
 from agent.host.store import Store
 
 HOLD = """
@@ -137,3 +137,35 @@ def test_an_agent_takes_a_folder_that_was_made_anew_and_ends_where_another_was_f
                 lock.keep(store.prepare)
             other.kill()
     assert isinstance(lock, ServiceLock)
+
+
+def test_the_lock_names_its_holder_by_pid_and_only_while_it_is_held(tmp_path: Path):
+    store = Store(tmp_path / "state", tmp_path / "run")
+    assert store.service_pid() is None
+    store.prepare()
+    (store.state / PID_FILE).write_text("1\n")  # of an agent that was killed
+    assert store.service_pid() is None
+    with store.service(waiting=lambda _: None) as lock:
+        assert store.service_pid() == os.getpid()
+        shutil.rmtree(store.state)
+        assert lock.keep(store.prepare)
+        assert store.service_pid() == os.getpid()
+    assert store.service_pid() is None
+
+
+@pytest.mark.parametrize("content", ["", "x", None])
+def test_where_the_file_cannot_be_read_the_system_tells(tmp_path: Path, content: str | None):
+    """A full disk, a damaged file: /proc/locks or fstat(1) knows."""
+    with other_holder(tmp_path) as other:
+        if content is not None:
+            (tmp_path / PID_FILE).write_text(content)
+        assert holder_pid(tmp_path) == other.pid
+        other.kill()
+
+
+def test_an_agent_whose_pid_cannot_be_written_serves_all_the_same(tmp_path: Path):
+    store = Store(tmp_path / "state", tmp_path / "run")
+    store.prepare()
+    (store.state / f".{PID_FILE}").mkdir()
+    with store.service(waiting=lambda _: None):
+        assert store.service_pid() == os.getpid()
