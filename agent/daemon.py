@@ -15,7 +15,7 @@ from types import FrameType
 from attrs import frozen
 
 from agent.errors import AgentError
-from agent.host.watch import watching
+from agent.host.watch import Watch, watching
 from agent.host.writes import Writes
 from agent.settings import Settings
 
@@ -54,16 +54,14 @@ class Service:
 
         before = {number: signal.signal(number, told) for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)}
         try:
-            with watching(self.settings.desired, lambda: mailbox.put(HINT), self.writes) as works:
-                if not works:
-                    _log.warning("cannot watch %s: changes are seen at each resync only", self.settings.desired.parent)
-                self._loop(mailbox)
+            with watching(self.settings.desired, lambda: mailbox.put(HINT), self.writes) as watch:
+                self._loop(mailbox, watch)
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
         _log.info("stopping; HAProxy goes on serving")
 
-    def _loop(self, mailbox: queue.SimpleQueue[str]) -> None:
+    def _loop(self, mailbox: queue.SimpleQueue[str], watch: Watch) -> None:
         resync = self.settings.apply.resync / 1000
         due = time.monotonic() + self._converge(resync)
         checkup = time.monotonic() + HEALTH_SECONDS
@@ -82,6 +80,7 @@ class Service:
                 look = wait <= 0
             if now >= checkup:  # a converge that is due, or that waits for a lock, does not take its place
                 look = not self._asked(self.healthy, otherwise=True) or look
+                watch.renew()
                 checkup = now + HEALTH_SECONDS
             if look:
                 due = time.monotonic() + self._converge(resync)

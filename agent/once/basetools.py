@@ -13,11 +13,20 @@ from attrs import frozen
 _ADDRESS = re.compile(r"^\s+inet6? ([0-9a-fA-F.:]+)(?:%\S+)?\s.*?(?:\bvhid (\d+))?\s*$")
 _CARP = re.compile(r"^\s+carp: (\w+) vhid (\d+)")
 _INTERFACE = re.compile(r"^([A-Za-z][\w.]*): flags=")
+# print_rule(), print_fromto(), print_port() and print_pool() of sbin/pfctl/pfctl_parser.c (FreeBSD, 04fecb9b4df6).
 _REDIRECT = re.compile(
-    r"^rdr (?:pass )?(?:log (?:\([^)]*\) )?)?on (?P<interface>\{[^}]*\}|(?:! )?\S+)(?: inet6?)? "
-    r"proto (?P<protocol>\S+|\{[^}]*\}) from .*? to (?P<to>(?:! )?\S+)(?: port (?:= )?(?P<port>\S+))?(?: tag \S+)? "
-    r"-> (?P<target>\S+)(?: port (?P<target_port>\S+))?"
+    r"rdr(?: pass)?(?: log(?: \([^)]*\))?)?(?: quick)?(?: on (?P<interface>! \S+|\S+))?(?: inet6?)?"
+    r"(?: proto (?P<protocol>\S+))?(?P<match>(?: all| from ).*) -> (?P<pool>[^\"]+)"
 )
+_PF_ADDRESS = r"(?:! )?\S+(?: - \S+)?"
+_PF_PORTS = r"port (?:(?:[=<>]|!=|<=|>=) \S+|\S+ (?:><|<>) \S+|\S+:\S+)"
+_FROM_TO = re.compile(
+    rf" from {_PF_ADDRESS}(?: {_PF_PORTS})? to (?P<to>{_PF_ADDRESS})(?: (?P<ports>{_PF_PORTS}))?(?: .*)?"
+)
+_POOL = re.compile(
+    r"(?:\{ (?P<several>[^}]+) \}|(?P<one>\S+(?: - \S+)?))(?: port (?P<first>\d+)(?::(?P<last>\d+))?)?(?: (?!port ).*)?"
+)
+_LAST_PORT = 65_535
 _PACKAGE = re.compile(r"^(\S+)-([^-\s]+)\s")
 _KNOWN_PORTS = {"smtp": 25, "smtps": 465, "submissions": 465, "submission": 587, "imap": 143, "imaps": 993}
 
@@ -34,13 +43,24 @@ class Address:
 
 @frozen(kw_only=True)
 class Redirect:
-    """A pf redirect of TCP. `port`, `target_port`: None where the rule names none, or a range."""
+    """A pf redirect of TCP, first and last port included.
+
+    `to`: the address that clients connect to, as pfctl prints it. `targets`: one address, table or network, or a pool
+    of them. `target_ports`: None where the port stays as it is.
+    """
 
     interface: str
     to: str
-    port: int | None
-    target: str
-    target_port: int | None
+    ports: tuple[int, int]
+    targets: tuple[str, ...]
+    target_ports: tuple[int, int] | None = None
+
+    def target_port(self, port: int) -> int:
+        """Where `port` leads: pf counts from the first of both ranges, and begins anew at the end (pf_lb.c, PF_RDR)."""
+        if self.target_ports is None:
+            return port
+        first, last = self.target_ports
+        return first + (port - self.ports[0]) % (last - first + 1)
 
 
 @frozen(kw_only=True)
@@ -82,25 +102,61 @@ def _plain(text: str) -> str:
 
 
 def redirects(pfctl: str) -> tuple[Redirect, ...]:
-    """Of `pfctl -sn`: the redirects of TCP."""
-    found = (_REDIRECT.match(line.strip()) for line in pfctl.splitlines())
-    return tuple(
-        Redirect(
-            interface=one["interface"],
-            to=one["to"],
-            port=port_number(one["port"]),
-            target=one["target"],
-            target_port=port_number(one["target_port"]),
-        )
-        for one in found
-        if one is not None and "tcp" in one["protocol"]
-    )
+    """Of `pfctl -sn`: the redirects of TCP that can be read; see `unread_redirects`."""
+    rules = (_REDIRECT.fullmatch(line.strip()) for line in pfctl.splitlines())
+    found = (_redirect(rule) for rule in rules if rule is not None and _is_tcp(rule))
+    return tuple(one for one in found if one is not None)
 
 
 def unread_redirects(pfctl: str) -> int:
-    """How many lines are redirects, and none that `redirects` understands."""
+    """How many lines are redirects, perhaps of TCP, that `redirects` does not understand."""
     lines = [line.strip() for line in pfctl.splitlines()]
-    return sum(line.startswith("rdr ") and _REDIRECT.match(line) is None for line in lines)
+    rules = [_REDIRECT.fullmatch(line) for line in lines if line.startswith("rdr ")]
+    return sum(rule is None or (_is_tcp(rule) and _redirect(rule) is None) for rule in rules)
+
+
+def _is_tcp(rule: re.Match[str]) -> bool:
+    return rule["protocol"] in (None, "tcp")
+
+
+def _redirect(rule: re.Match[str]) -> Redirect | None:
+    everything = rule["match"].partition(" label ")[0] == " all"
+    match = None if everything else _FROM_TO.fullmatch(rule["match"])
+    pool = _POOL.fullmatch(rule["pool"])
+    if pool is None or (match is None and not everything):
+        return None
+    ports = _ports(match["ports"] if match else None)
+    if ports is None:
+        return None
+    first = pool["first"]
+    return Redirect(
+        interface=rule["interface"] or "any interface",
+        to=match["to"] if match else "any",
+        ports=ports,
+        targets=tuple((pool["several"] or pool["one"]).split(", ")),
+        target_ports=None if first is None else (int(first), int(pool["last"] or first)),
+    )
+
+
+def _ports(text: str | None) -> tuple[int, int] | None:
+    """The ports of `port = smtp`, `port 8000:8100`, `port > 1023`; None where they are not all in a row."""
+    if text is None:
+        return 0, _LAST_PORT
+    first, _, rest = text.removeprefix("port ").partition(" ")
+    if not rest:  # 8000:8100
+        low, _, high = first.partition(":")
+        ends = port_number(low), port_number(high)
+    elif (number := port_number(rest)) is not None:
+        ends = {
+            "=": (number, number),
+            "<": (0, number - 1),
+            "<=": (0, number),
+            ">": (number + 1, _LAST_PORT),
+            ">=": (number, _LAST_PORT),
+        }.get(first, (None, None))
+    else:
+        return None
+    return None if ends[0] is None or ends[1] is None else (ends[0], ends[1])
 
 
 def port_number(text: str | None) -> int | None:

@@ -354,20 +354,29 @@ def _nat(scene: Scene) -> Iterator[Found]:
         yield _note("NAT", f"{odd} redirects were not understood", "pfctl -sn")
     served = {(bind.host, bind.port) for _, bind in scene.binds}
     anywhere = {bind.port for _, bind in scene.binds if bind.wildcard}
-    ports = {bind.port for _, bind in scene.binds}
+    wanted = {bind.port for _, bind in scene.binds}
     right = 0
     for one in found:
-        port = one.target_port or one.port
-        if port not in ports and one.port not in ports:
-            continue
-        if (one.target.strip("<>"), port) in served or port in anywhere:
-            right += 1
-            continue
-        yield _look(
-            "NAT",
-            f"port {one.port} of {one.to} on {one.interface} goes to {one.target}, past HAProxy",
-            "Firewall > NAT > Port Forward: the address of the frontend, or take the frontend out",
+        # Clients come to the port of the rule, whether that is a frontend's or leads to one.
+        first, last = one.ports
+        near = {port for port in wanted if first <= port <= last}
+        if one.target_ports is not None:
+            low = one.target_ports[0]
+            near |= {first + port - low for port in wanted if first <= first + port - low <= last}
+        past = sorted(
+            port
+            for port in near
+            if (target_port := one.target_port(port)) not in anywhere
+            and not all((target, target_port) in served for target in one.targets)
         )
+        right += bool(near) and not past
+        if past:
+            numbers = f"port {past[0]}" if len(past) == 1 else f"ports {', '.join(map(str, past))}"
+            yield _look(
+                "NAT",
+                f"{numbers} of {one.to} on {one.interface} goes to {' and '.join(one.targets)}, past HAProxy",
+                "Firewall > NAT > Port Forward: the address of the frontend, or take the frontend out",
+            )
     if right:
         yield _ok("NAT", f"{right} redirects lead to frontends")
 
@@ -465,14 +474,12 @@ def _service(scene: Scene) -> Iterator[Found]:
     script = scene.root / "usr/local/etc/rc.d/edgeagent"
     if not script.exists():
         return
-    pfsense = (scene.root / "usr/local/etc/rc.d/edgeagent.sh").exists()  # there /etc/rc.conf does nothing (FACTS 1)
-    files = ("etc/rc.conf", "etc/rc.conf.local", "etc/rc.conf.d/edgeagent", "usr/local/etc/rc.conf.d/edgeagent")
-    texts = {name: _read(scene.root / name) for name in files[2 * pfsense :] if (scene.root / name).exists()}
-    if unread := [f"/{name}" for name, content in texts.items() if content is None]:
+    texts = {file: _read(file) for file in _rc_files(scene.root)}
+    if unread := [f"/{file.relative_to(scene.root)}" for file, content in texts.items() if content is None]:
         yield _look("boot", f"cannot read {', '.join(unread)}", "run `agent doctor` as root")
         return
     text = "\n".join(content or "" for content in texts.values())
-    values = re.findall(r"""^[ \t]*edgeagent_enable=["']?(\w*)""", text, re.MULTILINE)
+    values = re.findall(r"""^(?:[^#\n]*[;\s])?edgeagent_enable=["']?(\w*)""", text, re.MULTILINE)
     if not values or values[-1].lower() not in ("yes", "true", "on", "1"):  # the last one counts
         yield _look(
             "boot",
@@ -481,6 +488,18 @@ def _service(scene: Scene) -> Iterator[Found]:
         )
     else:
         yield _ok("boot", "the service is enabled")
+
+
+def _rc_files(root: Path) -> Iterator[Path]:
+    """The files that rc.subr reads for the service, in its order (load_rc_config of FreeBSD's libexec/rc/rc.subr)."""
+    etc = root / "etc"
+    general = ("rc.conf", "rc.conf.local") if (etc / "defaults/rc.conf").exists() else ("rc.conf",)
+    yield from (etc / name for name in general if (etc / name).exists())
+    for own in (etc / "rc.conf.d/edgeagent", root / "usr/local/etc/rc.conf.d/edgeagent"):
+        if own.is_dir():
+            yield from sorted(file for file in own.iterdir() if file.is_file())
+        elif own.exists():
+            yield own
 
 
 def _metrics(scene: Scene) -> Iterator[Found]:

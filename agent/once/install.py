@@ -136,7 +136,7 @@ class Place:
 
     @property
     def rc_conf(self) -> Path:
-        """Variables of rc; pfSense reads them here, and not in /etc/rc.conf (FACTS, pfSense 1)."""
+        """Variables of rc: rc.subr reads this file after /etc/rc.conf, on pfSense as well (FACTS, pfSense 18)."""
         return self.at("/usr/local/etc/rc.conf.d/edgeagent")
 
     @property

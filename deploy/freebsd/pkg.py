@@ -32,7 +32,7 @@ _NEEDS = {
     "py311-prometheus-client": ("net-mgmt/py-prometheus-client", "0.21.1"),
     "py311-psutil": ("sysutils/py-psutil", "6.1.1"),
     "py311-pyyaml": ("devel/py-pyyaml", "6.0.1"),
-    "py311-watchdog": ("sysutils/py-watchdog", "6.0.0"),
+    "py311-watchdog": ("devel/py-watchdog", "6.0.0"),
 }
 _COMMAND = b"#!/usr/local/bin/python3.11\nfrom agent.cli import main\n\nmain()\n"
 _SETTINGS = b"""\

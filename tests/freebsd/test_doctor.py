@@ -108,13 +108,73 @@ def test_addresses_and_their_carp_state(release: str):
 
 def test_redirects_of_pfctl():
     told = basetools.redirects(said("pfctl-sn"))
-    assert told[:4] == (
-        Redirect(interface="igc0", to="203.0.113.5", port=25, target="10.0.20.1", target_port=None),
-        Redirect(interface="igc0", to="203.0.113.5", port=465, target="10.0.20.203", target_port=30126),
-        Redirect(interface="igc0", to="203.0.113.5", port=587, target="10.0.20.1", target_port=587),
-        Redirect(interface="igc0", to="203.0.113.5", port=993, target="<workers>", target_port=30128),
+    assert told == (
+        Redirect(interface="igc0", to="203.0.113.5", ports=(25, 25), targets=("10.0.20.1",)),
+        Redirect(
+            interface="igc0", to="203.0.113.5", ports=(465, 465), targets=("10.0.20.203",), target_ports=(30126, 30126)
+        ),
+        Redirect(interface="igc0", to="203.0.113.5", ports=(587, 587), targets=("10.0.20.1",), target_ports=(587, 587)),
+        Redirect(
+            interface="igc0", to="203.0.113.5", ports=(993, 993), targets=("<workers>",), target_ports=(30128, 30128)
+        ),
+        Redirect(interface="igc0", to="203.0.113.5", ports=(8000, 8100), targets=("10.0.20.9",)),
     )
-    assert [one.port for one in told[4:]] == [None]
+    assert basetools.unread_redirects(said("pfctl-sn")) == 0
+
+
+# As print_rule() puts it together: action, log, interface, family, protocol, from and to, label, tag, pool.
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        (
+            ('rdr on igc0 inet proto tcp from any to 203.0.113.5 port = smtp label "USER_RULE: mail -> edge" '
+            "ridentifier 1700000000 -> 10.0.20.1"),
+            Redirect(interface="igc0", to="203.0.113.5", ports=(25, 25), targets=("10.0.20.1",)),
+        ),
+        (
+            ("rdr pass log (all, to pflog1) on ! igc0 inet6 proto tcp from <bogons> port > 1023 to ! 2001:db8::5 "
+            "port 8000:8100 tag EDGE tagged IN -> 2001:db8:1::2 port 9000:9100"),
+            Redirect(
+                interface="! igc0", to="! 2001:db8::5", ports=(8000, 8100), targets=("2001:db8:1::2",),
+                target_ports=(9000, 9100),
+            ),
+        ),
+        (
+            ("rdr on igc0 inet proto tcp from any to (igc0) port = imaps -> { 10.0.20.1, 10.0.20.2 } port 993 "
+            "round-robin sticky-address"),
+            Redirect(
+                interface="igc0", to="(igc0)", ports=(993, 993), targets=("10.0.20.1", "10.0.20.2"),
+                target_ports=(993, 993),
+            ),
+        ),
+        (
+            "rdr on igc0 inet proto tcp from any to any port >= 1024 -> 10.0.20.8/30 source-hash 0x0123456789abcdef",
+            Redirect(interface="igc0", to="any", ports=(1024, 65535), targets=("10.0.20.8/30",)),
+        ),
+        (
+            "rdr on igc0 inet proto tcp all -> 10.0.20.1 - 10.0.20.4 random",
+            Redirect(interface="igc0", to="any", ports=(0, 65535), targets=("10.0.20.1 - 10.0.20.4",)),
+        ),
+        (
+            "rdr inet from any to 203.0.113.5 -> 10.0.20.9",
+            Redirect(interface="any interface", to="203.0.113.5", ports=(0, 65535), targets=("10.0.20.9",)),
+        ),
+    ],
+)  # fmt: skip
+def test_every_part_of_a_redirect(rule: str, expected: Redirect):
+    assert basetools.redirects(f"{rule}\n") == (expected,)
+    assert basetools.unread_redirects(rule) == 0
+
+
+def test_what_a_redirect_says_that_cannot_be_read_is_counted():
+    assert basetools.unread_redirects("rdr on igc0 proto tcp from any to any port != smtp -> 10.0.20.9\n") == 1
+    assert basetools.unread_redirects("rdr on igc0 proto udp from any to any port != smtp -> 10.0.20.9\n") == 0
+    assert basetools.redirects('no rdr on igc0 proto tcp all\nrdr-anchor "x" all\n') == ()
+
+
+def test_where_a_port_of_a_range_leads():
+    rule = Redirect(interface="x", to="any", ports=(8000, 8100), targets=("a",), target_ports=(9000, 9050))
+    assert [rule.target_port(port) for port in (8000, 8050, 8051)] == [9000, 9050, 9000]
 
 
 def test_builds_and_packages_and_file_systems():
@@ -246,41 +306,61 @@ def test_whether_a_key_may_forward(host: Host, options: str, level: str):
     assert found(host.scene(), "gate")[0].level == level
 
 
+RC_CONF, LOCAL, OWN = "etc/rc.conf", "etc/rc.conf.local", "usr/local/etc/rc.conf.d/edgeagent"
+DEFAULTS, OF_ETC = "etc/defaults/rc.conf", "etc/rc.conf.d/edgeagent"
+
+
+# In the order of load_rc_config() (libexec/rc/rc.subr, 0227451304a7): /etc/rc.conf; /etc/rc.conf.local where
+# /etc/defaults/rc.conf names it; then rc.conf.d/NAME, a file or a folder of files, of /etc and of /usr/local/etc.
 @pytest.mark.parametrize(
-    ("general", "own", "level"),
+    ("files", "level"),
     [
-        ('edgeagent_enable="YES"', 'edgeagent_enable="NO"', "look"),
-        ("", 'edgeagent_enable="YES"\nedgeagent_enable="NO"', "look"),
-        ("", "edgeagent_enable='YES'", "ok"),
-        ("", 'edgeagent_enable="YES" # mail edge', "ok"),
-        ('edgeagent_enable="YES"', "other=1", "ok"),
-        ("", "#edgeagent_enable=YES", "look"),
+        ({RC_CONF: 'edgeagent_enable="YES"'}, "ok"),
+        ({RC_CONF: 'edgeagent_enable="YES"', OWN: 'edgeagent_enable="NO"'}, "look"),
+        ({RC_CONF: 'edgeagent_enable="YES"', DEFAULTS: "", LOCAL: 'edgeagent_enable="NO"'}, "look"),
+        ({RC_CONF: 'edgeagent_enable="YES"', LOCAL: 'edgeagent_enable="NO"'}, "ok"),  # nothing names that file
+        ({OF_ETC: 'edgeagent_enable="NO"', OWN: 'edgeagent_enable="YES"'}, "ok"),
+        ({f"{OWN}/10-first": 'edgeagent_enable="NO"', f"{OWN}/20-then": 'edgeagent_enable="YES"'}, "ok"),
+        ({f"{OWN}/10-first": 'edgeagent_enable="YES"', f"{OWN}/20-then": 'edgeagent_enable="NO"'}, "look"),
+        ({OWN: 'edgeagent_enable="YES"\nedgeagent_enable="NO"'}, "look"),
+        ({OWN: "edgeagent_enable='YES'"}, "ok"),
+        ({OWN: 'edgeagent_enable="YES" # mail edge'}, "ok"),
+        ({OWN: 'other=1; edgeagent_enable="YES"'}, "ok"),
+        ({OWN: "export edgeagent_enable=YES"}, "ok"),
+        ({OWN: "#edgeagent_enable=YES"}, "look"),
+        ({}, "look"),
     ],
 )
-def test_whether_it_starts_at_boot(host: Host, general: str, own: str, level: str):
-    for name, text in {
-        "usr/local/etc/rc.d/edgeagent": "", "etc/rc.conf": general, "usr/local/etc/rc.conf.d/edgeagent": own,
-    }.items():  # fmt: skip
+@pytest.mark.parametrize("system", ["FreeBSD", "pfSense"])
+def test_whether_it_starts_at_boot(host: Host, files: dict[str, str], level: str, system: str):
+    boots = {"usr/local/etc/rc.d/edgeagent.sh": ""} if system == "pfSense" else {}
+    for name, text in {"usr/local/etc/rc.d/edgeagent": "", **boots, **files}.items():
         file = host.root / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
     assert found(host.scene(), "boot")[0].level == level
-    if general:  # on pfSense that file does nothing
-        (host.root / "usr/local/etc/rc.d/edgeagent.sh").touch()
-        assert found(host.scene(), "boot")[0].level == "look"
 
 
 @pytest.mark.parametrize(
-    "rule",
+    ("rule", "levels"),
     [
-        "rdr pass log (all) on igc0 inet proto tcp from any to 203.0.113.5 port = smtp -> 10.0.20.9",
-        "rdr on ! igc0 inet proto tcp from any to ! 203.0.113.5 port = smtp -> 10.0.20.9 port 25",
-        "rdr on { igc0 igc1 } proto tcp from any to any port = smtp tag FOO -> 10.0.20.9",
+        ("to 203.0.113.5 port = smtp -> 10.0.20.9", ["look"]),
+        ("to ! 203.0.113.5 port = smtp -> 10.0.20.9 port 25", ["look"]),
+        ("to any port 20:30 -> 10.0.20.9", ["look"]),
+        ("to any port 20:30 -> 10.0.20.1", ["ok"]),
+        ("to any port 10020:10030 -> 10.0.20.1 port 20:30", ["ok"]),
+        ("to any port 10020:10030 -> 10.0.20.9 port 20:30", ["look"]),
+        ("to any port = smtp -> { 10.0.20.1, 10.0.20.9 } round-robin", ["look"]),
+        ("to any port = imaps -> 10.0.20.9", []),
+        ("to any -> 10.0.20.9", ["look"]),
     ],
 )
-def test_every_shape_of_a_redirect(host: Host, rule: str):
-    host.answers["pfctl -sn"] = f"{rule}\n"
-    assert [one.level for one in found(host.scene("10.0.20.1:25"), "NAT")] == ["look"]
+def test_which_redirects_lead_past_haproxy(host: Host, rule: str, levels: list[str]):
+    host.answers["pfctl -sn"] = f"rdr on igc0 inet proto tcp from any {rule}\n"
+    assert [one.level for one in found(host.scene("10.0.20.1:25"), "NAT")] == levels
+
+
+def test_a_redirect_of_an_unknown_shape_is_a_note(host: Host):
     host.answers["pfctl -sn"] = "rdr something new\n"
     assert "1 redirects were not understood" in found(host.scene("10.0.20.1:25"), "NAT")[0].message
 

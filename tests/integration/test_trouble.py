@@ -189,6 +189,23 @@ def test_a_linked_desired_state_stays_a_link_and_is_watched_at_its_target(edge: 
         until(lambda: first_line(port).startswith("a PROXY"), "the target's new state")
 
 
+def test_a_folder_that_was_gone_for_a_moment_is_watched_again(one_edge: Edge):
+    """The watch ends with the folder; no resync comes to the rescue here."""
+    one_edge.desired = one_edge.folder / "etc/desired.yaml"
+    one_edge.desired.parent.mkdir()
+    one_edge.configure(f'[haproxy]\nbinary = "{one_edge.binary}"\nmaxconn = 500\n[apply]\nresync = "1h"')
+    one_edge.put({"version": 1})
+    one_edge.serve()
+    one_edge.wait("committed")
+    shutil.rmtree(one_edge.desired.parent)
+    until(lambda: (one_edge.status().get("not_in_sync") or {}).get("state") == "missing", "it is gone")
+    one_edge.desired.parent.mkdir()
+    until(lambda: f"watching {one_edge.desired.parent} again" in one_edge.log, "it watches again")
+    fresh = {"version": 1, "name": "fresh", "allow_empty": True}
+    one_edge.put(fresh)
+    until(lambda: one_edge.status()["live"]["name"] == "fresh", "a change is seen")
+
+
 def test_sigterm_is_obeyed_while_another_holds_the_lock(one_edge: Edge):
     store = Store(one_edge.folder / "state", one_edge.folder / "run")
     store.prepare()
