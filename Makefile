@@ -3,6 +3,7 @@
 PYTHON = python3
 VENV = .venv
 BIN = $(VENV)/bin
+ONEFILE = -k "not 3.2"
 
 all: demo
 
@@ -29,8 +30,13 @@ $(VENV)/bench: $(VENV)/made
 demo: $(VENV)/demo
 	$(BIN)/agent demo
 
-# Everything. As root on Debian it installs the system packages it needs.
-test: system lint unit integration onefile house
+# Everything, with the oldest and the newest HAProxy. As root on Debian it installs the system packages it needs.
+test: system lint unit versions integration onefile onefile-later house
+
+# The same with every HAProxy in between, and the one file in every later Python: longer.
+test-all: system lint unit versions house
+	EDGEAGENT_ALL_VERSIONS=1 $(MAKE) ONEFILE= integration onefile
+	EDGEAGENT_ALL_VERSIONS=1 sh tests/onefile-later.sh
 
 system:
 	sh tests/prepare.sh
@@ -46,14 +52,23 @@ lint: $(VENV)/test
 unit: $(VENV)/test
 	$(BIN)/python -m pytest -n 2 tests/unit
 
-# With every HAProxy that is here, with Postfix, Dovecot, sshd, Prometheus and Chromium; two files at a time.
+# Unit tests and properties with every lower bound of setup.py, and in later Pythons.
+versions: $(VENV)/test
+	sh tests/versions.sh -q
+
+# With HAProxy, with Postfix, Dovecot, sshd, Prometheus and Chromium; two files at a time.
 integration: $(VENV)/test
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/faults tests/mail tests/freebsd tests/remote tests/metrics \
 		tests/cluster tests/property tests/golden
 
-# The integration suite, by the one file in a Python that has nothing else: as on a firewall.
+# The integration suite, by the one file in a Python that has nothing else: as on a firewall. The newest HAProxy is left to
+# the newest Python, below.
 onefile: pyz $(VENV)/test
-	EDGEAGENT_ONE_FILE=`ls dist/edgeagent-*.pyz` $(BIN)/python -m pytest -n 2 --dist loadfile tests/integration
+	EDGEAGENT_ONE_FILE=`ls dist/edgeagent-*.pyz` $(BIN)/python -m pytest -n 2 --dist loadfile tests/integration $(ONEFILE)
+
+# The same by a later Python, with the newest HAProxy.
+onefile-later: pyz $(VENV)/test
+	sh tests/onefile-later.sh -k 3.2
 
 # The cluster's suite against a real kube-apiserver and etcd, which it builds once from Debian's source. As root on Debian.
 test-cluster: system $(VENV)/test
@@ -88,4 +103,4 @@ pkg: $(VENV)/made
 clean:
 	rm -rf $(VENV) .cache build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
-.PHONY: all demo test system lint unit integration onefile test-cluster house pyz pkg fuzz format bench clean
+.PHONY: all demo test test-all system lint unit versions integration onefile onefile-later test-cluster house pyz pkg fuzz format bench clean

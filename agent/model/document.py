@@ -202,6 +202,8 @@ def _read_yaml(text: str, file: str) -> Document:
         for event in _events(text):
             builder.take(event)
     except yaml.MarkedYAMLError as error:
+        if "maximum nesting depth" in str(error.problem):  # libyaml's own bound, 1,000
+            raise _refusal(file, f"nested more than {MAX_DEPTH} deep") from None
         sentence, at = yamlerrors.describe(error, text)
         raise _refusal(file, f"not YAML: {sentence}", at) from None
     except yaml.reader.ReaderError as error:

@@ -11,6 +11,14 @@ _PASSED = ("OK", "OKC")  # L4OK, L6OK, L7OK, L7OKC (HAProxy's management guide, 
 _NO_CHECK_YET = ("", "UNK", "INI", "SOCKERR")  # SOCKERR: this host had no socket for it, which says nothing of it
 
 
+FRONTEND_PREFIX = "fe:"
+"""In front of a frontend's name in haproxy.cfg, where no name of a document can have it.
+
+From HAProxy 3.3 on a frontend and a backend cannot share a name; 3.2 warns (M: 3.2.26, `This is dangerous and will not
+be supported anymore in version 3.3`). A process that an earlier version of the agent started has no prefix.
+"""
+
+
 @frozen(kw_only=True)
 class Running:
     """A HAProxy process that answered on our socket.

@@ -17,6 +17,7 @@ from attrs import field, frozen
 
 from agent.errors import InvalidError, RefusedError, Violation
 from agent.model.desired import Backend, DesiredState, Frontend, Server
+from agent.model.observed import FRONTEND_PREFIX
 from agent.model.schema import Application, Balance, Endpoint, HealthType, OnDown, ProxyProtocol, RateLimit
 from agent.model.structure import duration
 
@@ -150,7 +151,8 @@ def render(state: DesiredState, process: Process, template: Template) -> Config:
             peers=PEERS,
             peers_lines=tuple(_peers(process)) if passes_limits_on(state, process) else (),
             frontends=tuple(
-                _FrontendSection(name=one.name, lines=tuple(_frontend(one, process))) for one in state.frontends
+                _FrontendSection(name=f"{FRONTEND_PREFIX}{one.name}", lines=tuple(_frontend(one, process)))
+                for one in state.frontends
             ),
             backends=tuple(
                 _BackendSection(

@@ -7,7 +7,6 @@ Each version has a file of its own, because a running agent still reads the one 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import re
 import shlex
@@ -16,6 +15,7 @@ import signal
 import stat
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
@@ -27,7 +27,7 @@ from agent import __version__
 from agent.errors import AgentError, ExitCode, InvalidError, UsageError
 from agent.host import processes
 from agent.host.store import Store, write
-from agent.once import configxml
+from agent.once import bytecode, configxml
 from agent.once.platform import Platform, System, detect
 from agent.settings import FolderText, Paths, Settings, parse
 
@@ -179,7 +179,9 @@ def install(root: Path | None, *, service: bool, shellcmd: bool, platform: str =
         configxml.check(place.config)  # before anything is written
     written: list[Path] = []
     data = source.read_bytes()
-    program = place.library / f"edgeagent-{__version__}-{hashlib.sha256(data).hexdigest()[:8]}.pyz"
+    program = place.library / f"edgeagent-{__version__}-{bytecode.identity(data)[:8]}{_tag(place)}.pyz"
+    if place.real and not bytecode.is_for_this_python(data):
+        data = _compiled(data, program)
     empty = place.library / "empty"
     for folder, mode in ((place.library, 0o755), (empty, 0o555), (place.at(place.state_path), 0o700)):
         folder.mkdir(parents=True, exist_ok=True)
@@ -216,6 +218,22 @@ Next:
   2. agent doctor
   3. {rc} start
 """
+
+
+def _tag(place: Place) -> str:
+    """What the name of the file has for another Python than pfSense's: a file for each, as for each version."""
+    later = place.real and bytecode.label() != "3.11"
+    return f"-py{bytecode.label()}" if later else ""
+
+
+def _compiled(data: bytes, program: Path) -> bytes:
+    """With byte code for this Python: as it was made before, where that is there and whole."""
+    with contextlib.suppress(OSError, zipfile.BadZipFile):
+        known = program.read_bytes()
+        if bytecode.is_for_this_python(known) and bytecode.identity(known) == bytecode.identity(data):
+            return known
+    click.echo(f"compiling for Python {bytecode.label()}", err=True)
+    return bytecode.compiled(data)
 
 
 def revert(root: Path | None) -> None:

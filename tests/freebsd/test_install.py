@@ -14,8 +14,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from kit.binaries import LATER_PYTHONS, later_python
 from kit.box import Box
 from kit.edge import first_line, until
+from kit.left_out import leave_out
 from kit.onefile import PYTHON
 from kit.servers import echo, free_port
 
@@ -108,6 +110,35 @@ def test_it_writes_what_it_lists_and_is_idempotent(pyz: Path, root: Path):
     assert "wrote" not in again
     assert "is installed already" in again
     assert files(root) == after
+
+
+@pytest.mark.parametrize("version", LATER_PYTHONS)
+def test_a_later_python_gets_byte_code_of_its_own(pfsense: Box, version: str):
+    """FreeBSD's ports move on: without it every command would compile some hundred modules first."""
+    python = later_python(version)
+    if python is None:
+        leave_out(f"there is no Python {version} here (`make system` as root on Debian gets it)")
+    words = (python, "-I", "-S", "/usr/local/edgeagent.pyz", "install", "--root", "/")
+    done = pfsense.run(*words)
+    assert done.returncode == 0, done.stderr
+    assert f"compiling for Python {version}" in done.stderr
+    magic = subprocess.run(
+        [python, "-c", "import importlib.util; print(importlib.util.MAGIC_NUMBER.hex())"],
+        capture_output=True, text=True, check=True,
+    ).stdout.strip()  # fmt: skip
+    (installed,) = pfsense.path("/usr/local/libexec/edgeagent").glob("*.pyz")
+    assert f"-py{version}.pyz" in installed.name
+    with zipfile.ZipFile(installed) as archive:
+        codes = [name for name in archive.namelist() if name.endswith(".pyc")]
+        assert len(codes) > 100
+        assert {archive.read(name)[:4].hex() for name in codes} == {magic}
+    assert pfsense.sh("/usr/local/bin/agent --version").startswith("edgeagent ")
+    assert str(python) in pfsense.sh("cat /usr/local/bin/agent")
+    again = pfsense.run(*words)
+    assert ("is installed already" in again.stdout, "compiling" in again.stderr) == (True, False)
+    installed.write_bytes(installed.read_bytes()[:-100])  # damaged: made anew
+    assert "compiling" in pfsense.run(*words).stderr
+    assert pfsense.sh("/usr/local/bin/agent --version").startswith("edgeagent ")
 
 
 def test_freebsd_is_told_from_pfsense(pyz: Path, tmp_path: Path):

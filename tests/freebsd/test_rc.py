@@ -403,8 +403,8 @@ def test_the_smoke_list_of_a_real_box_passes_in_this_one(pfsense: Box):
     pfsense.put("/usr/local/smoke.sh", (Path(__file__).parent / "smoke.sh").read_bytes())
     pfsense.put("/usr/local/etc/rc.conf.d/edgeagent", b'edgeagent_enable="YES"\n')
     words = ("env", "SMOKE_ROOT=/", f"PYTHON={PYTHON}", "dash", "/usr/local/smoke.sh", "/usr/local/edgeagent.pyz")
-    done = pfsense.run(*words, timeout=180)
+    done = pfsense.run(*words, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = [line for line in done.stdout.splitlines() if line.startswith(("pass", "FAIL"))]
-    assert len(lines) == 17
+    assert len(lines) == 25
     assert done.stdout.endswith("all passed\n")

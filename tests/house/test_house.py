@@ -83,7 +83,7 @@ def test_an_installed_wheel_plans_and_checks_with_its_own_templates(wheel: Path,
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
-    assert "+frontend smtp\n" in done.stdout
+    assert "+frontend fe:smtp\n" in done.stdout
 
 
 @pytest.mark.parametrize("make", ["make", "bmake"])

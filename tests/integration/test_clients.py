@@ -87,7 +87,7 @@ def _client_of(listener: socket.socket) -> socket.socket:
 
 def _expires(edge: Edge) -> int:
     """In how many seconds HAProxy ends the only session of our frontend (`show sess`)."""
-    line = next(line for line in ask(edge, "show sess").splitlines() if " fe=f " in line)
+    line = next(line for line in ask(edge, "show sess").splitlines() if " fe=fe:f " in line)
     found = re.search(r" exp=(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", line)
     assert found is not None, line
     hours, minutes, seconds = (int(part or 0) for part in found.groups())
@@ -212,7 +212,7 @@ def test_a_rate_limit_survives_reloads(root: None, edge: Edge, chroot: bool):  #
             edge.live(state)
             assert edge.pid != pid
             pid = edge.pid
-            until(lambda: "conn_rate(600000)=" in ask(edge, "show table f"), "the counts have come over")
+            until(lambda: "conn_rate(600000)=" in ask(edge, "show table fe:f"), "the counts have come over")
             assert [served(port) for _ in range(5)] == [False] * 5
         assert all(served(port, "127.0.0.9") for _ in range(9))
         assert served(port, "127.0.0.10")

@@ -15,6 +15,7 @@ import psutil
 import pytest
 from kit.edge import Edge, Load, connect, first_line, until
 from kit.servers import echo, free_port
+from kit.witness import Witness
 
 from agent.model.desired import digest_of
 
@@ -144,16 +145,35 @@ def test_a_broken_file_touches_nothing_and_is_told_everywhere(edge: Edge):
         assert edge.pid == pid
 
 
+def test_a_process_whose_frontends_have_no_prefix_is_known_and_replaced_without_a_loss(edge: Edge):
+    """As an agent before the prefix started it; HAProxy 3.2 warns of the shared name, 3.3 refuses it."""
+    template = (Path(__file__).parents[2] / "templates/haproxy.cfg.j2").read_text()
+    own = edge.folder / "templates/haproxy.cfg.j2"
+    own.write_text(template.replace("{{ frontend.name }}", '{{ frontend.name | replace("fe:", "") }}'))
+    with echo("a") as a, echo("b") as b:
+        edge.live(one(port := free_port(), a))
+        assert "\nfrontend fe:" not in (edge.folder / "state/haproxy.cfg").read_text()
+        edge.serve()
+        until(lambda: [front["state"] for front in edge.status()["frontends"]] == ["up"], "it is seen")
+        own.unlink()
+        with Witness(port) as witness:
+            edge.live(one(port, b))
+            until(lambda: any(line.startswith("b") for line in witness.greetings), "the new state serves")
+        assert witness.failures == []
+        assert "\nfrontend fe:" in (edge.folder / "state/haproxy.cfg").read_text()
+        until(lambda: [front["state"] for front in edge.status()["frontends"]] == ["up"], "it is seen")
+
+
 def test_what_haproxy_itself_refuses_is_refused_with_its_words(edge: Edge):
     with echo("a") as a:
         edge.live(one(port := free_port(), a))
         pid, before = edge.pid, (edge.folder / "state/haproxy.cfg").read_bytes()
         (edge.folder / "templates/haproxy.cfg.j2").write_text(
-            'global\n  description "{{ description }}"\n  no such keyword\n'
+            'global\n  description "{{ description }}"\n  unheard of\n'
         )
         done = edge.apply(one(port, a, balance="random"))
         assert done.returncode == 4
-        assert "unknown keyword 'such' in 'global' section" in done.stderr
+        assert "unknown keyword 'unheard' in 'global' section" in done.stderr
         assert done.stdout.startswith("refused: generation 1 is live")
         assert (edge.pid, (edge.folder / "state/haproxy.cfg").read_bytes()) == (pid, before)
         assert first_line(port).startswith("a PROXY")

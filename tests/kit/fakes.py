@@ -15,7 +15,7 @@ from attrs import define, evolve, field
 
 from agent.errors import CommandError, NoAnswerError
 from agent.model.handshake import Question, Result, Seen
-from agent.model.observed import FrontendSeen, Key, Observation, Running, ServerSeen
+from agent.model.observed import FRONTEND_PREFIX, FrontendSeen, Key, Observation, Running, ServerSeen
 from agent.model.plan import AddServer, Command, Delete, EnableHealth, Move, SetHealth, SetState, SetWeight
 from agent.model.preflight import Unbound
 from agent.model.schema import Endpoint, ProxyProtocol
@@ -154,7 +154,7 @@ class FakeProxy:
         self.pids += 1
         self.now = Running(pid=self.pids, version="2.8", uptime=0, generation=generation)
         self.servers = servers_of(text)
-        self.frontends = re.findall(r"^frontend (\S+)$", text, re.MULTILINE)
+        self.frontends = re.findall(rf"^frontend (?:{FRONTEND_PREFIX})?(\S+)$", text, re.MULTILINE)
 
     def prove(self, generation: int, frontends: frozenset[str], old: Running | None) -> Observation:
         self._do("prove", generation, sorted(frontends))

@@ -1,6 +1,7 @@
 """How the tests call the agent: as a module of this environment, or as the one file in a Python that has nothing else.
 
-EDGEAGENT_ONE_FILE=dist/edgeagent-VERSION.pyz pytest tests/integration: `make onefile` does that.
+EDGEAGENT_ONE_FILE=dist/edgeagent-VERSION.pyz pytest tests/integration: `make onefile` does that. EDGEAGENT_PYTHON: by
+another Python than the tests' own.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-PYTHON = Path(sys._base_executable).resolve()
+PYTHON = Path(os.environ.get("EDGEAGENT_PYTHON") or sys._base_executable).resolve()
 """The bare one, not the environment's."""
 
 ONE_FILE = os.environ.get("EDGEAGENT_ONE_FILE", "")

@@ -162,6 +162,6 @@ def test_what_is_accepted_passes_haproxy_c(
     assert "[WARNING]" not in done.stderr, done.stderr
 
 
-def test_most_of_what_was_tried_was_accepted(accepted: dict[str, int], any_haproxy: Path):
+def test_most_of_what_haproxy_could_be_given_was_accepted(accepted: dict[str, int], any_haproxy: Path):
     """Or the test above would say little."""
     assert accepted["accepted"] > accepted["all"] / 3

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
+from kit.command import invoke
 from kit.states import FIVE_MISTAKES
 
 from agent import __version__
@@ -20,7 +21,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples/mail-edge.yaml"
 
 
 def agent(*words: str | Path, data: bytes | None = None) -> Result:
-    return CliRunner().invoke(main, [str(word) for word in words], input=data, catch_exceptions=False)
+    return invoke(*map(str, words), data=data)
 
 
 @pytest.fixture
@@ -170,7 +171,7 @@ def test_checking_needs_no_process_no_watch_and_no_network():
 
 @pytest.mark.parametrize("name", ["", *main.commands])
 def test_help_is_for_people(name: str):
-    done = CliRunner().invoke(main, [*([name] if name else []), "--help"])
+    done = invoke(*([name] if name else []), "--help")
     assert done.exit_code == 0
     assert "\\b" not in done.output
     assert done.output.startswith("Usage: ")

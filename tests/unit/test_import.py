@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 from attrs import evolve
-from click.testing import CliRunner, Result
+from click.testing import Result
+from kit.command import invoke
 
-from agent.cli import main
 from agent.errors import InvalidError
 from agent.model.desired import parse
 from agent.once.imports import command as importing
@@ -35,7 +35,7 @@ def left(found: importing.Translation) -> list[str]:
 
 
 def run(file: Path) -> Result:
-    return CliRunner().invoke(main, ["import", str(file)])
+    return invoke("import", str(file))
 
 
 def test_the_worked_deployment_out_of_a_config_xml():
@@ -594,10 +594,10 @@ def test_several_files_and_standard_input(tmp_path: Path):
     front = FRONT.removeprefix(FOREVER)
     first.write_text(FOREVER)
     second.write_text(f"{front} odd line\n")
-    done = CliRunner().invoke(main, ["import", str(first), str(second)])
+    done = invoke("import", str(first), str(second))
     assert done.exit_code == 6
     assert "not expressed: 10-mail.cfg:6: odd line" in done.stderr
-    again = CliRunner().invoke(main, ["import", "-"], input=FOREVER + front)
+    again = invoke("import", "-", data=FOREVER + front)
     assert again.exit_code == 0, again.output
     assert yaml.safe_load(again.stdout)["frontends"] == yaml.safe_load(done.stdout)["frontends"]
 

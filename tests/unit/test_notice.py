@@ -14,10 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from kit.command import invoke
 from kit.edge import until
 
-from agent.cli import main
 from agent.host import notice
 from agent.host.notice import Notices, line
 
@@ -90,7 +89,7 @@ def test_the_gate_writes_a_line_for_each_call(
     settings.write_text(f'[paths]\nstate = "{tmp_path}/s"\nrun = "{tmp_path}/r"\ndesired = "{tmp_path}/d"\n')
     monkeypatch.setenv("SSH_ORIGINAL_COMMAND", call)
     monkeypatch.setenv("SSH_CONNECTION", "192.0.2.7 4711 192.0.2.1 22")
-    done = CliRunner().invoke(main, ["--settings", str(settings), "gate"])
+    done = invoke("--settings", str(settings), "gate")
     assert done.exit_code == (9 if call.startswith("sh") else 0)
     said = syslog.recv(2_000).decode()  # auth.warning, auth.info
     assert said.startswith(words)

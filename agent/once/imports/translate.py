@@ -12,6 +12,7 @@ from typing import Any
 
 from attrs import define, field
 
+from agent.model.observed import FRONTEND_PREFIX
 from agent.once.imports import ledger, timing
 from agent.once.imports.backend import CHECK_OPTIONS, BackendReader
 from agent.once.imports.conditions import number
@@ -71,12 +72,13 @@ class _Work:
 
     def fresh(self, kind: str, name: str, line: Line) -> str:
         """One that nobody else has."""
-        bare = re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("-._")[:63].strip("-._") or "unnamed"
+        plain = name.removeprefix(FRONTEND_PREFIX) if kind == "frontend" else name  # a haproxy.cfg of ours
+        bare = re.sub(r"[^a-z0-9._-]+", "-", plain.lower()).strip("-._")[:63].strip("-._") or "unnamed"
         taken, fresh, count = {one for (other, _), one in self._names.items() if other == kind}, bare, 2
         while fresh in taken:
             fresh, count = f"{bare[:58]}-{count}", count + 1
         self._names[kind, f"{name}\n{count}" if (kind, name) in self._names else name] = fresh
-        if fresh != name:
+        if fresh != plain:
             self.leave(line, f"{name} is called {fresh} now")
         return fresh
 

@@ -1,0 +1,48 @@
+#!/bin/sh
+# Unit tests and properties in other Pythons than the tests' own: with every lower bound of setup.py, and on later versions.
+# Words are pytest's. A Python that is not here is left out; in CI that is a failure.
+set -eu
+cd "$(dirname "$0")/.."
+here=.venv/bin/python
+
+# pip of the newest: those that come with Python know no later Python than themselves.
+pip_wheel() {
+    find .cache/pip -name 'pip-*.whl' 2>/dev/null | head -n 1
+}
+
+# environment NAME PYTHON [PIP'S WORDS]: .cache/NAME with everything that the tests import, made where setup.py is newer.
+environment() {
+    folder=.cache/$1
+    python=$2
+    shift 2
+    [ -n "$(find "$folder/made" -newer setup.py 2>/dev/null)" ] && return
+    rm -rf "$folder"
+    [ -n "$(pip_wheel)" ] || $here -m pip download --quiet --disable-pip-version-check --no-deps --dest .cache/pip pip
+    "$python" -m venv --without-pip "$folder"
+    "$folder/bin/python" "$(pip_wheel)/pip" install --quiet --disable-pip-version-check --editable '.[test]' "$@" 2>&1 |
+        grep -v "Warning\|\*\*\*\|!!\|^ *$" || true
+    "$folder/bin/python" -c 'import agent, hypothesis, pytest'
+    touch "$folder/made"
+}
+
+tests() {
+    echo "== $1: $("$1/bin/python" --version)"
+    folder=$1
+    shift
+    "$folder/bin/python" -m pytest -n 2 tests/unit tests/property -k "not haproxy" "$@"
+}
+
+mkdir -p .cache
+$here tests/lowest.py >.cache/lowest.txt
+environment lowest "$($here -c 'import sys; print(sys._base_executable)')" --constraint .cache/lowest.txt
+tests .cache/lowest "$@"
+for version in trixie:3.13 forky:3.14; do
+    later="$(pwd)/.cache/${version%:*}/usr/bin/python3.here"
+    if [ ! -x "$later" ]; then
+        echo "LEFT OUT: Python ${version#*:} is not here (\`make system\` as root on Debian gets it)" >&2
+        [ "${CI:-}" = true ] && exit 1
+        continue
+    fi
+    environment "python-${version#*:}" "$later"
+    tests ".cache/python-${version#*:}" "$@"
+done
