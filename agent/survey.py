@@ -12,7 +12,7 @@ from attrs import frozen
 from agent.errors import Finding, InvalidError, RefusedError, UsageError
 from agent.model import preflight, proof
 from agent.model.desired import DesiredState, Limits, Parsed, parse
-from agent.model.generation import Asked, Generation, Handshake, Quarantined
+from agent.model.generation import Asked, Generation, Handshake, Journal, Quarantined
 from agent.model.handshake import Question
 from agent.model.observed import Key, Observation
 from agent.model.plan import Committed, Plan, Reload, Unchanged, Wanted, diff, plan
@@ -119,26 +119,49 @@ class Survey:
         """The running process in detail, None where none answers. Raises NoAnswerError for one that answers half."""
         return None if self.ports.proxy.running() is None else self.ports.proxy.observe()
 
-    def change(self, parsed: Parsed, data: bytes, committed: Committed | None, seen: Observation | None) -> Change:
-        """Preflight: what `data` comes to on this host, now. Raises InvalidError and RefusedError of the template."""
+    def change(
+        self,
+        parsed: Parsed,
+        data: bytes,
+        committed: Committed | None,
+        seen: Observation | None,
+        journal: Journal | None = None,
+    ) -> Change:
+        """Preflight: what `data` comes to on this host, now. Raises InvalidError and RefusedError of the template.
+
+        `journal`: of a step by commands that was interrupted; what it had at stake still is.
+        """
         live, prober = committed.state if committed else None, self.ports.prober
-        asked = preflight.questions(parsed.state, live=live, seen=seen, held=_held(committed, seen))
+        dirty = frozenset(journal.servers) if journal else frozenset()
+        asked = preflight.questions(
+            parsed.state,
+            live=live,
+            seen=seen,
+            held=_held(committed, seen),
+            dirty=dirty,
+            unreached=self.ports.store.unreached() if seen is None else frozenset(),
+        )
         unbound = prober.unbound(asked.binds) if asked.binds else {}
         quarantined = preflight.quarantine(parsed.state, unbound)
         state = preflight.without(parsed.state, quarantined)
         config = _rendered(state, self.process, self.template())  # what cannot be rendered is nobody's question
         handshakes = self._handshakes(asked.handshakes, parsed.digest)
         reached = self._reached(asked, handshakes)
+        wanted = Wanted(digest=parsed.digest, state=state, config=config, quarantined=quarantined)
+        at_stake = preflight.stakes(live, seen, state)
+        # What is live is what a step is put back to: it is not judged by what that step had at stake.
+        before = preflight.known_stakes(journal.at_stake, state) if journal and not wanted.is_live(committed) else ()
         return Change(
             committed=committed,
-            wanted=Wanted(digest=parsed.digest, state=state, config=config, quarantined=quarantined),
+            wanted=wanted,
             data=data,
             seen=seen,
             asked=asked,
             reached=reached,
-            at_stake=preflight.stakes(live, seen, state),
+            at_stake=(*at_stake, *(stake for stake in before if stake not in at_stake)),
             handshakes=handshakes,
             objections=self._objections(live, parsed.state, handshakes),
+            dirty=dirty,
         )
 
     def unsettled(self, wanted: Wanted, seen: Observation, just: Iterable[Handshake]) -> tuple[Handshake, ...]:
@@ -213,7 +236,15 @@ class Survey:
 def plan_of(change: Change) -> Plan:
     """The smallest step that makes a change."""
     servers = change.seen.servers if change.seen else ()
-    return plan(change.committed, change.old, change.wanted, servers=servers, reached=change.reached)
+    return plan(
+        change.committed,
+        change.old,
+        change.wanted,
+        servers=servers,
+        frontends=change.seen.frontends if change.seen else (),
+        reached=change.reached,
+        dirty=change.dirty,
+    )
 
 
 def loss_sentences(losses: Mapping[Stake, str]) -> tuple[str, ...]:
@@ -233,7 +264,8 @@ def _held(committed: Committed | None, seen: Observation | None) -> Callable[[En
     known = committed is not None and seen.process.generation in (committed.number, committed.loaded)
     if committed is None or committed.state is None or not known:
         return lambda _: False  # nobody knows: the prober tells our own sockets from foreign ones
-    bound = frozenset(endpoint for one in committed.state.frontends for endpoint in one.binds)
+    closed = {frontend.name for frontend in seen.frontends if not frontend.open}  # at the socket: it let go of them
+    bound = frozenset(endpoint for one in committed.state.frontends if one.name not in closed for endpoint in one.binds)
     return bound.__contains__
 
 

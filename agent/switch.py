@@ -7,19 +7,28 @@ Journal first, files before processes: wherever this is cut short, the old gener
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from attrs import frozen
 
-from agent.errors import CommandError, Finding, NoAnswerError, Outcome, RefusedError, StoreError, SwitchError
+from agent.errors import (
+    CommandError,
+    Finding,
+    NoAnswerError,
+    Outcome,
+    RefusedError,
+    StoreError,
+    SwitchError,
+    WorseError,
+)
 from agent.model import preflight, serverstate, verdict
 from agent.model.desired import DesiredState, digest_of
 from agent.model.generation import Generation, Handshake, Hold, Journal
 from agent.model.observed import Key, Observation, Running
 from agent.model.pace import Pace
-from agent.model.plan import Committed, Delete, Reload, Runtime, Wanted
+from agent.model.plan import Committed, Delete, Reload, Runtime, ServerCommand, Wanted
 from agent.model.preflight import Questions, Stake
-from agent.model.schema import HealthType
+from agent.model.schema import Endpoint, HealthType
 from agent.model.verdict import Word
 from agent.ports import Ports
 from agent.telling import Told
@@ -38,7 +47,8 @@ class Change:
     """All that a switch has to know: from what, to what, and what was found out on the way.
 
     `data`: the document's bytes. `seen`: the running process before. `at_stake`: what must not get worse.
-    `handshakes`: what new servers were found to be. `objections`: why that speaks against it.
+    `handshakes`: what new servers were found to be. `objections`: why that speaks against it. `dirty`: servers that an
+    interrupted step has changed.
     """
 
     committed: Committed | None
@@ -50,6 +60,7 @@ class Change:
     at_stake: tuple[Stake, ...] = ()
     handshakes: tuple[Handshake, ...] = ()
     objections: tuple[str, ...] = ()
+    dirty: frozenset[Key] = frozenset()
 
     @property
     def old(self) -> Running | None:
@@ -65,6 +76,34 @@ class Change:
     def down(self) -> frozenset[Key]:
         """Servers that were asked and did not answer: they start as down."""
         return frozenset(self.asked.servers.keys() - self.reached)
+
+    @property
+    def verification(self) -> Verification:
+        """What has to be seen when it is done."""
+        return Verification(
+            state=self.wanted.state,
+            at_stake=self.at_stake,
+            unproven=self.asked.unproven,
+            doors=self.asked.servers,
+            handshakes=self.handshakes,
+            down=self.down,
+        )
+
+
+@frozen(kw_only=True)
+class Verification:
+    """What has to be seen after a switch to `state`.
+
+    `at_stake`: what must not get worse. `unproven`: servers that are new or changed. `doors`: their addresses.
+    `handshakes`: what they were found to be. `down`: those that did not answer before.
+    """
+
+    state: DesiredState
+    at_stake: tuple[Stake, ...]
+    unproven: frozenset[Key]
+    doors: Mapping[Key, tuple[Endpoint, ...]]
+    handshakes: tuple[Handshake, ...] = ()
+    down: frozenset[Key] = frozenset()
 
 
 @frozen(kw_only=True)
@@ -84,8 +123,13 @@ class Switch:
             config = change.wanted.config.stamped(digest=change.wanted.digest, generation=number)
             with told.stage("check"):
                 proxy.check(store.stage(number, desired=change.data, config=config))
-            with told.stage("swap"):
-                store.begin(Journal(before=committed.number, after=number, runtime=True))
+        with told.stage("swap"):
+            if step.record:
+                self._describe(told, change, number, loaded=committed.loaded, reasons=step.reasons)
+            commands = [command for command in step.commands if isinstance(command, ServerCommand)]
+            servers = change.dirty | {(command.backend, command.server) for command in commands}
+            store.begin(self._journal(change, number, servers=servers))
+            if step.record:
                 store.swap(config)
         told.touched = True
         with told.stage("switch"), proxy.conversation() as tell:
@@ -93,15 +137,22 @@ class Switch:
                 tell(command)
         with told.stage("verify"):
             moved = frozenset(one.key for one in change.seen.servers) if change.seen else frozenset()
-            self._verify(told, change, self._look(), known=moved)
-        if step.record:
-            with told.stage("commit"):
+            self._verify(told, change.verification, self._look(), known=moved)
+        with told.stage("commit"):
+            if step.record:
                 self.commit(told, change, number, loaded=committed.loaded, reasons=step.reasons)
+            else:
+                store.end()
         told.touched = False
         self.forget(told, step.leaving)
 
     def reload(self, told: Told, change: Change, step: Reload) -> None:
         """By a new process. Raises RefusedError (nothing was touched), SwitchError (undo it)."""
+        if not step.record:
+            assert change.committed is not None
+            with told.stage("switch"):
+                self.start(change.committed, change.old, was=change.before, down=change.down, dirty=change.dirty)
+            return
         store, proxy, wanted = self.ports.store, self.ports.proxy, change.wanted
         number = store.next_number()
         config = wanted.config.stamped(digest=wanted.digest, generation=number)
@@ -109,9 +160,17 @@ class Switch:
             self._wait_for_limits(change)
             staged = store.stage(number, desired=change.data, config=config)
             with proxy.trying_out(staged, number):
-                self.hand_over(change.before, wanted.state, change.old, down=change.down, reached=change.reached)
+                self.hand_over(
+                    change.before,
+                    wanted.state,
+                    change.old,
+                    down=change.down,
+                    reached=change.reached,
+                    dirty=change.dirty,
+                )
         with told.stage("swap"):
-            store.begin(Journal(before=change.committed.number if change.committed else None, after=number))
+            self._describe(told, change, number, loaded=number, reasons=step.reasons)
+            store.begin(self._journal(change, number, runtime=False))
             store.swap(config)
         told.tried = number
         with told.stage("switch"):
@@ -119,7 +178,7 @@ class Switch:
             self.pace.spend(self.ports.clock.monotonic())
         with told.stage("verify"):
             after = proxy.prove(number, frozenset(one.name for one in wanted.state.frontends), change.old)
-            self._verify(told, change, after, known=frozenset())
+            self._verify(told, change.verification, after, known=frozenset())
         with told.stage("commit"):
             self.commit(told, change, number, loaded=number, reasons=step.reasons)
         told.tried, told.touched = None, False
@@ -157,27 +216,58 @@ class Switch:
         outcome: Outcome = Outcome.COMMITTED,
     ) -> None:
         """The staged generation is what is live from here on."""
+        generation = self._generation(told, change, number, loaded=loaded, reasons=reasons, outcome=outcome)
+        self.ports.store.commit(generation, change.handshakes)
+        self.ports.store.end()
+
+    def _generation(
+        self, told: Told, change: Change, number: int, *, loaded: int, reasons: tuple[str, ...], outcome: Outcome
+    ) -> Generation:
         wanted = change.wanted
         config = wanted.config.stamped(digest=wanted.digest, generation=number)
-        self.ports.store.commit(
-            Generation(
-                number=number,
-                digest=wanted.digest,
-                config_digest=digest_of(config),
-                loaded=loaded,
-                at=self.ports.clock.now(),
-                outcome=(Outcome.DEGRADED if wanted.quarantined or told.unserved else outcome).value,
-                name=wanted.state.name,
-                serial=wanted.state.serial,
-                reasons=reasons,
-                seconds=round(told.seconds, 3),
-                quarantined=wanted.quarantined,
-                restores=told.restores,
-                unserved=told.unserved,
-            ),
-            change.handshakes,
+        return Generation(
+            number=number,
+            digest=wanted.digest,
+            config_digest=digest_of(config),
+            loaded=loaded,
+            at=self.ports.clock.now(),
+            outcome=(Outcome.DEGRADED if wanted.quarantined or told.unserved else outcome).value,
+            name=wanted.state.name,
+            serial=wanted.state.serial,
+            reasons=reasons,
+            seconds=round(told.seconds, 3),
+            quarantined=wanted.quarantined,
+            restores=told.restores,
+            unserved=told.unserved,
         )
-        self.ports.store.end()
+
+    def _describe(self, told: Told, change: Change, number: int, *, loaded: int, reasons: tuple[str, ...]) -> None:
+        """Stage the generation whole: if this agent ends before the verdict, the next one finishes it by a rename."""
+        generation = self._generation(told, change, number, loaded=loaded, reasons=reasons, outcome=Outcome.COMMITTED)
+        self.ports.store.describe(generation, change.handshakes)
+
+    def _journal(
+        self, change: Change, number: int, *, servers: frozenset[Key] = frozenset(), runtime: bool = True
+    ) -> Journal:
+        committed = change.committed
+        return Journal(
+            before=committed.number if committed else None,
+            after=number,
+            runtime=runtime,
+            servers=tuple(sorted(servers)),
+            at_stake=tuple((stake.frontend, stake.backends) for stake in change.at_stake),
+            unproven=tuple(sorted(change.asked.unproven)),
+        )
+
+    def judge_interrupted(self, told: Told, journal: Journal, state: DesiredState) -> None:
+        """Judge a switch whose agent ended before the verdict. Raises SwitchError, WorseError."""
+        expected = Verification(
+            state=state,
+            at_stake=preflight.known_stakes(journal.at_stake, state),
+            unproven=frozenset(journal.unproven),
+            doors=preflight.doors(state, journal.unproven),
+        )
+        self._verify(told, expected, self._look(), known=frozenset())
 
     def forget(self, told: Told, leaving: Collection[Delete]) -> None:
         """Delete servers whose last session has ended; what cannot be deleted yet is tried again at the next look."""
@@ -190,7 +280,10 @@ class Switch:
                 told.findings.append(Finding(f"backends.{command.backend}", str(error)))
 
     def put_back(self, error: SwitchError, change: Change) -> SwitchError | RefusedError:
-        """The previous files again, and the document held. Returns what to report; the process comes after."""
+        """The previous files again; the document is held where it was seen to serve worse.
+
+        Returns what to report; the process comes after.
+        """
         store, committed = self.ports.store, change.committed
         store.swap(committed.config if committed else None)
         store.unstage()
@@ -198,8 +291,14 @@ class Switch:
         if committed is None or change.old is None:
             # Nothing served before, so nothing got worse; what was live, if anything was, is started after this.
             return RefusedError(str(error), remedy="it is tried again at every resync")
-        store.set_hold(Hold(digest=change.wanted.digest, reason=str(error), since=self.ports.clock.now()))
-        return SwitchError(str(error), remedy=f"the previous state is live; this document is held; {RETRY}")
+        if not isinstance(error, WorseError):  # HAProxy died, the run folder was wiped, ...: the world did it
+            return SwitchError(str(error), remedy="the previous state is live; this document is tried again")
+        self.hold(change.wanted.digest, error)
+        return WorseError(str(error), remedy=f"the previous state is live; this document is held; {RETRY}")
+
+    def hold(self, digest: str, error: WorseError) -> None:
+        """Keep a document from being applied again until it changes, or somebody asks for it."""
+        self.ports.store.set_hold(Hold(digest=digest, reason=str(error), since=self.ports.clock.now()))
 
     def start(
         self,
@@ -208,13 +307,14 @@ class Switch:
         *,
         was: DesiredState | None,
         down: Collection[Key] = frozenset(),
+        dirty: Collection[Key] = frozenset(),
     ) -> None:
         """The committed bytes, by a new process. `was`: what `running` serves. Raises SwitchError."""
         store = self.ports.store
         if store.swapped() != committed.config:
             store.swap(committed.config)
         with contextlib.suppress(StoreError):  # a full run folder costs what was known of servers, not the service
-            self.hand_over(was, committed.state, running, down=down)
+            self.hand_over(was, committed.state, running, down=down, dirty=dirty)
         self.ports.proxy.switch(store.config, running)
         frontends = frozenset(one.name for one in committed.state.frontends) if committed.state else frozenset()
         self.ports.proxy.prove(committed.number, frontends, running)
@@ -227,6 +327,7 @@ class Switch:
         *,
         down: Collection[Key],
         reached: Collection[Key] = frozenset(),
+        dirty: Collection[Key] = frozenset(),
     ) -> None:
         """What the old process knows of its servers, and who did not answer, for the next one."""
         dump = ""
@@ -234,38 +335,39 @@ class Switch:
             with contextlib.suppress(NoAnswerError):  # without it, new checks find out what is up
                 dump = self.ports.proxy.server_states()
         known = (
-            serverstate.EMPTY if after is None else serverstate.carried(dump, before, after, down=down, reached=reached)
+            serverstate.EMPTY
+            if after is None
+            else serverstate.carried(dump, before, after, down=down, reached=reached, dirty=dirty)
         )
         self.ports.store.write_server_state(known)
 
-    def _verify(self, told: Told, change: Change, after: Observation, *, known: frozenset[Key]) -> None:
-        """Wait for a verdict, no longer than it takes. Raises SwitchError where it got worse.
+    def _verify(self, told: Told, expected: Verification, after: Observation, *, known: frozenset[Key]) -> None:
+        """Wait for a verdict, no longer than it takes. Raises WorseError where it got worse.
 
         `known`: servers that the running process had before; of one that was moved, the last check is an old one.
         """
-        if not change.at_stake:
+        if not expected.at_stake:
             return
-        state, clock = change.wanted.state, self.ports.clock
-        unproven = change.asked.unproven
+        state, clock, unproven = expected.state, self.ports.clock, expected.unproven
         # Until then a check that began before the move may be the last one that has ended.
         old_news = {pool.name: (pool.health.interval + pool.health.timeout) / 1000 for pool in state.backends}
         begin = clock.monotonic()
         knocked: dict[Key, bool] | None = None
         while True:
             passed = clock.monotonic() - begin
-            stale = frozenset(key for key in unproven & known if passed < old_news[key[0]])
+            stale = frozenset(key for key in unproven & known if passed < old_news.get(key[0], 0.0))
             judged = verdict.judge(
-                change.at_stake, after, state=state, unproven=unproven, knocked=knocked or {}, stale=stale
+                expected.at_stake, after, state=state, unproven=unproven, knocked=knocked or {}, stale=stale
             )
             if judged.word is Word.WORSE:
-                raise SwitchError("; ".join(judged.reasons))
+                raise WorseError("; ".join(judged.reasons))
             if judged.word is Word.FINE:
                 return
             if passed >= self.verify_seconds:
                 told.findings += [verdict.undecided(reason) for reason in judged.reasons]
                 return
             if knocked is None:
-                knocked = self._knock(change, unproven)
+                knocked = self._knock(expected)
             else:
                 clock.sleep(POLL_SECONDS)  # HAProxy sends no word when a check ends
             after = self._look()
@@ -276,12 +378,10 @@ class Switch:
         except NoAnswerError as error:
             raise SwitchError(f"after the switch, {error}") from error
 
-    def _knock(self, change: Change, unproven: frozenset[Key]) -> dict[Key, bool]:
+    def _knock(self, expected: Verification) -> dict[Key, bool]:
         """Once more after the switch, at those for whom an open door is all that a check asks."""
-        plain = {
-            pool.name for pool in change.wanted.state.backends if pool.health.type in (HealthType.TCP, HealthType.NONE)
-        }
-        asked = {key: ends for key, ends in change.asked.servers.items() if key in unproven and key[0] in plain}
-        doors = preflight.unmet(asked, change.handshakes)
-        answered = self.ports.prober.reached(doors, timeout=KNOCK_SECONDS) - change.down
+        plain = {pool.name for pool in expected.state.backends if pool.health.type in (HealthType.TCP, HealthType.NONE)}
+        asked = {key: ends for key, ends in expected.doors.items() if key in expected.unproven and key[0] in plain}
+        doors = preflight.unmet(asked, expected.handshakes)
+        answered = self.ports.prober.reached(doors, timeout=KNOCK_SECONDS) - expected.down
         return {key: key in answered for key in doors}

@@ -10,7 +10,7 @@ from attrs import Factory, define, evolve, field
 from agent.errors import AgentError, Finding, InvalidError, Outcome, StoreError
 from agent.model import preflight
 from agent.model.desired import Parsed
-from agent.model.generation import Handshake, Quarantined
+from agent.model.generation import Handshake, Journal, Quarantined
 from agent.model.plan import Plan, Reload, Runtime
 from agent.model.report import Report
 from agent.ports import Ports
@@ -21,8 +21,9 @@ class Told:
     """One converge so far. `tried`: the generation a process was started for, and not committed yet.
 
     `touched`: whether the running process was told something that is not committed yet. `started`: whether no HAProxy
-    ran before. `restores`: the earlier generation that is put back. `unserved`: frontends that are new and have no
-    server that answers.
+    ran before. `interrupted`: a step by commands that an agent has left undone, until it is settled. `switched`:
+    whether a switch was tried, and failed. `restores`: the earlier generation that is put back. `unserved`: frontends
+    that are new and have no server that answers.
     """
 
     ports: Ports
@@ -34,6 +35,8 @@ class Told:
     tried: int | None = None
     touched: bool = False
     started: bool = False
+    switched: bool = False
+    interrupted: Journal | None = None
     restores: int | None = None
     unserved: tuple[str, ...] = ()
     quarantined: tuple[Quarantined, ...] = ()
@@ -49,7 +52,14 @@ class Told:
 
     def aside(self, digest: str) -> Told:
         """Another one, for what is done beside the story and not told in stages."""
-        return Told(ports=self.ports, file=self.file, on_stage=lambda _: None, digest=digest, drift=self.drift)
+        return Told(
+            ports=self.ports,
+            file=self.file,
+            on_stage=lambda _: None,
+            digest=digest,
+            drift=self.drift,
+            interrupted=self.interrupted,
+        )
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:

@@ -10,16 +10,17 @@ pip_wheel() {
     find .cache/pip -name 'pip-*.whl' 2>/dev/null | head -n 1
 }
 
-# environment NAME PYTHON [PIP'S WORDS]: .cache/NAME with everything that the tests import, made where setup.py is newer.
+# environment NAME PYTHON EXTRA [PIP'S WORDS]: .cache/NAME with an extra of setup.py, made anew where that is newer.
 environment() {
     folder=.cache/$1
     python=$2
-    shift 2
+    extra=$3
+    shift 3
     [ -n "$(find "$folder/made" -newer setup.py 2>/dev/null)" ] && return
     rm -rf "$folder"
     [ -n "$(pip_wheel)" ] || $here -m pip download --quiet --disable-pip-version-check --no-deps --dest .cache/pip pip
     "$python" -m venv --without-pip "$folder"
-    "$folder/bin/python" "$(pip_wheel)/pip" install --quiet --disable-pip-version-check --editable '.[test]' "$@" 2>&1 |
+    "$folder/bin/python" "$(pip_wheel)/pip" install --quiet --disable-pip-version-check --editable ".[$extra]" "$@" 2>&1 |
         grep -v "Warning\|\*\*\*\|!!\|^ *$" || true
     "$folder/bin/python" -c 'import agent, hypothesis, pytest'
     touch "$folder/made"
@@ -29,13 +30,13 @@ tests() {
     echo "== $1: $("$1/bin/python" --version)"
     folder=$1
     shift
-    "$folder/bin/python" -m pytest -n 2 tests/unit tests/property -k "not haproxy" "$@"
+    "$folder/bin/python" -m pytest -n 2 -k "not haproxy" "$@"
 }
 
 mkdir -p .cache
 $here tests/lowest.py >.cache/lowest.txt
-environment lowest "$($here -c 'import sys; print(sys._base_executable)')" --constraint .cache/lowest.txt
-tests .cache/lowest "$@"
+environment lowest "$($here -c 'import sys; print(sys._base_executable)')" test --constraint .cache/lowest.txt
+tests .cache/lowest tests/unit "$@"
 for version in trixie:3.13 forky:3.14; do
     later="$(pwd)/.cache/${version%:*}/usr/bin/python3.here"
     if [ ! -x "$later" ]; then
@@ -43,6 +44,6 @@ for version in trixie:3.13 forky:3.14; do
         [ "${CI:-}" = true ] && exit 1
         continue
     fi
-    environment "python-${version#*:}" "$later"
-    tests ".cache/python-${version#*:}" "$@"
+    environment "python-${version#*:}" "$later" unit
+    tests ".cache/python-${version#*:}" tests/unit tests/property "$@"
 done

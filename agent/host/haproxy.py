@@ -201,11 +201,8 @@ class HAProxy:
     def _rehearsing(self, config: Path) -> Iterator[Program]:
         """The candidate, started aside and ended again. In the foreground: a child cannot be lost, nor be mistaken."""
         folder = self._stage_folder
+        self.end_trial()
         try:
-            if folder.exists():  # of an agent that was killed while it rehearsed
-                for left in self._ours(folder / "c"):
-                    _signal(left.pid, signal.SIGKILL)
-                shutil.rmtree(folder)
             folder.mkdir(mode=0o700)
             (folder / "c").write_bytes(rehearsal(config.read_bytes(), folder))
         except OSError as error:
@@ -215,6 +212,17 @@ class HAProxy:
                 yield program
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+    def end_trial(self) -> None:
+        """End a trial start that an agent has left which was killed meanwhile. Raises StoreError."""
+        folder = self._stage_folder
+        if folder.exists():
+            for left in self._ours(folder / "c"):
+                _signal(left.pid, signal.SIGKILL)
+            try:
+                shutil.rmtree(folder)
+            except OSError as error:
+                raise StoreError(f"cannot remove {folder}: {error.strerror}") from error
 
     @property
     def _stage_folder(self) -> Path:

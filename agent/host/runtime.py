@@ -21,7 +21,17 @@ from attrs import frozen
 
 from agent.errors import CommandError, NoAnswerError, UsageError
 from agent.model.observed import FRONTEND_PREFIX, FrontendSeen, Observation, Running, ServerSeen
-from agent.model.plan import AddServer, Command, Delete, EnableHealth, Move, SetHealth, SetState, SetWeight
+from agent.model.plan import (
+    AddServer,
+    Command,
+    Delete,
+    EnableFrontend,
+    EnableHealth,
+    Move,
+    SetHealth,
+    SetState,
+    SetWeight,
+)
 from agent.model.render import DESCRIPTION, PEERS
 
 _GENERATION = re.compile(re.escape(DESCRIPTION) + r"(\d{1,18})")
@@ -38,6 +48,7 @@ _TAKES_CLIENTS = ("1", "2")  # starting, running
 _DONE: dict[type[Command], re.Pattern[str]] = {
     AddServer: re.compile(r"New server registered\."),
     EnableHealth: re.compile(r""),
+    EnableFrontend: re.compile(r"(?:All sockets are already enabled\.)?"),
     SetState: re.compile(r""),
     SetHealth: re.compile(r""),
     SetWeight: re.compile(r""),
@@ -259,7 +270,9 @@ def _shortest(host: str) -> str:
 def _frontend(row: list[str], column: dict[str, int]) -> FrontendSeen:
     return FrontendSeen(
         name=row[column["pxname"]].removeprefix(FRONTEND_PREFIX),
+        proxy=row[column["pxname"]],
         open=row[column["status"]] == "OPEN",
+        stopped=row[column["status"]] == "STOP",
         sessions=int(row[column["scur"]] or 0),
         connections=int(row[column["stot"]] or 0),
         # By a connection rule, by a session rule, by an inspected one (management guide, 9.1: dcon, dses, dreq).

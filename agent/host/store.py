@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from agent.host.lock import ServiceLock, holder_pid, locked, make_private
 from agent.model.desired import digest_of
 from agent.model.event import Event, recorded
 from agent.model.generation import Generation, Handshake, Hold, Journal, Request, handshakes
+from agent.model.observed import Key
 
 _STAGED = ".staged"
 _NUMBER = re.compile(r"[0-9]{1,12}")
@@ -205,10 +206,13 @@ class Store:
 
     def _read_generation(self, number: int) -> Generation | None:
         """A generation whose report, document and configuration are all as they were written, else None."""
-        report = _json(self._folder(number) / "report.json")
+        return self._generation_in(self._folder(number), number)
+
+    def _generation_in(self, folder: Path, number: int) -> Generation | None:
+        report = _json(folder / "report.json")
         try:
             one = Generation(**{**(report or {}), "reasons": tuple((report or {})["reasons"])})
-            digests = (digest_of(self.desired_of(number)), digest_of(self.config_of(number)))
+            digests = tuple(digest_of(self._read(folder / name)) for name in ("desired.yaml", "haproxy.cfg"))
         except (StoreError, ValueError, TypeError, KeyError):
             return None
         return one if (one.number, one.digest, one.config_digest) == (number, *digests) else None
@@ -247,6 +251,20 @@ class Store:
             return read_regular(folder / "desired.yaml"), read_regular(folder / "haproxy.cfg")
         except OSError:
             return None
+
+    def describe(self, generation: Generation, handshakes: tuple[Handshake, ...] = ()) -> None:
+        """Say in the staged folder what it will be when it is live, so that the next agent can finish it by a rename.
+
+        Not forced to the disk: it counts only while the process that was started for it runs.
+        """
+        folder = self._staged(generation.number)
+        if handshakes:
+            write(folder / "handshakes.json", _dumped(handshakes), durable=False)
+        write(folder / "report.json", json.dumps(asdict(generation), indent=1).encode(), durable=False)
+
+    def staged_generation(self, number: int) -> Generation | None:
+        """A staged generation that is whole, else None."""
+        return self._generation_in(self._staged(number), number)
 
     def swap(self, config: bytes | None) -> None:
         """Make these bytes the haproxy.cfg that HAProxy runs; None: there is none."""
@@ -322,6 +340,23 @@ class Store:
     def set_handshakes(self, found: tuple[Handshake, ...]) -> None:
         """Remember what servers were found to be."""
         write(self.state / "handshakes.json", _dumped(found))
+
+    def unreached(self) -> frozenset[Key]:
+        """Servers without a check that have never answered; none where that cannot be read.
+
+        While HAProxy runs it has them as down; a process that starts anew would take them for up.
+        """
+        found = _json(self.state / "unreached.json") or {}
+        with contextlib.suppress(TypeError, ValueError):
+            return frozenset((str(backend), str(server)) for backend, server in found.get("servers", ()))
+        return frozenset()
+
+    def set_unreached(self, servers: Collection[Key]) -> None:
+        """Remember them; none: forget."""
+        if servers:
+            write(self.state / "unreached.json", json.dumps({"servers": sorted(servers)}).encode())
+        else:
+            _remove(self.state / "unreached.json")
 
     def write_server_state(self, dump: str) -> None:
         """What the next process shall know of its servers."""

@@ -114,16 +114,38 @@ class Generation:
     unserved: tuple[str, ...] = field(default=(), converter=_texts)
 
 
+def _keys(found: object) -> tuple[tuple[str, str], ...]:
+    """Servers, each by backend and name, out of values or of JSON. Raises TypeError."""
+    if not isinstance(found, (list, tuple)):
+        raise TypeError(f"{found!r} is no list of servers")
+    pairs = tuple(_texts(pair) for pair in found)
+    if any(len(pair) != 2 for pair in pairs):
+        raise TypeError(f"{found!r} is no list of servers")
+    return tuple((pair[0], pair[1]) for pair in pairs)
+
+
+def _stakes(found: object) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    pairs = found if isinstance(found, (list, tuple)) else ()
+    if pairs is not found or any(not isinstance(pair, (list, tuple)) or len(pair) != 2 for pair in pairs):
+        raise TypeError(f"{found!r} is no list of frontends and their backends")
+    return tuple((str(pair[0]), _texts(pair[1])) for pair in pairs)
+
+
 @frozen(kw_only=True)
 class Journal:
-    """A switch that is under way: from which generation (None: nothing was live) to which.
+    """A step that is under way: from which generation (None: nothing was live) to which.
 
-    `runtime`: by commands to the running process, so that it may have taken some of them.
+    While it stands, no verdict was reached. `runtime`: by commands to the running process, which may have taken some of
+    them. `servers`: those that the commands change. `at_stake`: each frontend that served before, with the backends of
+    which one must serve it after. `unproven`: servers that are new or changed, and judged by their checks.
     """
 
     before: int | None = field(validator=optional(instance_of(int)))
     after: int = field(validator=instance_of(int))
     runtime: bool = field(default=False, validator=instance_of(bool))
+    servers: tuple[tuple[str, str], ...] = field(default=(), converter=_keys)
+    at_stake: tuple[tuple[str, tuple[str, ...]], ...] = field(default=(), converter=_stakes)
+    unproven: tuple[tuple[str, str], ...] = field(default=(), converter=_keys)
 
 
 @frozen(kw_only=True)

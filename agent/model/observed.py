@@ -37,7 +37,8 @@ class Running:
 class FrontendSeen:
     """A frontend: open for new connections or not, sessions now.
 
-    And since the process began: connections, those denied, bytes from clients and to them.
+    And since the process began: connections, those denied, bytes from clients and to them. `proxy`: its name in
+    haproxy.cfg. `stopped`: it was shut down at the socket, and nothing opens it again in this process.
     """
 
     name: str
@@ -47,6 +48,8 @@ class FrontendSeen:
     denied: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
+    proxy: str = ""
+    stopped: bool = False
 
 
 @frozen(kw_only=True)

@@ -16,7 +16,7 @@ from attrs import AttrsInstance, evolve, field, frozen
 from agent.errors import Finding
 from agent.model.desired import Backend, DesiredState, Frontend, Server
 from agent.model.generation import Quarantined
-from agent.model.observed import Key, Running, ServerSeen
+from agent.model.observed import FrontendSeen, Key, Running, ServerSeen
 from agent.model.render import Config, ServerLine
 from agent.model.schema import Application, HealthType
 
@@ -52,13 +52,35 @@ class Wanted:
     config: Config
     quarantined: tuple[Quarantined, ...] = ()
 
+    def is_live(self, committed: Committed | None) -> bool:
+        """Whether it is the very document and configuration that are live."""
+        return (
+            committed is not None
+            and self.digest == committed.digest
+            and self.config.stamped(digest=committed.digest, generation=committed.number) == committed.config
+        )
+
 
 # --- commands
 
 
-@frozen
 class Command:
-    """One line for the stats socket, about one server."""
+    """One line for the stats socket."""
+
+
+@frozen
+class EnableFrontend(Command):
+    """Open a frontend that was disabled at the socket. `proxy`: its name in haproxy.cfg."""
+
+    proxy: str
+
+    def __str__(self) -> str:
+        return f"enable frontend {self.proxy}"
+
+
+@frozen
+class ServerCommand(Command):
+    """One about a server."""
 
     backend: str
     server: str
@@ -70,7 +92,7 @@ class Command:
 
 
 @frozen
-class AddServer(Command):
+class AddServer(ServerCommand):
     """A new server, in maintenance until it is told otherwise. It inherits nothing (FACTS, HAProxy 6)."""
 
     line: ServerLine
@@ -80,7 +102,7 @@ class AddServer(Command):
 
 
 @frozen
-class EnableHealth(Command):
+class EnableHealth(ServerCommand):
     """Begin the checks of an added server."""
 
     def __str__(self) -> str:
@@ -88,7 +110,7 @@ class EnableHealth(Command):
 
 
 @frozen
-class SetState(Command):
+class SetState(ServerCommand):
     """`ready`, `drain` (no new clients) or `maint` (no clients, no checks; sessions go on)."""
 
     state: str
@@ -98,7 +120,7 @@ class SetState(Command):
 
 
 @frozen
-class SetHealth(Command):
+class SetHealth(ServerCommand):
     """What checks have found, until the next one finds otherwise: `up` or `down`."""
 
     health: str
@@ -108,7 +130,7 @@ class SetHealth(Command):
 
 
 @frozen
-class Move(Command):
+class Move(ServerCommand):
     """The server is at another address."""
 
     line: ServerLine
@@ -118,7 +140,7 @@ class Move(Command):
 
 
 @frozen
-class SetWeight(Command):
+class SetWeight(ServerCommand):
     """Its share of the clients, 0 to 256."""
 
     weight: int
@@ -128,7 +150,7 @@ class SetWeight(Command):
 
 
 @frozen
-class Delete(Command):
+class Delete(ServerCommand):
     """Forget a server. Only one in maintenance, without a session."""
 
     def __str__(self) -> str:
@@ -152,21 +174,31 @@ class Unchanged:
 
 @frozen(kw_only=True)
 class Runtime:
-    """The running process is told, and goes on. `drift`: what was not as this agent had left it."""
+    """The running process is told, and goes on.
+
+    `drift`: what was not as this agent had left it; `kinds`: of each, `server` or `frontend`.
+    """
 
     commands: tuple[Command, ...]
     reasons: tuple[str, ...]
     record: bool
     drift: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
     leaving: tuple[Delete, ...] = ()
     remarks: tuple[Finding, ...] = ()
 
 
 @frozen(kw_only=True)
 class Reload:
-    """A new process takes over (or the first one starts), for these reasons."""
+    """A new process takes over (or the first one starts), for these reasons.
+
+    `record`: by a configuration of its own; else it is what is live, and HAProxy only has to be started. `kinds`: of
+    what was not as this agent had left it, `frontend`.
+    """
 
     reasons: tuple[str, ...]
+    record: bool = True
+    kinds: tuple[str, ...] = ()
 
 
 Plan = Unchanged | Runtime | Reload
@@ -178,13 +210,14 @@ def plan(
     wanted: Wanted,
     *,
     servers: Iterable[ServerSeen] = (),
+    frontends: Iterable[FrontendSeen] = (),
     reached: frozenset[Key] = frozenset(),
-    before: DesiredState | None = None,
+    dirty: frozenset[Key] = frozenset(),
 ) -> Plan:
     """The smallest step from what is committed and running to what is wanted.
 
-    `servers`: those of the running process. `reached`: those that answered just now, of all that had to be asked.
-    `before`: what weights and maintenance were last set by, where that is not the committed state (after a crash).
+    `servers`, `frontends`: those of the running process. `reached`: servers that answered just now, of all that had to
+    be asked. `dirty`: servers that this agent was changing when it ended: whatever they are now, no person did it.
     """
     reasons = []
     if running is None:
@@ -199,21 +232,32 @@ def plan(
     found = [] if same else changes(committed.state, wanted.state)
     if not same and not (committed.state and committed.as_today and _shell(committed.state) == _shell(wanted.state)):
         reasons += found or ["the settings or the template changed"]
+    if reasons and same and committed.digest == wanted.digest:
+        return Reload(reasons=tuple(reasons), record=False)
     if reasons or committed.state is None:
         return Reload(reasons=tuple(reasons) or ("what is live cannot be read by this version of the agent",))
-    steps = _Steps(committed, wanted, reached, before or committed.state)
+    steps = _Steps(committed, wanted, reached, dirty, committed.state)
     steps.take(servers)
+    names = {frontend.name for frontend in wanted.state.frontends}
+    closed = [frontend for frontend in frontends if frontend.name in names and not frontend.open]
+    steps.commands.extend(EnableFrontend(frontend.proxy or frontend.name) for frontend in closed)
+    drift = [f"frontend {frontend.name} was disabled" for frontend in closed]
+    kinds = ("frontend",) * len(closed)
+    if stopped := [f"frontend {frontend.name} was shut down" for frontend in closed if frontend.stopped]:
+        return Reload(reasons=(*found, *stopped, *steps.reload), record=not wanted.is_live(committed), kinds=kinds)
     if steps.reload:
         return Reload(reasons=(*found, *steps.reload))
     record = not same or committed.digest != wanted.digest
     leaving, remarks = tuple(steps.leaving), tuple(steps.remarks)
     if not steps.commands:
         return Unchanged(record=record, leaving=leaving, remarks=remarks)
+    why = (*found, *steps.drift, *drift, *steps.other)
     return Runtime(
         commands=tuple(steps.commands),
-        reasons=(*found, *steps.drift, *steps.other),
+        reasons=why or ("what an interrupted step has left is put right",),
         record=record,
-        drift=tuple(steps.drift),
+        drift=(*steps.drift, *drift),
+        kinds=(*("server",) * len(steps.drift), *kinds),
         leaving=leaving,
         remarks=remarks,
     )
@@ -232,6 +276,7 @@ class _Steps:
     committed: Committed
     wanted: Wanted
     reached: frozenset[Key]
+    dirty: frozenset[Key]
     before: DesiredState
     commands: list[Command] = field(factory=list)
     leaving: list[Delete] = field(factory=list)
@@ -250,7 +295,8 @@ class _Steps:
         for pool in self.wanted.state.backends:
             now, before = seen.get(pool.name, {}), old.get(pool.name, {})
             for server in pool.servers:
-                self._server(pool, server, before.get(server.name), now.get(server.name))
+                known = None if (pool.name, server.name) in self.dirty else before.get(server.name)
+                self._server(pool, server, known, now.get(server.name))
             goodbyes.extend(self._removed(pool, now, before))
         self.commands.extend(goodbyes)
 
@@ -258,7 +304,7 @@ class _Steps:
         key = (pool.name, server.name)
         line = self.wanted.config.servers[key]
         if now is None:
-            if before is not None and before == server:
+            if before == server:
                 self.drift.append(f"server {pool.name}/{server.name} is gone from the running HAProxy")
             if not self.wanted.config.holds(line):
                 self.reload.append(f"the template writes server {pool.name}/{server.name} in its own way")
@@ -325,6 +371,10 @@ class _Steps:
                     self.drift.append(f"server {pool.name}/{server.name} was in service, but is disabled")
                 self.commands.append(SetState(*key, "maint"))
         elif now.maintenance and (before is None or before.disabled):
+            if key in self.dirty and pool.health.type is not HealthType.NONE:
+                self.commands.append(EnableHealth(*key))  # added, and its checks not begun
+            self._enter(pool, server)
+        elif now.draining and key in self.dirty:
             self._enter(pool, server)
         elif now.maintenance or now.draining:
             how = "in maintenance" if now.maintenance else "draining"
@@ -338,7 +388,7 @@ class _Steps:
         wanted = {server.name for server in pool.servers}
         for name in sorted(now.keys() - wanted):
             if not now[name].maintenance:
-                if name not in before:
+                if name not in before and (pool.name, name) not in self.dirty:
                     self.drift.append(f"server {pool.name}/{name} is in the running HAProxy, but nobody asked for it")
                 yield SetState(pool.name, name, "maint")
             self.leaving.append(Delete(pool.name, name))

@@ -65,19 +65,25 @@ def questions(
     live: DesiredState | None,
     seen: Observation | None,
     held: Callable[[Endpoint], bool],
+    dirty: frozenset[Key] = frozenset(),
+    unreached: frozenset[Key] = frozenset(),
 ) -> Questions:
     """What to ask before `wanted` goes live.
 
     `live`: what is now; `seen`: the process that serves it; `held`: whether that one has an address bound already.
+    `dirty`: servers that an interrupted step has changed, so that nothing is known of them. `unreached`: servers
+    without a check that have never answered.
     """
     binds = tuple(endpoint for frontend in wanted.frontends for endpoint in frontend.binds if not held(endpoint))
-    new = _unproven(live, wanted)
+    servers = {(pool.name, server.name) for pool in wanted.backends for server in pool.servers}
+    new = _unproven(live, wanted) | (dirty & servers)
     now = {one.key: one for one in seen.servers} if seen is not None else None
     asked = {
         key: _doors(pool, server)
         for pool in wanted.backends
         for server in pool.servers
-        if not server.disabled and ((key := (pool.name, server.name)) in new or _unsure(pool, server, key, now))
+        if not server.disabled
+        and ((key := (pool.name, server.name)) in new or key in unreached or _unsure(pool, server, key, now))
     }
     return Questions(binds=binds, servers=asked, unproven=new, handshakes=proof.newcomers(live, wanted))
 
@@ -115,6 +121,30 @@ def _doors(pool: Backend, server: Server) -> tuple[Endpoint, ...]:
     if health.type is HealthType.TCP and health.port not in (None, server.address.port):
         return (server.address, evolve(server.address, port=health.port))
     return (server.address,)
+
+
+def doors(state: DesiredState, keys: Iterable[Key]) -> dict[Key, tuple[Endpoint, ...]]:
+    """The addresses that must answer, of those servers of `state`."""
+    wanted = frozenset(keys)
+    return {
+        key: _doors(pool, server)
+        for pool in state.backends
+        for server in pool.servers
+        if (key := (pool.name, server.name)) in wanted and not server.disabled
+    }
+
+
+def still_unreached(
+    known: frozenset[Key], wanted: DesiredState, asked: Mapping[Key, object], reached: frozenset[Key]
+) -> frozenset[Key]:
+    """The servers without a check that have never answered: known before, or asked now and silent."""
+    unchecked = {
+        (pool.name, server.name)
+        for pool in wanted.backends
+        if pool.health.type is HealthType.NONE
+        for server in pool.servers
+    }
+    return ((known - asked.keys()) | (asked.keys() - reached)) & unchecked
 
 
 def unmet(
@@ -201,6 +231,16 @@ def stakes(live: DesiredState | None, seen: Observation | None, wanted: DesiredS
         if not kept:
             found.append(Stake(frontend=frontend.name, backends=frontend.backends))
     return tuple(found)
+
+
+def known_stakes(recorded: Iterable[tuple[str, tuple[str, ...]]], wanted: DesiredState) -> tuple[Stake, ...]:
+    """What an interrupted step had at stake, as far as `wanted` has those frontends and backends."""
+    frontends = {one.name: set(one.backends) for one in wanted.frontends}
+    return tuple(
+        Stake(frontend=frontend, backends=backends)
+        for frontend, backends in recorded
+        if set(backends) <= frontends.get(frontend, set())
+    )
 
 
 def _overlaps(endpoint: Endpoint, hosts: Mapping[tuple[int, int], set[str]]) -> bool:

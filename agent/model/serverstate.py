@@ -32,17 +32,18 @@ def carried(
     *,
     down: Collection[Key] = frozenset(),
     reached: Collection[Key] = frozenset(),
+    dirty: Collection[Key] = frozenset(),
 ) -> str:
     """The lines of `dump` that hold for `after`, and one for each server that is `down`.
 
     `before`: the state the dump was made of, None if unknown. `down`: servers that must start as down. `reached`:
-    those that have answered just now.
+    those that have answered just now. `dirty`: those that an interrupted step has left draining or in maintenance.
     """
     old, new = _pairs(before), _pairs(after)
     lines = [_down(key, new[key][1]) for key in sorted(down) if key in new]
     for words in (line.split(" ") for line in dump.splitlines() if not line.startswith("#")):
         key = (words[_BACKEND], words[_NAME]) if len(words) > _INITIAL_WEIGHT else None
-        if key is not None and key in old and key in new and key not in down:
+        if key is not None and key in old and key in new and key not in down and key not in dirty:
             lines += _kept(words, old[key], new[key], answered=key in reached)
     return EMPTY + "".join(f"{line}\n" for line in lines)
 

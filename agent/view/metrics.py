@@ -256,7 +256,7 @@ def _counted(
 
 def _agent(facts: Facts) -> Iterator[Metric]:
     counters = facts.counters
-    kinds = ("file", "process", "server")
+    kinds = ("file", "frontend", "process", "server")
     drift = {kind: counters.get(f"drift_corrections.{kind}", 0) for kind in kinds}
     yield _counted("reloads", "Hot reloads of HAProxy", [], [((), counters.get("reloads", 0))])
     yield _counted("runtime_updates", "Changes at the running HAProxy", [], [((), counters.get("runtime_updates", 0))])

@@ -75,6 +75,9 @@ def events_of(report: Report) -> list[Event]:
     if "server" in report.drift:
         what = "; ".join(report.reasons[:3]) or "servers"
         found.append((Kind.DRIFT_CORRECTED, "servers", f"changed by hand at the socket and put right: {what}"))
+    if "frontend" in report.drift:
+        what = "; ".join(reason for reason in report.reasons if reason.startswith("frontend ")) or "frontends"
+        found.append((Kind.DRIFT_CORRECTED, "frontends", f"closed by hand at the socket and opened again: {what}"))
     if report.outcome is Outcome.ROLLED_BACK and report.switched:
         serial = f", serial {report.serial}" if report.serial is not None else ""
         subject = (report.digest or "")[:12]

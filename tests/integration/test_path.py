@@ -389,7 +389,6 @@ def test_an_agent_that_dies_between_switch_and_commit_is_finished_by_the_next(ed
         # What a kill at that moment leaves: the generation staged, its process in place, nothing committed.
         edge.live(one(port, b, balance="first"))
         generations = edge.folder / "state/generations"
-        (generations / "000002/report.json").unlink()
         (generations / "000002").rename(generations / "000002.staged")
         (edge.folder / "state/journal.json").write_text('{"before": 1, "after": 2}')
         pid = edge.pid

@@ -16,14 +16,25 @@ from attrs import define, evolve, field
 from agent.errors import CommandError, NoAnswerError
 from agent.model.handshake import Question, Result, Seen
 from agent.model.observed import FRONTEND_PREFIX, FrontendSeen, Key, Observation, Running, ServerSeen
-from agent.model.plan import AddServer, Command, Delete, EnableHealth, Move, SetHealth, SetState, SetWeight
+from agent.model.plan import (
+    AddServer,
+    Command,
+    Delete,
+    EnableFrontend,
+    EnableHealth,
+    Move,
+    ServerCommand,
+    SetHealth,
+    SetState,
+    SetWeight,
+)
 from agent.model.preflight import Unbound
 from agent.model.schema import Endpoint, ProxyProtocol
 
 SERVER = re.compile(r"\s+server (\S+) (\S+) weight (\d+)(.*)")
 
 
-def fold(servers: dict[Key, ServerSeen], command: Command, *, sessions: Mapping[Key, int] | None = None) -> None:
+def fold(servers: dict[Key, ServerSeen], command: ServerCommand, *, sessions: Mapping[Key, int] | None = None) -> None:
     """What a command does to the servers of a process. Raises CommandError where HAProxy would not do it."""
     key = (command.backend, command.server)
     if isinstance(command, AddServer):
@@ -92,7 +103,11 @@ def servers_of(config: str) -> dict[Key, ServerSeen]:
 
 @define
 class FakeProxy:
-    """Notes what it is asked. `fail`: what to raise, by step. `sessions`: servers that cannot be deleted yet."""
+    """Notes what it is asked. `fail`: what to raise, by step. `sessions`: servers that cannot be deleted yet.
+
+    `unchecked`: servers that were added and whose checks have not begun. `closed`: frontends that somebody closed at
+    the socket, and whether for good.
+    """
 
     now: Running | None = None
     calls: list[Any] = field(factory=list)
@@ -100,6 +115,8 @@ class FakeProxy:
     servers: dict[Key, ServerSeen] = field(factory=dict)
     frontends: list[str] = field(factory=list)
     sessions: dict[Key, int] = field(factory=dict)
+    unchecked: set[Key] = field(factory=set)
+    closed: dict[str, bool] = field(factory=dict)
     pids: int = 100
 
     def _do(self, step: str, *what: object) -> None:
@@ -113,8 +130,22 @@ class FakeProxy:
     def observe(self) -> Observation:
         if self.now is None:
             raise NoAnswerError("silent")
-        seen = tuple(FrontendSeen(name=name, open=True, sessions=3, connections=9) for name in self.frontends)
-        return Observation(process=self.now, frontends=seen, servers=tuple(self.servers.values()))
+        self.fail.get("observe", lambda: None)()
+        return self._observation(self.now)
+
+    def _observation(self, now: Running) -> Observation:
+        seen = tuple(
+            FrontendSeen(
+                name=name,
+                open=name not in self.closed,
+                sessions=3,
+                connections=9,
+                proxy=f"{FRONTEND_PREFIX}{name}",
+                stopped=self.closed.get(name, False),
+            )
+            for name in self.frontends
+        )
+        return Observation(process=now, frontends=seen, servers=tuple(self.servers.values()))
 
     def server_states(self) -> str:
         self._do("server_states")
@@ -130,7 +161,17 @@ class FakeProxy:
 
     def tell(self, command: Command) -> None:
         self._do("tell", str(command))
+        if isinstance(command, EnableFrontend):
+            name = command.proxy.removeprefix(FRONTEND_PREFIX)
+            if self.closed.get(name):
+                raise CommandError(f"{command}: Frontend was previously shut down, cannot enable.")
+            self.closed.pop(name, None)
+            return
+        assert isinstance(command, ServerCommand)
         fold(self.servers, command, sessions=self.sessions)
+        key = (command.backend, command.server)
+        self.unchecked = self.unchecked - {key} if isinstance(command, EnableHealth) else self.unchecked
+        self.unchecked = self.unchecked | {key} if isinstance(command, AddServer) else self.unchecked
 
     def forget(self, command: Delete) -> bool:
         self._do("forget", str(command))
@@ -154,11 +195,16 @@ class FakeProxy:
         self.pids += 1
         self.now = Running(pid=self.pids, version="2.8", uptime=0, generation=generation)
         self.servers = servers_of(text)
+        self.closed = {}
         self.frontends = re.findall(rf"^frontend (?:{FRONTEND_PREFIX})?(\S+)$", text, re.MULTILINE)
+
+    def end_trial(self) -> None:
+        """There is none."""
 
     def prove(self, generation: int, frontends: frozenset[str], old: Running | None) -> Observation:
         self._do("prove", generation, sorted(frontends))
-        return self.observe()
+        assert self.now is not None
+        return self._observation(self.now)
 
 
 @define

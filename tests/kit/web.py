@@ -11,11 +11,13 @@ from kit.edge import connect
 
 
 @contextlib.contextmanager
-def web(name: str, *, ready: bool) -> Iterator[str]:
-    """A web server whose `/` says whether it is ready. Yields its address."""
+def web(name: str, *, ready: bool, answers: threading.Event | None = None) -> Iterator[str]:
+    """A web server whose `/` says whether it is ready, once `answers` is set. Yields its address."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            if answers is not None:
+                answers.wait()
             self.send_response(200 if ready else 503)
             self.end_headers()
             self.wfile.write(name.encode())
@@ -31,6 +33,8 @@ def web(name: str, *, ready: bool) -> Iterator[str]:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         thread.start()
         yield f"127.0.0.1:{server.server_address[1]}"
+        if answers is not None:
+            answers.set()
         server.shutdown()
         thread.join()
 

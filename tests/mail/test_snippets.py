@@ -171,7 +171,15 @@ def test_a_server_with_the_snippet_speaks_proxy_to_the_firewall(
             stack.callback(start(folder))
         edge = stack.enter_context(edge_in_folder(any_haproxy))
         edge.put(document)
-        with inside(near):
-            done = edge.agent("probe", "--json")
-        found = {one["backend"]: one["result"] for one in json.loads(done.stdout)}
-        assert found == dict.fromkeys(backends, "speaks_proxy"), done.stdout
+
+        def probed() -> bool:
+            with inside(near):
+                results.append(edge.agent("probe", "--json").stdout)
+            return {one["backend"]: one["result"] for one in json.loads(results[-1])} == expected
+
+        # A mail server that has just started greets its first client late; the probe waits for two seconds.
+        results: list[str] = []
+        expected = dict.fromkeys(backends, "speaks_proxy")
+        with contextlib.suppress(AssertionError):
+            until(probed, "each speaks PROXY")
+        assert {one["backend"]: one["result"] for one in json.loads(results[-1])} == expected, results[-1]

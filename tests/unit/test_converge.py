@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import pytest
 from attrs import evolve
-from kit.fakes import Clock, FakeProber, FakeProxy
+from kit.fakes import FakeProxy
 from kit.states import state
+from kit.story import checks_fail, data, files, http, other, prober, raising, told
 
 from agent.converge import Story
 from agent.errors import (
@@ -23,62 +23,11 @@ from agent.errors import (
     SwitchError,
     UsageError,
     Violation,
+    WorseError,
 )
-from agent.host import templates
 from agent.host.store import Store
-from agent.model.desired import Limits, digest_of
+from agent.model.desired import digest_of
 from agent.model.observed import Running
-from agent.model.render import CONFIG_TEMPLATE, Process
-from agent.ports import Ports
-from agent.survey import Survey
-
-
-@pytest.fixture
-def proxy() -> FakeProxy:
-    return FakeProxy()
-
-
-@pytest.fixture
-def story(tmp_path: Path, proxy: FakeProxy) -> Story:
-    store = Store(tmp_path / "state", tmp_path / "run")
-    store.prepare()
-    ports = Ports(proxy=proxy, store=store, prober=FakeProber(), clock=Clock())
-    survey = Survey(
-        file=Path("desired.yaml"),
-        max_bytes=100_000,
-        limits=Limits(),
-        process=Process(
-            socket=PurePosixPath("/s"), server_state=PurePosixPath("/st"), maxconn=10, hard_stop_after=1_000
-        ),
-        template=lambda: templates.load(CONFIG_TEMPLATE, ""),
-        ports=ports,
-    )
-    return Story(survey=survey, ports=ports)
-
-
-def data(**servers: int) -> bytes:
-    return json.dumps(state(**servers)).encode()
-
-
-def other(maxconn: int) -> bytes:
-    """A state that takes a new process."""
-    return json.dumps({**state(a=1), "defaults": {"maxconn": maxconn}}).encode()
-
-
-def files(story: Story) -> dict[str, bytes]:
-    root = Path(story.ports.store.config).parent
-    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
-
-
-def raising(error: BaseException, times: int = 1_000) -> Callable[[], None]:
-    left = [times]
-
-    def fail() -> None:
-        left[0] -= 1
-        if left[0] >= 0:
-            raise error
-
-    return fail
 
 
 def test_the_first_state_goes_live_step_by_step(story: Story, proxy: FakeProxy):
@@ -140,21 +89,38 @@ def test_what_haproxy_refuses_touches_nothing(story: Story, proxy: FakeProxy):
 
 
 @pytest.mark.parametrize("step", ["switch", "prove"])
-def test_a_switch_that_fails_is_put_back_to_the_previous_bytes_and_held(story: Story, proxy: FakeProxy, step: str):
+def test_a_switch_that_fails_is_put_back_to_the_previous_bytes_and_tried_again_later(
+    story: Story, proxy: FakeProxy, step: str
+):
     story.converge(data(a=1))
     before = files(story)
     proxy.calls.clear()
     proxy.fail[step] = raising(SwitchError("died"), times=1)
     report = story.converge(other(2))
     assert (report.outcome, report.message, report.generation) == (Outcome.ROLLED_BACK, "died", 1)
-    assert {name: text for name, text in files(story).items() if name != "hold.json"} == before
+    assert files(story) == before
     assert proxy.now is not None
     assert proxy.now.generation == 1
-    # Held: not tried again, however often it is looked at; another document lifts it.
+    # Not tried at each look; another document is.
     proxy.calls.clear()
     again = story.converge(other(2))
     assert (again.outcome, proxy.calls) == (Outcome.ROLLED_BACK, [])
-    assert "held: died" in again.message
+    assert "is tried again in 30 s" in again.remedy
+    assert story.converge(other(3)).outcome is Outcome.COMMITTED
+    # And when it comes again it is a new wish.
+    assert story.converge(other(2)).outcome is Outcome.COMMITTED
+
+
+def test_a_document_that_serves_worse_is_held(story: Story, proxy: FakeProxy):
+    story.converge(data(a=1))
+    before = files(story)
+    proxy.fail["prove"] = raising(WorseError("worse"), times=1)
+    assert story.converge(other(2)).outcome is Outcome.ROLLED_BACK
+    assert {name: text for name, text in files(story).items() if name != "hold.json"} == before
+    proxy.calls.clear()
+    again = story.converge(other(2))
+    assert (again.outcome, proxy.calls) == (Outcome.ROLLED_BACK, [])
+    assert "held: worse" in again.message
     assert story.converge(other(3)).outcome is Outcome.COMMITTED
     assert story.ports.store.hold() is None
 
@@ -247,7 +213,7 @@ def test_a_crash_between_switch_and_commit_is_finished(story: Story, proxy: Fake
     assert "journal.json" not in files(story)
     live = story.ports.store.live()
     assert live is not None
-    assert live.reasons == ("finished after the agent was interrupted",)
+    assert live.reasons == ("defaults changed", "finished after the agent was interrupted")
 
 
 @pytest.mark.parametrize("step", ["try_out", "server_states", "switch"])
@@ -296,8 +262,9 @@ def test_a_proposal_touches_nothing_and_counts_the_sessions(story: Story, proxy:
 
 def test_a_hold_ends_with_the_document_it_is_for(story: Story, proxy: FakeProxy):
     story.converge(data(a=1))
-    proxy.fail["switch"] = raising(SwitchError("died"), times=1)
+    proxy.fail["prove"] = raising(WorseError("worse"), times=1)
     assert story.converge(other(2)).outcome is Outcome.ROLLED_BACK
+    assert story.ports.store.hold() is not None
     assert story.converge(data(a=1)).outcome is Outcome.UNCHANGED
     assert story.ports.store.hold() is None
     assert story.converge(other(2)).outcome is Outcome.COMMITTED
@@ -330,15 +297,6 @@ def test_a_running_process_whose_generation_is_lost_is_left_to_serve(story: Stor
 
 
 # --- the smallest step, and what it may cost
-
-
-def prober(story: Story) -> FakeProber:
-    assert isinstance(story.ports.prober, FakeProber)
-    return story.ports.prober
-
-
-def told(proxy: FakeProxy) -> list[str]:
-    return [call[1] for call in proxy.calls if call[0] == "tell"]
 
 
 def test_servers_come_and_go_at_the_socket_and_the_file_says_the_same(story: Story, proxy: FakeProxy):
@@ -462,20 +420,6 @@ def test_a_cold_start_with_nothing_changed_runs_the_very_bytes(story: Story, pro
     report = story.converge(data(a=1))
     assert (report.outcome, report.generation, report.drift) == (Outcome.UNCHANGED, 1, ("process",))
     assert files(story) == before
-
-
-def checks_fail(proxy: FakeProxy, key: tuple[str, str]) -> Callable[[], None]:
-    def fail() -> None:
-        proxy.servers[key] = evolve(proxy.servers[key], status="UP 2/3", check="L7STS")
-
-    return fail
-
-
-def http(port: int) -> dict:
-    document = state(a=1)
-    document["backends"]["a"]["health"] = {"type": "http"}
-    document["backends"]["a"]["servers"]["a"]["address"] = f"198.51.100.1:{port}"
-    return document
 
 
 def test_checks_that_fail_after_a_reload_bring_the_previous_bytes_back(story: Story, proxy: FakeProxy):

@@ -87,7 +87,15 @@ def test_junk_in_journal_hold_and_status_reads_as_absent(store: Store, junk: byt
 
 def test_journal_and_hold_come_back_as_they_were(store: Store):
     store.begin(Journal(before=None, after=4))
-    assert (store.state / "journal.json").read_text() == '{"before": null, "after": 4, "runtime": false}'
+    assert json.loads((store.state / "journal.json").read_text()) == {
+        "before": None, "after": 4, "runtime": False, "servers": [], "at_stake": [], "unproven": [],
+    }  # fmt: skip
+    full = Journal(
+        before=3, after=4, runtime=True, servers=(("b", "s"),), at_stake=(("f", ("b", "c")),), unproven=(("b", "s"),)
+    )
+    store.begin(full)
+    assert store.journal() == full
+    store.begin(Journal(before=None, after=4))
     store.end()
     store.end()
     assert not (store.state / "journal.json").exists()

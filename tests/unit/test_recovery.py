@@ -1,0 +1,289 @@
+"""What an interrupted or failed step leaves: only a difference between what is and what is wanted."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from attrs import evolve
+from kit.fakes import FakeProxy
+from kit.states import state
+from kit.story import checks_fail, data, files, http, make_story, other, prober, told
+
+from agent.converge import Story
+from agent.errors import NoAnswerError, Outcome, SwitchError
+
+
+class Killed(BaseException):
+    """The agent dies here: nothing of it may catch this."""
+
+
+def at_call(proxy: FakeProxy, step: str, number: int) -> None:
+    """Die at the `number`-th call of a step, before it is done."""
+    calls = 0
+
+    def die() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == number:
+            raise Killed
+
+    proxy.fail[step] = die
+
+
+def killed(converge: Callable[[], object]) -> bool:
+    try:
+        converge()
+    except Killed:
+        return True
+    return False
+
+
+def restarted(folder: Path, proxy: FakeProxy, before: Story) -> Story:
+    """Another agent on the same folders, with the same world around it."""
+    proxy.fail.clear()
+    proxy.calls.clear()
+    story = make_story(folder, proxy)
+    prober(story).dead |= prober(before).dead
+    return story
+
+
+# --- the drift correction
+
+
+@pytest.mark.parametrize("number", range(1, 7))
+@pytest.mark.parametrize("server", ["answers", "does not answer"])
+def test_an_agent_killed_at_each_command_of_a_drift_correction(
+    story: Story, proxy: FakeProxy, tmp_path: Path, number: int, server: str
+):
+    """A server that is gone is added again: `drain` and `health down` come before `ready` where nobody reached it."""
+    reached = server == "answers"
+    story.converge(data(a=2))
+    del proxy.servers["a", "b"]
+    if not reached:
+        prober(story).dead.add("198.51.100.2:2000")
+    proxy.calls.clear()
+    at_call(proxy, "tell", number)
+    came_to_its_end = not killed(lambda: story.converge(data(a=2)))
+    assert came_to_its_end is (number > (3 if reached else 5))
+    story = restarted(tmp_path, proxy, story)
+    report = story.converge(data(a=2))
+    assert report.outcome is Outcome.UNCHANGED
+    assert not [finding for finding in report.findings if "by hand" in finding.message]
+    assert proxy.servers["a", "b"].status == ("UP" if reached else "DOWN")
+    assert ("a", "b") not in proxy.unchecked
+    assert not list(Path(story.ports.store.config).parent.glob("journal.json"))
+    proxy.calls.clear()
+    assert story.converge(data(a=2)).drift == ()
+    assert told(proxy) == []
+
+
+def test_what_an_operator_does_by_hand_is_still_told_from_it(story: Story, proxy: FakeProxy, tmp_path: Path):
+    story.converge(data(a=3))
+    del proxy.servers["a", "b"]
+    proxy.servers["a", "c"] = evolve(proxy.servers["a", "c"], status="DRAIN")
+    at_call(proxy, "tell", 3)
+    assert killed(lambda: story.converge(data(a=3)))
+    story = restarted(tmp_path, proxy, story)
+    report = story.converge(data(a=3))
+    assert [finding.message for finding in report.findings] == ["is draining, by hand"]
+    assert proxy.servers["a", "c"].draining
+    assert proxy.servers["a", "b"].up
+
+
+# --- what is not proved is not live
+
+
+def die_while_waiting(story: Story) -> None:
+    def die(_: float) -> None:
+        raise Killed
+
+    story.ports.clock.sleep = die
+
+
+@pytest.mark.parametrize("wish", ["the same document again", "the document that is live"])
+def test_a_reload_that_was_not_judged_is_judged_by_the_next_agent(
+    story: Story, proxy: FakeProxy, tmp_path: Path, wish: str
+):
+    """Killed in verify; the only server of the new document then fails its check."""
+    story.converge(json.dumps(http(2000)).encode())
+    worse = json.dumps({**http(2001), "defaults": {"maxconn": 7}}).encode()
+    die_while_waiting(story)
+    assert killed(lambda: story.converge(worse))
+    assert proxy.now is not None
+    assert proxy.now.generation == 2
+    checks_fail(proxy, ("a", "a"))()
+    story = restarted(tmp_path, proxy, story)
+    report = story.converge(worse if wish == "the same document again" else json.dumps(http(2000)).encode())
+    live = story.ports.store.live()
+    assert live is not None
+    assert (live.number, proxy.now.generation) == (1, 1)
+    hold = story.ports.store.hold()
+    if wish == "the same document again":
+        assert report.outcome is Outcome.ROLLED_BACK
+        assert "frontend a served before, and now no server of backend a does" in report.message
+        assert hold is not None
+    else:
+        assert report.outcome is Outcome.UNCHANGED
+    assert proxy.servers["a", "a"].address == "198.51.100.1:2000"
+
+
+def test_a_reload_that_was_not_judged_and_is_good_is_committed(story: Story, proxy: FakeProxy, tmp_path: Path):
+    story.converge(json.dumps(http(2000)).encode())
+    better = json.dumps({**http(2001), "name": "better", "serial": 7, "defaults": {"maxconn": 7}}).encode()
+    die_while_waiting(story)
+    assert killed(lambda: story.converge(better))
+    proxy.servers["a", "a"] = evolve(proxy.servers["a", "a"], check="L7OK")
+    story = restarted(tmp_path, proxy, story)
+    assert story.converge(better).outcome is Outcome.UNCHANGED
+    live = story.ports.store.live()
+    assert live is not None
+    assert (live.number, live.name, live.serial) == (2, "better", 7)
+    assert "switch" not in [call[0] for call in proxy.calls]
+
+
+def test_commands_that_were_not_judged_are_judged_by_the_next_agent(story: Story, proxy: FakeProxy, tmp_path: Path):
+    story.converge(json.dumps(http(2000)).encode())
+    proxy.servers["a", "a"] = evolve(proxy.servers["a", "a"], check="L7OK")
+    before = files(story)
+    worse = json.dumps(http(2001)).encode()
+    die_while_waiting(story)
+    assert killed(lambda: story.converge(worse))
+    assert proxy.servers["a", "a"].address == "198.51.100.1:2001"
+    proxy.servers["a", "a"] = evolve(proxy.servers["a", "a"], status="DOWN", check="L7STS")
+    story = restarted(tmp_path, proxy, story)
+    report = story.converge(worse)
+    assert report.outcome in (Outcome.ROLLED_BACK, Outcome.REFUSED)
+    assert proxy.servers["a", "a"].address == "198.51.100.1:2000"
+    assert {name: text for name, text in files(story).items() if name != "hold.json"} == before
+
+
+# --- only what the document did holds it
+
+
+@pytest.mark.parametrize(
+    ("step", "error"),
+    [
+        ("switch", SwitchError("HAProxy did not start (exit 1)")),  # the old one killed before `-x`
+        ("prove", SwitchError("HAProxy started, but its socket does not answer")),  # the run folder wiped
+        ("observe", NoAnswerError("silent")),  # the new one killed in verify
+    ],
+)
+def test_what_the_world_did_holds_no_document_and_is_tried_again(
+    story: Story, proxy: FakeProxy, step: str, error: Exception
+):
+    story.converge(json.dumps(http(2000)).encode())
+    fresh = json.dumps({**http(2001), "defaults": {"maxconn": 7}}).encode()
+
+    def fail() -> None:
+        if proxy.now is None or proxy.now.generation != 1 or step == "switch":
+            proxy.fail.pop(step)
+            raise error
+
+    proxy.fail[step] = fail
+    report = story.converge(fresh)
+    assert report.outcome is Outcome.ROLLED_BACK
+    assert "tried again" in report.remedy
+    assert story.ports.store.hold() is None
+    assert proxy.now is not None
+    assert proxy.now.generation == 1
+    # At once it is not tried again: each try can cost clients something.
+    proxy.calls.clear()
+    report = story.converge(fresh)
+    assert (report.outcome, proxy.calls) == (Outcome.ROLLED_BACK, [])
+    assert "in " in report.remedy
+    story.ports.clock.sleep(31)
+    checks = proxy.servers["a", "a"]
+    proxy.servers["a", "a"] = evolve(checks, check="L7OK")
+    assert story.converge(fresh).outcome is Outcome.COMMITTED
+
+
+def test_what_fails_again_and_again_is_tried_less_and_less(story: Story, proxy: FakeProxy):
+    story.converge(data(a=1))
+
+    def fail() -> None:
+        raise SwitchError("HAProxy did not start (exit 1)")
+
+    tries = []
+    proxy.fail["switch"] = fail
+    for _ in range(200):
+        before = len([call for call in proxy.calls if call[0] == "switch"])
+        story.converge(other(7))
+        after = len([call for call in proxy.calls if call[0] == "switch"])
+        if after > before:
+            tries.append(story.ports.clock.monotonic())
+        story.ports.clock.sleep(30)
+    gaps = [later - earlier for earlier, later in itertools.pairwise(tries)]
+    assert gaps[0] < 70
+    assert max(gaps) < 660
+    assert gaps[-1] > 500
+    assert 5 < len(tries) < 25
+    # Another document is tried at once.
+    proxy.fail.clear()
+    assert story.converge(other(8)).outcome is Outcome.COMMITTED
+
+
+# --- what is wanted of a frontend
+
+
+@pytest.mark.parametrize("how", ["disabled", "shut down"])
+def test_a_frontend_that_was_closed_at_the_socket_is_open_again(story: Story, proxy: FakeProxy, how: str):
+    story.converge(data(a=1, b=1))
+    before = files(story)
+    proxy.closed["b"] = how == "shut down"
+    proxy.calls.clear()
+    report = story.converge(data(a=1, b=1))
+    assert (report.outcome, report.drift) == (Outcome.UNCHANGED, ("frontend",))
+    assert proxy.closed == {}
+    assert files(story) == before
+    assert report.reasons == (f"frontend b was {how}",)
+    expected = ["enable frontend fe:b"] if how == "disabled" else []
+    assert told(proxy) == expected
+    assert story.converge(data(a=1, b=1)).drift == ()
+
+
+def test_the_address_of_a_closed_frontend_is_not_held(story: Story, proxy: FakeProxy):
+    """HAProxy has let go of it: somebody else may have it by now."""
+    story.converge(data(a=1, b=1))
+    proxy.closed["b"] = False
+    prober(story).busy["192.0.2.1:1001"] = "in use, by nginx (pid 7)"
+    assert story.converge(data(a=1, b=1)).outcome is Outcome.DEGRADED
+    assert proxy.frontends == ["a"]
+
+
+# --- a server without a check that was never reached
+
+
+def unchecked(count: int) -> bytes:
+    document = state(a=count)
+    document["backends"]["a"]["health"] = {"type": "none"}
+    return json.dumps(document).encode()
+
+
+def test_an_unchecked_server_that_was_never_reached_stays_out_over_haproxys_death(
+    story: Story, proxy: FakeProxy, tmp_path: Path
+):
+    story.converge(unchecked(1))
+    prober(story).dead.add("198.51.100.2:2000")
+    story.converge(unchecked(2))
+    assert proxy.servers["a", "b"].down
+    proxy.now = None  # a reboot
+    story = restarted(tmp_path, proxy, story)
+    story.converge(unchecked(2))
+    written = (Path(story.ports.store.config).parent.parent / "run/server-state").read_text()
+    assert " b 198.51.100.2 0 " in written  # srv_op_state 0: it starts as down
+    assert " a 198.51.100.1 0 " not in written
+    # One that answered when it came is believed at a cold start, when the network may not be there yet.
+    prober(story).dead.add("198.51.100.1:2000")
+    proxy.now = None
+    story.converge(unchecked(2))
+    written = (Path(story.ports.store.config).parent.parent / "run/server-state").read_text()
+    assert " a 198.51.100.1 0 " not in written
+    prober(story).dead.clear()
+    proxy.servers["a", "b"] = evolve(proxy.servers["a", "b"], status="DOWN")  # as the real one reads that file
+    story.converge(unchecked(2))
+    assert proxy.servers["a", "b"].up
+    assert story.ports.store.unreached() == frozenset()
