@@ -446,7 +446,7 @@ class Story:
                     told.tried = number
                     return None
         store.swap(config)
-        finished = evolve(staged, at=self.ports.clock.now(), reasons=(*staged.reasons, _FINISHED))
+        finished = evolve(staged, at=self.ports.clock.now(), reasons=(_FINISHED, *staged.reasons))
         store.commit(finished)
         return finished
 

@@ -213,7 +213,7 @@ def test_a_crash_between_switch_and_commit_is_finished(story: Story, proxy: Fake
     assert "journal.json" not in files(story)
     live = story.ports.store.live()
     assert live is not None
-    assert live.reasons == ("defaults changed", "finished after the agent was interrupted")
+    assert live.reasons == ("finished after the agent was interrupted", "defaults changed")
 
 
 @pytest.mark.parametrize("step", ["try_out", "server_states", "switch"])
