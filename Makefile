@@ -33,10 +33,11 @@ demo: $(VENV)/demo
 # Everything, with the oldest and the newest HAProxy. As root on Debian it installs the system packages it needs.
 test: system lint unit versions integration onefile onefile-later house
 
-# The same with every HAProxy in between, and the one file in every later Python: longer.
-test-all: system lint unit versions house
-	EDGEAGENT_ALL_VERSIONS=1 $(MAKE) ONEFILE= integration onefile
+# The same with every HAProxy in between and in every later Python, and the faults with the lowest dependencies: an hour.
+test-all: system lint unit house
+	EDGEAGENT_ALL_VERSIONS=1 $(MAKE) ONEFILE= versions integration onefile
 	EDGEAGENT_ALL_VERSIONS=1 sh tests/onefile-later.sh
+	.cache/lowest/bin/python -m pytest -n 2 --dist loadfile tests/faults
 
 system:
 	sh tests/prepare.sh
@@ -52,7 +53,7 @@ lint: $(VENV)/test
 unit: $(VENV)/test
 	$(BIN)/python -m pytest -n 2 tests/unit
 
-# Unit tests and properties with every lower bound of setup.py, and in later Pythons.
+# Unit tests with every lower bound of setup.py, and with properties in the newest Python.
 versions: $(VENV)/test
 	sh tests/versions.sh -q
 

@@ -1,6 +1,7 @@
 #!/bin/sh
-# Unit tests and properties in other Pythons than the tests' own: with every lower bound of setup.py, and on later versions.
-# Words are pytest's. A Python that is not here is left out; in CI that is a failure.
+# Unit tests and properties in other environments than the tests' own: with every lower bound of setup.py, and in the newest
+# Python; with EDGEAGENT_ALL_VERSIONS in each later one. Words are pytest's. A Python that is not here is left out; in CI that
+# is a failure.
 set -eu
 cd "$(dirname "$0")/.."
 here=.venv/bin/python
@@ -37,7 +38,9 @@ mkdir -p .cache
 $here tests/lowest.py >.cache/lowest.txt
 environment lowest "$($here -c 'import sys; print(sys._base_executable)')" test --constraint .cache/lowest.txt
 tests .cache/lowest tests/unit "$@"
-for version in trixie:3.13 forky:3.14; do
+versions=forky:3.14
+[ -z "${EDGEAGENT_ALL_VERSIONS:-}" ] || versions="trixie:3.13 $versions"
+for version in $versions; do
     later="$(pwd)/.cache/${version%:*}/usr/bin/python3.here"
     if [ ! -x "$later" ]; then
         echo "LEFT OUT: Python ${version#*:} is not here (\`make system\` as root on Debian gets it)" >&2
