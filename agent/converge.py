@@ -213,6 +213,10 @@ class Story:
             told.switched = True
             with told.stage("roll back"):
                 raise self._switch.put_back(error, change) from error
+        except RefusedError:
+            if told.touched:  # commands were given, and then haproxy -c refused the file: as if nothing had been
+                told.interrupted, told.touched = self.ports.store.journal(), False
+            raise
         told.interrupted = None
         told.findings += self.survey.doubts(parsed.state)
         corrected = isinstance(step, Unchanged) or not (told.step is not None and told.step.record)

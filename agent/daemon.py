@@ -67,7 +67,7 @@ class Service:
         checkup = time.monotonic() + HEALTH_SECONDS
         while True:
             word = _next(mailbox, max(min(checkup, due) - time.monotonic(), 0))
-            if word in (HINT, LOOK):
+            if word == LOOK or (word == HINT and not (self.writes is not None and self.writes.by_rename())):
                 word = self._settle(mailbox, word)
             if word == STOP:
                 return

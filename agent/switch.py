@@ -115,31 +115,33 @@ class Switch:
     verify_seconds: float
 
     def tell(self, told: Told, change: Change, step: Runtime) -> None:
-        """By commands to the running process. Raises CommandError (part of it may be done), SwitchError (undo it)."""
+        """By commands to the running process, `haproxy -c` of the new file beside them.
+
+        Raises CommandError (part of it may be done), SwitchError and RefusedError (undo it).
+        """
         store, proxy, committed = self.ports.store, self.ports.proxy, change.committed
         assert committed is not None
         number = store.next_number() if step.record else committed.number
-        if step.record:
-            config = change.wanted.config.stamped(digest=change.wanted.digest, generation=number)
-            with told.stage("check"):
-                proxy.check(store.stage(number, desired=change.data, config=config))
-        with told.stage("swap"):
+        with contextlib.ExitStack() as beside:
             if step.record:
-                self._describe(told, change, number, loaded=committed.loaded, reasons=step.reasons)
+                config = change.wanted.config.stamped(digest=change.wanted.digest, generation=number)
+                checked = beside.enter_context(proxy.checking(store.stage(number, desired=change.data, config=config)))
             commands = [command for command in step.commands if isinstance(command, ServerCommand)]
             servers = change.dirty | {(command.backend, command.server) for command in commands}
             store.begin(self._journal(change, number, servers=servers))
+            told.touched = True
+            with told.stage("switch"), proxy.conversation() as tell:
+                for command in step.commands:
+                    tell(command)
+            with told.stage("verify"):
+                moved = frozenset(one.key for one in change.seen.servers) if change.seen else frozenset()
+                self._verify(told, change.verification, self._look(), known=moved)
             if step.record:
-                store.swap(config)
-        told.touched = True
-        with told.stage("switch"), proxy.conversation() as tell:
-            for command in step.commands:
-                tell(command)
-        with told.stage("verify"):
-            moved = frozenset(one.key for one in change.seen.servers) if change.seen else frozenset()
-            self._verify(told, change.verification, self._look(), known=moved)
+                with told.stage("check"):
+                    checked()
         with told.stage("commit"):
             if step.record:
+                store.swap(config)
                 self.commit(told, change, number, loaded=committed.loaded, reasons=step.reasons)
             else:
                 store.end()

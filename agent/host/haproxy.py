@@ -250,12 +250,17 @@ class HAProxy:
             server_state.unlink()
         return [str(binary), "-c", "-f", str(config)]
 
-    def check(self, config: Path) -> None:
-        """`haproxy -c` on a staged file. Raises RefusedError with HAProxy's own words."""
-        _accept(programs.talk(self._check_words(self.named_binary(), config)))
+    @contextlib.contextmanager
+    def checking(self, config: Path) -> Iterator[Callable[[], None]]:
+        """`haproxy -c` on a staged file, beside the body. Yields what waits for its end.
+
+        That raises RefusedError with HAProxy's own words. A check that nobody waits for is ended.
+        """
+        with programs.started(self._check_words(self.named_binary(), config)) as check:
+            yield lambda: _accept(check.wait())
 
     def check_aside(self, config: Path) -> None:
-        """As `check`, on a host where nothing may be left behind, for a plan."""
+        """`haproxy -c` on a host where nothing may be left behind, for a plan. Raises RefusedError."""
         with self.borrowed() as binary:
             _accept(programs.talk(self._check_words(binary, config)))
 

@@ -78,12 +78,13 @@ def write(path: Path, data: bytes, *, mode: int = _FILE_MODE, durable: bool = Tr
             fresh.unlink()
         raise StoreError(f"cannot write {path}: {error.strerror}", remedy=_remedy(error)) from error
     if durable:
-        _sync_folder(path.parent)
+        _sync(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
-    with _telling("write", folder):
-        descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Force a file or a folder to the disk. Raises StoreError."""
+    with _telling("write", path):
+        descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
@@ -235,8 +236,9 @@ class Store:
         folder = self._staged(number)
         with _telling("make", folder):
             folder.mkdir(parents=True)
-        write(folder / "desired.yaml", desired)
-        write(folder / "haproxy.cfg", config)
+        # Forced to the disk when it is committed: until then a power cut leaves what is live.
+        write(folder / "desired.yaml", desired, durable=False)
+        write(folder / "haproxy.cfg", config, durable=False)
         return folder / "haproxy.cfg"
 
     def unstage(self) -> None:
@@ -284,15 +286,17 @@ class Store:
         report is read every second.
         """
         folder = self._staged(generation.number)
+        for name in ("desired.yaml", "haproxy.cfg"):
+            _sync(folder / name)
         if handshakes:
-            write(folder / "handshakes.json", _dumped(handshakes))
+            write(folder / "handshakes.json", _dumped(handshakes), durable=False)
         write(folder / "report.json", json.dumps(asdict(generation), indent=1).encode())
         final = self._folder(generation.number)
         with _telling("make", final):
             if final.exists():  # cut short by a crash, or it would have been read
                 shutil.rmtree(final)
             folder.rename(final)
-        _sync_folder(self._generations)
+        _sync(self._generations)
         for number in self._numbers()[: -self.keep]:
             shutil.rmtree(self._folder(number), ignore_errors=True)
 
@@ -304,7 +308,8 @@ class Store:
 
     def begin(self, journal: Journal) -> None:
         """From here on a switch is under way."""
-        write(self.state / "journal.json", json.dumps(asdict(journal)).encode())
+        # Of a step by commands it is not forced to the disk: after a power cut no process runs that it could be about.
+        write(self.state / "journal.json", json.dumps(asdict(journal)).encode(), durable=not journal.runtime)
 
     def journal(self) -> Journal | None:
         """The switch that was under way when the agent ended, None where none was or nobody can tell."""

@@ -113,6 +113,12 @@ class Writes:
                 return 0.0
             return max(CONFIRM_SECONDS - self._unchanged_for(version), 0.0)
 
+    def by_rename(self) -> bool:
+        """Whether what stands there was put there by a rename: it is whole, and nothing has to be waited for."""
+        with self._lock:
+            version = self._version()
+            return version is not None and self._whole_by_rename(version)
+
     def _whole_by_rename(self, version: _Version) -> bool:
         return version == self._renamed or (version.changed > version.written and not self._open)
 

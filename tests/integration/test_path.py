@@ -145,6 +145,31 @@ def test_a_broken_file_touches_nothing_and_is_told_everywhere(edge: Edge):
         assert edge.pid == pid
 
 
+def test_commands_are_undone_where_the_file_is_refused_and_no_client_notices(edge: Edge):
+    """A template that writes nonsense beside a second server: `haproxy -c` says so while the commands are given."""
+    template = (Path(__file__).parents[2] / "templates/haproxy.cfg.j2").read_text()
+    own = edge.folder / "templates/haproxy.cfg.j2"
+    broken = template.replace(
+        "{% for server in backend.servers %}",
+        "{% if backend.servers | length > 1 %}\n    nonsense\n{% endif %}\n{% for server in backend.servers %}",
+    )
+    assert broken != template
+    own.write_text(broken)
+    with echo("a") as a, echo("b") as b:
+        edge.live(one(port := free_port(), a))
+        pid, before = edge.pid, (edge.folder / "state/haproxy.cfg").read_bytes()
+        with Witness(port) as witness:
+            done = edge.apply(one(port, a, b))
+            assert done.returncode == 4, done.stderr
+            assert "unknown keyword 'nonsense'" in done.stderr
+            edge.live(one(port, a))
+        assert witness.failures == []
+        assert edge.pid == pid
+        assert (edge.folder / "state/haproxy.cfg").read_bytes() == before
+        assert [server.name for server in edge.haproxy.observe().servers if server.backend == "back"] == ["a"]
+        assert not (edge.folder / "state/journal.json").exists()
+
+
 def test_a_process_whose_frontends_have_no_prefix_is_known_and_replaced_without_a_loss(edge: Edge):
     """As an agent before the prefix started it; HAProxy 3.2 warns of the shared name, 3.3 refuses it."""
     template = (Path(__file__).parents[2] / "templates/haproxy.cfg.j2").read_text()

@@ -178,9 +178,10 @@ class FakeProxy:
         fold(self.servers, command, sessions=self.sessions)
         return (command.backend, command.server) not in self.servers
 
-    def check(self, config: Path) -> None:
+    @contextlib.contextmanager
+    def checking(self, config: Path) -> Iterator[Callable[[], None]]:
         assert config.read_bytes()
-        self._do("check")
+        yield lambda: self._do("check")
 
     @contextlib.contextmanager
     def trying_out(self, config: Path, generation: int) -> Iterator[None]:

@@ -14,7 +14,7 @@ from kit.states import state
 from kit.story import checks_fail, data, files, http, make_story, other, prober, told
 
 from agent.converge import Story
-from agent.errors import NoAnswerError, Outcome, SwitchError
+from agent.errors import NoAnswerError, Outcome, RefusedError, SwitchError
 
 
 class Killed(BaseException):
@@ -287,3 +287,42 @@ def test_an_unchecked_server_that_was_never_reached_stays_out_over_haproxys_deat
     story.converge(unchecked(2))
     assert proxy.servers["a", "b"].up
     assert story.ports.store.unreached() == frozenset()
+
+
+# --- haproxy -c beside the commands
+
+
+def test_commands_are_undone_where_haproxy_then_refuses_the_file(story: Story, proxy: FakeProxy):
+    """The commands go first; what only a template could have broken is seen beside them."""
+    story.converge(data(a=2))
+    before, servers = files(story), dict(proxy.servers)
+
+    def refuse() -> None:
+        raise RefusedError("haproxy -c refuses the configuration (exit 1)")
+
+    proxy.fail["check"] = refuse
+    report = story.converge(data(a=3))
+    assert (report.outcome, report.message) == (Outcome.REFUSED, "haproxy -c refuses the configuration (exit 1)")
+    assert {name: text for name, text in files(story).items() if ".staged/" not in name} == before
+    proxy.fail.clear()
+    story.converge(data(a=2))  # and the server that was added is deleted
+    assert (files(story), proxy.servers) == (before, servers)
+    assert [call[0] for call in proxy.calls].count("switch") == 1  # the first start
+
+
+@pytest.mark.parametrize("number", range(1, 12))
+def test_an_agent_killed_while_it_undoes_commands(story: Story, proxy: FakeProxy, tmp_path: Path, number: int):
+    story.converge(data(a=2))
+    before, servers = files(story), dict(proxy.servers)
+
+    def refuse() -> None:
+        raise RefusedError("haproxy -c refuses the configuration (exit 1)")
+
+    proxy.fail["check"] = refuse
+    at_call(proxy, "tell", number)
+    killed(lambda: story.converge(data(a=3)))
+    for _ in range(2):
+        story = restarted(tmp_path, proxy, story)
+        story.converge(data(a=2))
+    assert files(story) == before
+    assert proxy.servers == servers
