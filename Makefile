@@ -80,9 +80,10 @@ test-cluster: system $(VENV)/test
 house: $(VENV)/test
 	$(BIN)/python -m pytest tests/house
 
-# The properties without HAProxy, at length: minutes.
+# The properties without HAProxy, and the random walk on every HAProxy, at length: an hour.
 fuzz: $(VENV)/test
 	HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest tests/property -k "not haproxy"
+	EDGEAGENT_ALL_VERSIONS=1 EDGEAGENT_WALK=2000 $(BIN)/python -m pytest tests/faults/test_walk.py
 
 format: $(VENV)/test
 	$(BIN)/ruff check --fix .

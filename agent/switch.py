@@ -68,6 +68,13 @@ class Change:
         return self.seen.process if self.seen else None
 
     @property
+    def loaded(self) -> int:
+        """The generation whose file the running process was started with: it may have been started anew since."""
+        assert self.committed is not None
+        generation = self.old.generation if self.old else None
+        return self.committed.loaded if generation is None else generation
+
+    @property
     def before(self) -> DesiredState | None:
         """The state that it serves."""
         return self.committed.state if self.committed else None
@@ -142,7 +149,7 @@ class Switch:
         with told.stage("commit"):
             if step.record:
                 store.swap(config)
-                self.commit(told, change, number, loaded=committed.loaded, reasons=step.reasons)
+                self.commit(told, change, number, loaded=change.loaded, reasons=step.reasons)
             else:
                 store.end()
         told.touched = False
@@ -204,7 +211,7 @@ class Switch:
             config = change.wanted.config.stamped(digest=change.wanted.digest, generation=number)
             store.stage(number, desired=change.data, config=config)
             why = ("the document changed, the configuration did not",)
-            self.commit(told, change, number, loaded=committed.loaded, reasons=why, outcome=Outcome.UNCHANGED)
+            self.commit(told, change, number, loaded=change.loaded, reasons=why, outcome=Outcome.UNCHANGED)
             store.swap(config)
 
     def commit(

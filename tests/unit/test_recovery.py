@@ -326,3 +326,15 @@ def test_an_agent_killed_while_it_undoes_commands(story: Story, proxy: FakeProxy
         story.converge(data(a=2))
     assert files(story) == before
     assert proxy.servers == servers
+
+
+def test_commands_after_haproxy_was_started_anew_take_no_reload(story: Story, proxy: FakeProxy):
+    """Generation 2 came by commands; the process that is started with its file carries its number."""
+    story.converge(data(a=1))
+    story.converge(data(a=2))
+    proxy.now = None
+    story.converge(data(a=2))
+    story.converge(data(a=3))
+    proxy.calls.clear()
+    assert story.converge(data(a=3)).outcome is Outcome.UNCHANGED
+    assert proxy.calls == []
