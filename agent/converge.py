@@ -36,7 +36,7 @@ from agent.model.plan import Committed, Reload, Runtime, Unchanged
 from agent.model.report import Report
 from agent.ports import Ports
 from agent.survey import Survey, loss_sentences, losses_of, plan_of
-from agent.switch import RETRY, Change, Switch
+from agent.switch import RETRY, Change, Switch, changed_servers
 from agent.telling import Told
 
 RETRY_SECONDS = 30.0  # until a document is tried again whose step the world has made fail; doubled each time
@@ -228,6 +228,7 @@ class Story:
             try:
                 self._switch.tell(told, change, step)
             except (CommandError, NoAnswerError) as error:
+                change = evolve(change, dirty=change.dirty | changed_servers(step))  # some of it may be done
                 step = told.step = Reload(reasons=(*step.reasons, f"the running HAProxy could not do it: {error}"))
             else:
                 told.drift += step.kinds
@@ -417,7 +418,7 @@ class Story:
                 if journal is None:
                     told.drift.append("file")
                 store.swap(expected)
-            if journal is not None and journal.runtime and live is not None and running is not None:
+            if journal is not None and journal.servers and live is not None and running is not None:
                 told.interrupted = journal if journal.before == live.number else None
             store.unstage()
             if told.interrupted is None:

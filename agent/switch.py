@@ -97,6 +97,12 @@ class Change:
         )
 
 
+def changed_servers(step: Runtime) -> frozenset[Key]:
+    """The servers that the commands of a step are about."""
+    commands = [command for command in step.commands if isinstance(command, ServerCommand)]
+    return frozenset((command.backend, command.server) for command in commands)
+
+
 @frozen(kw_only=True)
 class Verification:
     """What has to be seen after a switch to `state`.
@@ -133,9 +139,7 @@ class Switch:
             if step.record:
                 config = change.wanted.config.stamped(digest=change.wanted.digest, generation=number)
                 checked = beside.enter_context(proxy.checking(store.stage(number, desired=change.data, config=config)))
-            commands = [command for command in step.commands if isinstance(command, ServerCommand)]
-            servers = change.dirty | {(command.backend, command.server) for command in commands}
-            store.begin(self._journal(change, number, servers=servers))
+            store.begin(self._journal(change, number, servers=change.dirty | changed_servers(step)))
             told.touched = True
             with told.stage("switch"), proxy.conversation() as tell:
                 for command in step.commands:
@@ -179,7 +183,7 @@ class Switch:
                 )
         with told.stage("swap"):
             self._describe(told, change, number, loaded=number, reasons=step.reasons)
-            store.begin(self._journal(change, number, runtime=False))
+            store.begin(self._journal(change, number, servers=change.dirty, runtime=False))
             store.swap(config)
         told.tried = number
         with told.stage("switch"):

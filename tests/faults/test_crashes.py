@@ -120,6 +120,35 @@ def test_an_agent_that_is_killed_at_any_effect_of_a_rollback(scene: Scene, how: 
         assert killed >= 10
 
 
+def test_an_agent_that_is_killed_at_any_effect_of_a_drift_correction(scene: Scene):
+    """A server that does not answer was deleted at the socket: it is added again, by `drain`, `health down`, `ready`."""
+    edge, port = scene.edge, free_port()
+    share = VERSIONS.index(scene.version)
+    with echo("a") as a, Zygote() as agents:
+        state = scene.with_pool(port, a)
+        state["backends"]["back"]["servers"]["dead"] = {"address": f"127.0.0.1:{free_port()}"}
+        edge.live(state)
+        ask = edge.haproxy.socket.ask
+        turns = killed = 0
+        with scene.fault("the agent killed at each effect of a drift correction") as after:
+            while killed == turns:
+                for command in ("set server back/dead state maint", "del server back/dead"):
+                    ask(command)
+                number = 1 + share + turns * len(VERSIONS)
+                code = agents.run("--settings", edge.settings, "apply", kill_at=number)
+                assert code in (KILLED, 0), f"effect {number}: exit {code}"
+                turns, killed = turns + 1, killed + (code == KILLED)
+                code = agents.run("--settings", edge.settings, "apply", kill_at=NEVER)
+                assert code == 0, f"after effect {number}: exit {code}"
+                consistent(scene)
+                as_desired(scene)
+                seen = {one.name: one for one in edge.haproxy.observe().servers if one.backend == "back"}
+                assert not seen["dead"].draining, f"effect {number}"
+                assert not seen["dead"].up, f"effect {number}"
+            after("as it was, without a reload")
+        assert killed >= 5
+
+
 def test_an_agent_that_is_killed_at_random_moments(scene: Scene):
     edge, port = scene.edge, free_port()
     moments = random.Random(scene.version)  # the same in every run

@@ -1,0 +1,137 @@
+"""Two crashes in a row, at every pair of effects of a change: the third agent finds what the first two have left."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kit.fakes import FakeProxy
+from kit.states import state
+from kit.story import make_story
+
+from agent.converge import Story
+from agent.errors import CommandError, Outcome
+from agent.host.store import Store
+
+WRITES = ("stage", "describe", "begin", "swap", "write_server_state", "commit", "end", "unstage", "set_unreached")
+MOST = 30  # effects of one change
+
+
+class Killed(BaseException):
+    """The agent dies here."""
+
+
+class Effects:
+    """Counts what leaves a trace, and dies before the one with a given number."""
+
+    def __init__(self) -> None:
+        self.left = 0
+
+    def arm(self, number: int) -> None:
+        self.left = number
+
+    def __call__(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise Killed
+
+
+@pytest.fixture
+def effects(monkeypatch: pytest.MonkeyPatch) -> Effects:
+    count = Effects()
+
+    def counted(method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            count()
+            return method(*arguments, **options)
+
+        return call
+
+    for name in WRITES:
+        monkeypatch.setattr(Store, name, counted(getattr(Store, name)))
+    monkeypatch.setattr(FakeProxy, "_do", counted(FakeProxy._do))
+    return count
+
+
+def documents(how: str) -> tuple[bytes, bytes]:
+    before, after = state(a=2), state(a=3)
+    after["backends"]["a"]["servers"]["a"]["weight"] = 9
+    after["backends"]["a"]["servers"]["b"]["disabled"] = True
+    if how == "reload":
+        after["defaults"] = {"maxconn": 7}
+    return json.dumps(before).encode(), json.dumps(after).encode()
+
+
+def refusing(proxy: FakeProxy) -> None:
+    """A HAProxy that does not do one of the commands: everything falls back to a reload."""
+
+    def refuse() -> None:
+        if proxy.calls[-1][1].startswith("set server a/b"):
+            raise CommandError("no")
+
+    proxy.fail["tell"] = refuse
+
+
+def dies(story: Story, document: bytes, effects: Effects, number: int) -> bool:
+    effects.arm(number)
+    try:
+        story.converge(document)
+    except Killed:
+        return True
+    effects.arm(0)
+    return False
+
+
+def consistent(story: Story, proxy: FakeProxy, document: bytes) -> None:
+    store = story.ports.store
+    live = store.live()
+    assert live is not None
+    assert store.desired_of(live.number) == document
+    assert store.swapped() == store.config_of(live.number)
+    assert store.journal() is None
+    assert not list(Path(store.config).parent.glob("generations/*.staged"))
+    assert proxy.now is not None
+    assert proxy.now.generation in (live.number, live.loaded)
+    wanted = json.loads(document)["backends"]["a"]["servers"]
+    seen = {name: server for (_, name), server in proxy.servers.items()}
+    assert {name: (seen[name].address, seen[name].weight, seen[name].maintenance) for name in wanted} == {
+        name: (server["address"], server.get("weight", 1), server.get("disabled", False))
+        for name, server in wanted.items()
+    }
+    assert all(seen[name].maintenance for name in seen.keys() - wanted.keys())
+    assert not [name for name in wanted if seen[name].draining]
+    assert not {name for _, name in proxy.unchecked if name in wanted}
+
+
+@pytest.mark.parametrize("how", ["runtime", "reload", "fallback"])
+@pytest.mark.parametrize("wish", ["the new document", "the old document"])
+def test_every_pair(tmp_path: Path, effects: Effects, how: str, wish: str):
+    before, after = documents(how)
+    pairs = 0
+    for first in range(1, MOST):
+        came_to_its_end = False
+        for second in range(1, MOST):
+            folder = tmp_path / f"{first}-{second}"
+            proxy = FakeProxy()
+            make_story(folder, proxy).converge(before)
+            if how == "fallback":
+                refusing(proxy)
+            if not dies(make_story(folder, proxy), after, effects, first):
+                came_to_its_end = True
+                break
+            wanted = after if wish == "the new document" else before
+            if not dies(make_story(folder, proxy), wanted, effects, second):
+                consistent(make_story(folder, proxy), proxy, wanted)
+                break
+            third = make_story(folder, proxy)
+            report = third.converge(wanted)
+            assert report.outcome in (Outcome.UNCHANGED, Outcome.COMMITTED), (first, second, report.message)
+            third.converge(wanted)  # what had to wait for its last session is deleted
+            consistent(third, proxy, wanted)
+            pairs += 1
+        if came_to_its_end:
+            break
+    assert pairs > 50
