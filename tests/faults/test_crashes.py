@@ -121,7 +121,7 @@ def test_an_agent_that_is_killed_at_any_effect_of_a_rollback(scene: Scene, how: 
 
 
 def test_an_agent_that_is_killed_at_any_effect_of_a_drift_correction(scene: Scene):
-    """A server that does not answer was deleted at the socket: it is added again, by `drain`, `health down`, `ready`."""
+    """A silent server was deleted at the socket: it is added again, by `drain`, `health down`, `ready`."""
     edge, port = scene.edge, free_port()
     share = VERSIONS.index(scene.version)
     with echo("a") as a, Zygote() as agents:
