@@ -279,6 +279,7 @@ class _Steps:
     dirty: frozenset[Key]
     before: DesiredState
     commands: list[Command] = field(factory=list)
+    last: list[Command] = field(factory=list)
     leaving: list[Delete] = field(factory=list)
     drift: list[str] = field(factory=list)
     other: list[str] = field(factory=list)
@@ -286,7 +287,7 @@ class _Steps:
     reload: list[str] = field(factory=list)
 
     def take(self, servers: Iterable[ServerSeen]) -> None:
-        """What is added or changed first, what is removed last: a backend is never without a server in between."""
+        """What enters service first, what leaves it last: a backend is never without a server in between."""
         seen: dict[str, dict[str, ServerSeen]] = {}
         for one in servers:
             seen.setdefault(one.backend, {})[one.name] = one
@@ -298,7 +299,7 @@ class _Steps:
                 known = None if (pool.name, server.name) in self.dirty else before.get(server.name)
                 self._server(pool, server, known, now.get(server.name))
             goodbyes.extend(self._removed(pool, now, before))
-        self.commands.extend(goodbyes)
+        self.commands.extend([*self.last, *goodbyes])
 
     def _server(self, pool: Backend, server: Server, before: Server | None, now: ServerSeen | None) -> None:
         key = (pool.name, server.name)
@@ -316,7 +317,7 @@ class _Steps:
             return
         self._address(pool, server, before, now, line)
         if now.weight != server.weight and (before is None or before.weight != server.weight):
-            self.commands.append(SetWeight(*key, server.weight))
+            (self.commands if server.weight else self.last).append(SetWeight(*key, server.weight))
         self._presence(pool, server, before, now)
 
     def _begin(self, pool: Backend, server: Server) -> None:
@@ -356,9 +357,10 @@ class _Steps:
             return
         if before is not None and before.address == server.address:
             self.drift.append(f"server {pool.name}/{server.name} was at {now.address}, not at {server.address}")
-        if key not in self.reached and not now.maintenance:
-            self.commands.append(SetHealth(*key, "down"))
-        self.commands.append(Move(*key, line))
+        unreached = key not in self.reached and not now.maintenance
+        where = self.last if unreached else self.commands
+        where.extend([SetHealth(*key, "down")] if unreached else [])
+        where.append(Move(*key, line))
         if now.down and key in self.reached:  # it was dead at the address it had before
             self.commands.append(SetHealth(*key, "up"))
 
@@ -369,7 +371,7 @@ class _Steps:
             if not now.maintenance:
                 if before is not None and before.disabled:
                     self.drift.append(f"server {pool.name}/{server.name} was in service, but is disabled")
-                self.commands.append(SetState(*key, "maint"))
+                self.last.append(SetState(*key, "maint"))
         elif now.maintenance and (before is None or before.disabled):
             if key in self.dirty and pool.health.type is not HealthType.NONE:
                 self.commands.append(EnableHealth(*key))  # added, and its checks not begun

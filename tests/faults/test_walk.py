@@ -106,16 +106,22 @@ class Walk:
             self.same_shape() if self.random.random() < 0.6 else self.document(balance=self.random.choice(BALANCES))
         )
         self.edge.put(document)
-        self.agents.run("--settings", self.edge.settings, "apply", kill_at=self.random.randint(1, 90))
+        self.die()
         if self.random.random() < 0.3:
             document = self.live
+            self.done[-1] += ", the old document is back"
         self.goes_live(document)
+
+    def die(self) -> None:
+        number = self.random.randint(1, 90)
+        code = self.agents.run("--settings", self.edge.settings, "apply", kill_at=number)
+        self.done[-1] += f", at effect {number}{'' if code == KILLED else ' (came to its end)'}"
 
     def killed_twice(self) -> None:
         document = self.document(balance=self.random.choice(BALANCES))
         self.edge.put(document)
         for _ in range(2):
-            self.agents.run("--settings", self.edge.settings, "apply", kill_at=self.random.randint(1, 90))
+            self.die()
         self.goes_live(document)
 
     def haproxy_killed(self) -> None:
@@ -266,7 +272,7 @@ def test_a_random_walk_ends_where_the_oracle_says(scene: Scene):
             served += len(witness.greetings)
             if not walk.lossy:
                 lost += len(witness.failures)
-                assert witness.failures == [], walk.done[-3:]
+                assert witness.failures == [], (walk.done[-3:], walk.previous, walk.live)
         if walk.foreign is not None:
             walk.foreign.close()
         what = f"a random walk of {STEPS} steps, where nothing was killed"

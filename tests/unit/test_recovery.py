@@ -338,3 +338,26 @@ def test_commands_after_haproxy_was_started_anew_take_no_reload(story: Story, pr
     proxy.calls.clear()
     assert story.converge(data(a=3)).outcome is Outcome.UNCHANGED
     assert proxy.calls == []
+
+
+# --- the order of commands
+
+
+def test_a_backend_is_never_without_a_server_between_two_commands(story: Story, proxy: FakeProxy):
+    """Its only server is disabled, and another comes: the other one first, whatever their names."""
+    story.converge(data(a=1))
+    after = state(a=2)
+    after["backends"]["a"]["servers"]["a"]["disabled"] = True
+    serving = []
+    proxy.fail["tell"] = lambda: serving.append(any(server.up for server in proxy.servers.values()))
+    assert story.converge(json.dumps(after).encode()).plan == "runtime"
+    assert all(serving)
+    assert told(proxy)[-1] == "set server a/a state maint"
+
+
+def test_a_weight_of_zero_comes_last(story: Story, proxy: FakeProxy):
+    story.converge(data(a=1))
+    after = state(a=2)
+    after["backends"]["a"]["servers"]["a"]["weight"] = 0
+    story.converge(json.dumps(after).encode())
+    assert told(proxy)[-1] == "set server a/a weight 0"
