@@ -162,13 +162,11 @@ class Walk:
     def rolled_back(self) -> None:
         if not self.previous or self.previous == self.live:
             return
+        self.edge.put(self.live)
         code = self.agents.run("--settings", self.edge.settings, "rollback", kill_at=NEVER)
         assert code in (0, 6), f"rollback: exit {code}"
         self.previous, self.live = self.live, self.newest()
-        if json.loads(self.edge.desired.read_bytes()) == self.live:
-            self.look(0, 6)
-        else:
-            self.look(5)  # the file is held
+        self.look(5)  # the file is held
 
     def newest(self) -> dict[str, Any]:
         """What is live now by the files."""
