@@ -328,6 +328,7 @@ class Story:
             committed = self.survey.committed()
             if committed is not None and not self._kept_as_is(told, committed):
                 self._ensure_live_bytes(told, committed)
+            self.ports.store.end()
         except AgentError as error:
             return f"what was live does not start either: {error}"
         return ""
@@ -349,7 +350,7 @@ class Story:
         try:
             self._reach(aside, parsed, data, force=False, proven=running is not None)
         except AgentError as error:  # refused, paced or put back: the next resync looks again
-            told.touched, told.tried = told.touched or aside.touched, aside.tried
+            told.touched, told.tried = told.touched or aside.touched, aside.tried or told.tried
             if isinstance(error, SwitchError):  # but does not hurt again for a document that nobody has asked for
                 self._untended.add(committed.number)
                 self.ports.store.set_hold(hold)

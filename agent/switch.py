@@ -300,7 +300,8 @@ class Switch:
         store, committed = self.ports.store, change.committed
         store.swap(committed.config if committed else None)
         store.unstage()
-        store.end()
+        if committed is None:
+            store.end()  # else when what is live runs: until then it says which servers this step has changed
         if committed is None or change.old is None:
             # Nothing served before, so nothing got worse; what was live, if anything was, is started after this.
             return RefusedError(str(error), remedy="it is tried again at every resync")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from attrs import evolve
 from kit.fakes import FakeProxy
 from kit.states import state
 from kit.story import make_story
@@ -16,7 +17,18 @@ from agent.converge import Story
 from agent.errors import CommandError, Outcome
 from agent.host.store import Store
 
-WRITES = ("stage", "describe", "begin", "swap", "write_server_state", "commit", "end", "unstage", "set_unreached")
+WRITES = (
+    "set_hold",
+    "stage",
+    "describe",
+    "begin",
+    "swap",
+    "write_server_state",
+    "commit",
+    "end",
+    "unstage",
+    "set_unreached",
+)
 MOST = 30  # effects of one change
 
 
@@ -60,6 +72,10 @@ def documents(how: str) -> tuple[bytes, bytes]:
     before, after = state(a=2), state(a=3)
     after["backends"]["a"]["servers"]["a"]["weight"] = 9
     after["backends"]["a"]["servers"]["b"]["disabled"] = True
+    if how == "put back":
+        for document in (before, after):
+            document["backends"]["a"]["health"] = {"type": "http"}
+        after["backends"]["a"]["servers"] = {"a": {"address": "198.51.100.9:9", "weight": 9}}
     if how == "reload":
         after["defaults"] = {"maxconn": 7}
     return json.dumps(before).encode(), json.dumps(after).encode()
@@ -73,6 +89,17 @@ def refusing(proxy: FakeProxy) -> None:
             raise CommandError("no")
 
     proxy.fail["tell"] = refuse
+
+
+def failing(proxy: FakeProxy) -> None:
+    """At its new address the check of the only server fails: the step is judged, and put back."""
+
+    def fail() -> None:
+        server = proxy.servers["a", "a"]
+        moved = server.address == "198.51.100.9:9"
+        proxy.servers["a", "a"] = evolve(server, check="L7STS" if moved else "L7OK")
+
+    proxy.fail["observe"] = fail
 
 
 def dies(story: Story, document: bytes, effects: Effects, number: int) -> bool:
@@ -106,8 +133,17 @@ def consistent(story: Story, proxy: FakeProxy, document: bytes) -> None:
     assert not {name for _, name in proxy.unchecked if name in wanted}
 
 
-@pytest.mark.parametrize("how", ["runtime", "reload", "fallback"])
-@pytest.mark.parametrize("wish", ["the new document", "the old document"])
+@pytest.mark.parametrize(
+    ("how", "wish"),
+    [
+        *(
+            (how, wish)
+            for how in ("runtime", "reload", "fallback")
+            for wish in ("the new document", "the old document")
+        ),
+        ("put back", "the old document"),
+    ],
+)
 def test_every_pair(tmp_path: Path, effects: Effects, how: str, wish: str):
     before, after = documents(how)
     pairs = 0
@@ -119,6 +155,8 @@ def test_every_pair(tmp_path: Path, effects: Effects, how: str, wish: str):
             make_story(folder, proxy).converge(before)
             if how == "fallback":
                 refusing(proxy)
+            if how == "put back":
+                failing(proxy)
             if not dies(make_story(folder, proxy), after, effects, first):
                 came_to_its_end = True
                 break
