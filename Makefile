@@ -57,10 +57,10 @@ unit: $(VENV)/test
 versions: $(VENV)/test
 	sh tests/versions.sh -q
 
-# With HAProxy, with Postfix, Dovecot, sshd, Prometheus and Chromium; two files at a time.
+# With HAProxy, with Postfix, Dovecot, sshd, Prometheus and Chromium; two files at a time, those that take long first.
 integration: $(VENV)/test
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests/faults tests/mail tests/freebsd tests/remote tests/metrics \
-		tests/cluster tests/property tests/golden
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
+		tests/faults tests/mail tests/freebsd tests/remote tests/metrics tests/cluster tests/property tests/golden
 
 # The integration suite, by the one file in a Python that has nothing else: as on a firewall. The newest HAProxy is left to
 # the newest Python, below.

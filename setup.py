@@ -22,7 +22,7 @@ UNIT = [
     "proxy-protocol>=0.11",
     "psutil>=5.9",
     "pytest>=8",
-    "pytest-xdist>=3.5",
+    "pytest-xdist>=3.7",
 ]
 TEST = [
     *UNIT,

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from kit.binaries import VERSIONS
@@ -22,6 +23,9 @@ from kit.zygote import Zygote
 from agent.host.store import Store
 from agent.model.desired import digest_of
 from tests.faults.conftest import Scene
+
+TEMPLATE = (Path(__file__).parents[2] / "templates/haproxy.cfg.j2").read_text()
+STATIC = TEMPLATE.replace("{{ line }}", '{{ line | replace("balance roundrobin", "balance static-rr") }}')
 
 NEVER = 10**9
 KILLED = -signal.SIGKILL
@@ -51,13 +55,18 @@ def as_desired(scene: Scene) -> None:
     assert all(seen[name].maintenance for name in seen.keys() - desired.keys())
 
 
-@pytest.mark.parametrize("how", ["runtime", "reload"])
+@pytest.mark.parametrize("how", ["runtime", "reload", "fallback"])
 def test_an_agent_that_is_killed_at_any_effect_of_a_change(scene: Scene, how: str):
     """Every effect there is, each on one of the HAProxys: what is left is the old state or the new one.
 
     Of what was killed every other one is looked at again with the old file in its place: then all of it must be gone.
+
+    The fallback from commands to a reload is the template's doing: with `balance static-rr` HAProxy does not take every
+    command ("Backend is using a static LB algorithm and only accepts weights '0%' and '100%'.", src/server.c).
     """
     edge, port = scene.edge, free_port()
+    if how == "fallback":
+        (edge.folder / "templates/haproxy.cfg.j2").write_text(STATIC)
     share = VERSIONS.index(scene.version)
     with echo("a") as a, echo("b") as b, echo("c") as c, Zygote() as agents:
         states = [
@@ -67,7 +76,14 @@ def test_an_agent_that_is_killed_at_any_effect_of_a_change(scene: Scene, how: st
         states[1]["backends"]["back"]["servers"]["c"] |= {"weight": 9}
         states[0]["backends"]["back"]["servers"]["d"] = {"address": b.address, "disabled": True}
         states[1]["backends"]["back"]["servers"]["d"] = {"address": b.address}
+        if how == "fallback":  # the address is taken, then the weight is not
+            pool = states[1]["backends"]["back"]
+            pool["servers"] = {"a": pool["servers"].pop("b"), **pool["servers"]}
         edge.live(states[0])
+        if how == "fallback":
+            done = edge.apply(states[1])
+            assert "Backend is using a static LB" in done.stdout, done.stdout + done.stderr
+            edge.live(states[0])
         turns = killed = now = 0
         with scene.fault(f"the agent killed at each of its effects, by {how}") as after:
             while killed == turns:
