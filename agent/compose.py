@@ -79,7 +79,7 @@ class SystemClock:
 
     def sleep(self, seconds: float) -> None:
         """Wait where nothing else can be waited for."""
-        time.sleep(seconds)  # who calls says why
+        time.sleep(seconds)  # each caller has its reason beside it
 
 
 class Host:

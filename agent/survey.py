@@ -197,9 +197,9 @@ class Survey:
 
     def _reached(self, asked: Questions, handshakes: Collection[Handshake]) -> frozenset[Key]:
         """Who answers, a knock or a handshake."""
-        doors = preflight.unmet(asked.servers, handshakes)
-        open_doors = self.ports.prober.reached(doors, timeout=KNOCK_SECONDS) if doors else frozenset()
-        return open_doors - {one.key for one in handshakes if one.result in proof.AWAY}
+        unmet = preflight.unmet(asked.servers, handshakes)
+        answered = self.ports.prober.reached(unmet, timeout=KNOCK_SECONDS) if unmet else frozenset()
+        return answered - {one.key for one in handshakes if one.result in proof.AWAY}
 
     def _objections(
         self, live: DesiredState | None, wanted: DesiredState, found: tuple[Handshake, ...]

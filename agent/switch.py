@@ -91,7 +91,7 @@ class Change:
             state=self.wanted.state,
             at_stake=self.at_stake,
             unproven=self.asked.unproven,
-            doors=self.asked.servers,
+            endpoints=self.asked.servers,
             handshakes=self.handshakes,
             down=self.down,
         )
@@ -107,14 +107,14 @@ def changed_servers(step: Runtime) -> frozenset[Key]:
 class Verification:
     """What has to be seen after a switch to `state`.
 
-    `at_stake`: what must not get worse. `unproven`: servers that are new or changed. `doors`: their addresses.
+    `at_stake`: what must not get worse. `unproven`: servers that are new or changed. `endpoints`: where those listen.
     `handshakes`: what they were found to be. `down`: those that did not answer before.
     """
 
     state: DesiredState
     at_stake: tuple[Stake, ...]
     unproven: frozenset[Key]
-    doors: Mapping[Key, tuple[Endpoint, ...]]
+    endpoints: Mapping[Key, tuple[Endpoint, ...]]
     handshakes: tuple[Handshake, ...] = ()
     down: frozenset[Key] = frozenset()
 
@@ -278,7 +278,7 @@ class Switch:
             state=state,
             at_stake=preflight.known_stakes(journal.at_stake, state),
             unproven=frozenset(journal.unproven),
-            doors=preflight.doors(state, journal.unproven),
+            endpoints=preflight.endpoints(state, journal.unproven),
         )
         self._verify(told, expected, self._look(), known=frozenset())
 
@@ -395,7 +395,7 @@ class Switch:
     def _knock(self, expected: Verification) -> dict[Key, bool]:
         """Once more after the switch, at those for whom an open door is all that a check asks."""
         plain = {pool.name for pool in expected.state.backends if pool.health.type in (HealthType.TCP, HealthType.NONE)}
-        asked = {key: ends for key, ends in expected.doors.items() if key in expected.unproven and key[0] in plain}
-        doors = preflight.unmet(asked, expected.handshakes)
-        answered = self.ports.prober.reached(doors, timeout=KNOCK_SECONDS) - expected.down
-        return {key: key in answered for key in doors}
+        asked = {key: ends for key, ends in expected.endpoints.items() if key in expected.unproven and key[0] in plain}
+        unmet = preflight.unmet(asked, expected.handshakes)
+        answered = self.ports.prober.reached(unmet, timeout=KNOCK_SECONDS) - expected.down
+        return {key: key in answered for key in unmet}

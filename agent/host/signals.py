@@ -21,12 +21,12 @@ def deferred(waiting: Callable[[], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    told = False
+    announced = False
 
     def note(_number: int, _frame: FrameType | None) -> None:
-        nonlocal told
-        if not told:
-            told = True
+        nonlocal announced
+        if not announced:
+            announced = True
             waiting()
 
     before = {number: signal.signal(number, note) for number in _DEFERRED}

@@ -79,7 +79,7 @@ def questions(
     new = _unproven(live, wanted) | (dirty & servers)
     now = {one.key: one for one in seen.servers} if seen is not None else None
     asked = {
-        key: _doors(pool, server)
+        key: _endpoints(pool, server)
         for pool in wanted.backends
         for server in pool.servers
         if not server.disabled
@@ -115,7 +115,7 @@ def _unsure(pool: Backend, server: Server, key: Key, seen: Mapping[Key, ServerSe
     return now is None or now.address != str(server.address) or (unchecked and now.down)
 
 
-def _doors(pool: Backend, server: Server) -> tuple[Endpoint, ...]:
+def _endpoints(pool: Backend, server: Server) -> tuple[Endpoint, ...]:
     """The server's own address, and where a plain TCP check knocks: one that is shut would have it dead in seconds."""
     health = pool.health
     if health.type is HealthType.TCP and health.port not in (None, server.address.port):
@@ -123,11 +123,11 @@ def _doors(pool: Backend, server: Server) -> tuple[Endpoint, ...]:
     return (server.address,)
 
 
-def doors(state: DesiredState, keys: Iterable[Key]) -> dict[Key, tuple[Endpoint, ...]]:
+def endpoints(state: DesiredState, keys: Iterable[Key]) -> dict[Key, tuple[Endpoint, ...]]:
     """The addresses that must answer, of those servers of `state`."""
     wanted = frozenset(keys)
     return {
-        key: _doors(pool, server)
+        key: _endpoints(pool, server)
         for pool in state.backends
         for server in pool.servers
         if (key := (pool.name, server.name)) in wanted and not server.disabled
@@ -148,14 +148,14 @@ def still_unreached(
 
 
 def unmet(
-    doors: Mapping[Key, tuple[Endpoint, ...]], handshakes: Iterable[Handshake]
+    endpoints: Mapping[Key, tuple[Endpoint, ...]], handshakes: Iterable[Handshake]
 ) -> dict[Key, tuple[Endpoint, ...]]:
     """Where to knock although handshakes were held: where a check knocks, not at the same address again.
 
     A mail server logs each knock without a header as a warning.
     """
     met = {(one.key, one.address) for one in handshakes}
-    return {key: tuple(one for one in ends if (key, str(one)) not in met) for key, ends in doors.items()}
+    return {key: tuple(one for one in ends if (key, str(one)) not in met) for key, ends in endpoints.items()}
 
 
 # --- addresses
