@@ -237,7 +237,7 @@ def apply(settings_file: Path | None, file: Path | None, *, force: bool, retry: 
     host.store.prepare()
     with host.store.lock(waiting=_say_who_is_waited_for):
         if data is not None:
-            host.intake.admit(parsed)
+            host.admit(parsed)
             host.intake.put(data, signature)
         with deferred(_say_that_it_ends_after_the_step):
             report = host.converge(force=force, retry=retry)

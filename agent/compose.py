@@ -33,7 +33,7 @@ from agent.host.writes import Writes
 from agent.intake import Intake
 from agent.model import canary
 from agent.model.canary import Arrival
-from agent.model.desired import Limits, digest_of
+from agent.model.desired import Limits, Parsed, digest_of
 from agent.model.event import Event, Kind
 from agent.model.generation import Generation
 from agent.model.observed import Observation
@@ -154,7 +154,7 @@ class Host:
             burst=settings.haproxy.max_draining if command == "run" else sys.maxsize,
             on_stage=on_stage or (self._progress if command == "run" else lambda _: None),
             verify=self.intake.verify,
-            admit=self.intake.admit,
+            admit=self.admit,
         )
 
     @contextlib.contextmanager
@@ -270,7 +270,7 @@ class Host:
 
     def propose(self, data: bytes) -> Proposal:
         """What `data` would do here, as far as HAProxy takes it. Raises InvalidError, RefusedError, PolicyError."""
-        proposal = self.survey.propose(data, admit=self.intake.admit)
+        proposal = self.survey.propose(data, admit=self.admit)
         with tempfile.TemporaryDirectory(prefix="edgeagent-plan-") as folder:
             staged = Path(folder) / "haproxy.cfg"
             staged.write_bytes(proposal.config)
@@ -334,23 +334,35 @@ class Host:
             anew = lock.keep(self.store.prepare)
             if anew:
                 _log.warning("%s was removed; it is made anew, with what was live", self.store.state)
-                self._write_back()
+                with self.store.try_lock() as ours:
+                    if ours:
+                        self._write_back()
         except StoreError as error:  # a full disk, say: told by whatever needs the folder next
             _log.error("%s", error)
             return False
         return anew
 
     def _write_back(self) -> None:
-        """Record the live generation once more, from memory. Raises StoreError."""
-        if self._kept is None:
+        """Record the live generation once more, from memory. The caller holds the lock. Raises StoreError."""
+        if self._kept is None or self.store.live() is not None:
             return
         generation, desired, config = self._kept
-        with self.store.try_lock() as ours:
-            if ours and self.store.live() is None:
-                self.store.stage(generation.number, desired=desired, config=config)
-                self.store.commit(generation)
-                self.store.swap(config)
-                self.intake.took(generation.digest, generation.serial)
+        self.store.prepare()
+        self.store.stage(generation.number, desired=desired, config=config)
+        self.store.commit(generation)
+        self.store.swap(config)
+        self.intake.took(generation.digest, generation.serial)
+
+    def admit(self, parsed: Parsed) -> None:
+        """Check a document against what is live. Raises PolicyError, StoreError.
+
+        While somebody deletes the state folder, what is live is what this service remembers.
+        """
+        live = self.store.live()
+        if live is None and self._kept is not None:
+            live = self._kept[0]
+            self._write_back()
+        self.intake.admit(parsed, live)
 
     def _keep(self) -> None:
         """Remember what is live, for the case that the state folder is lost."""

@@ -15,6 +15,7 @@ from agent.host.files import read_regular
 from agent.host.store import Identity, Store, identity, write
 from agent.model import policy
 from agent.model.desired import Parsed, digest_of
+from agent.model.generation import Generation
 from agent.settings import Settings
 
 STALE_REMEDY = "set a higher serial; `agent rollback` puts an earlier state back"
@@ -91,12 +92,11 @@ class Intake:
         signatures.check(data, given, Path(self.settings.sync.allowed_signers))
         return True
 
-    def admit(self, parsed: Parsed) -> None:
+    def admit(self, parsed: Parsed, live: Generation | None) -> None:
         """Check a valid document against what is live: its serial, and whether it would end all service.
 
         One rule for every path in (the file, `apply`, `sync`, `plan`); a rollback goes without. Raises PolicyError.
         """
-        live = self.store.live()
         if lower := policy.lower(parsed, live):
             raise PolicyError(lower, remedy=STALE_REMEDY)
         if self.signed:

@@ -121,7 +121,7 @@ def admit(host: Host, parsed: Parsed, wish: Wish) -> None:
     live = host.store.live()
     if wish.if_live and (moved := policy.moved_on(wish.if_live, live)):
         raise PolicyError(moved, remedy="somebody else was faster: look at what is live, and decide again")
-    host.intake.admit(parsed)
+    host.admit(parsed)
     for other in (policy.newest(live), _waiting(host)):
         if stale := policy.stale(parsed, other):
             raise PolicyError(stale, remedy=STALE_REMEDY)

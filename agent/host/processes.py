@@ -19,8 +19,11 @@ from attrs import frozen
 
 # pfSense has it only as a package; what is lost without it is said at each function.
 psutil: Any = importlib.import_module("psutil") if importlib.util.find_spec("psutil") else None
-_LOST = () if psutil is None else (psutil.Error, AttributeError)
-"""What costs a detail and no more: a process that ended just now, a psutil that has no such function."""
+_LOST = (OSError,) if psutil is None else (psutil.Error, OSError, AttributeError)
+"""What costs a detail and no more: a process that ended just now, a psutil that has no such function.
+
+psutil leaves some errors of /proc as they are (its _pslinux.py, wrap_exceptions: a bare `raise`).
+"""
 
 
 @frozen

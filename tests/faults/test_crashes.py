@@ -90,14 +90,14 @@ def test_an_agent_that_is_killed_at_any_effect_of_a_change(scene: Scene, how: st
                 number = 1 + share + turns * len(VERSIONS)
                 other = edge.file(states[1 - now])
                 code = agents.run("--settings", edge.settings, "apply", other, kill_at=number)
-                assert code in (KILLED, 0), f"effect {number}: exit {code}"
+                assert code in (KILLED, 0), f"effect {number}: exit {code}\n{agents.output}"
                 assert first_line(port)[0] in "abc", f"effect {number}"
                 turns, killed = turns + 1, killed + (code == KILLED)
                 if turns % 2:
                     now = 1 - now
                 edge.put(states[now])
                 code = agents.run("--settings", edge.settings, "apply", kill_at=NEVER)
-                assert code == 0, f"after effect {number}: exit {code}"
+                assert code == 0, f"after effect {number}: exit {code}\n{agents.output}"
                 consistent(scene)
                 as_desired(scene)
             after("the old state or the new one; whichever is wanted after the next look")
@@ -123,11 +123,11 @@ def test_an_agent_that_is_killed_at_any_effect_of_a_rollback(scene: Scene, how: 
             while killed == turns:
                 number = 1 + share + turns * len(VERSIONS)
                 code = agents.run("--settings", edge.settings, "apply", edge.file(broken), kill_at=number)
-                assert code in (KILLED, 5), f"effect {number}: exit {code}"
+                assert code in (KILLED, 5), f"effect {number}: exit {code}\n{agents.output}"
                 turns, killed = turns + 1, killed + (code == KILLED)
                 edge.put(fine)
                 code = agents.run("--settings", edge.settings, "apply", kill_at=NEVER)
-                assert code == 0, f"after effect {number}: exit {code}"
+                assert code == 0, f"after effect {number}: exit {code}\n{agents.output}"
                 consistent(scene)
                 as_desired(scene)
                 # A check of the bad address may end only now, and is then held against the good one until the next two.
@@ -152,10 +152,10 @@ def test_an_agent_that_is_killed_at_any_effect_of_a_drift_correction(scene: Scen
                     ask(command)
                 number = 1 + share + turns * len(VERSIONS)
                 code = agents.run("--settings", edge.settings, "apply", kill_at=number)
-                assert code in (KILLED, 0), f"effect {number}: exit {code}"
+                assert code in (KILLED, 0), f"effect {number}: exit {code}\n{agents.output}"
                 turns, killed = turns + 1, killed + (code == KILLED)
                 code = agents.run("--settings", edge.settings, "apply", kill_at=NEVER)
-                assert code == 0, f"after effect {number}: exit {code}"
+                assert code == 0, f"after effect {number}: exit {code}\n{agents.output}"
                 consistent(scene)
                 as_desired(scene)
                 seen = {one.name: one for one in edge.haproxy.observe().servers if one.backend == "back"}

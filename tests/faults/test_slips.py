@@ -138,6 +138,21 @@ def test_the_state_folder_is_deleted_under_a_running_agent(scene: Scene):
     until(lambda: (running := edge.haproxy.running()) is not None and running.pid != pid, "it is started again", 10)
 
 
+def test_the_generations_are_deleted_under_a_running_agent(scene: Scene):
+    """Half of a deleted state folder: its lock is there, what was live is not. No older document becomes the first."""
+    edge = scene.edge
+    edge.put(scene.state(serial=7))
+    edge.serve()
+    edge.wait("committed")
+    with scene.fault("the generations deleted under a running agent") as after:
+        shutil.rmtree(edge.folder / "state/generations")
+        edge.put(scene.state(serial=6))
+        edge.wait("refused", digest_of(edge.desired.read_bytes()))
+        assert edge.status()["live"]["serial"] == 7
+        assert (edge.folder / "state/generations/000001/report.json").exists()
+        after("what was live, recorded anew")
+
+
 def test_the_desired_file_linked_to_itself_while_haproxy_dies(scene: Scene):
     edge = scene.edge
     edge.put(scene.state())

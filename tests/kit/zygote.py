@@ -14,6 +14,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any, Self
 
@@ -30,7 +31,7 @@ def _is_effect(event: str, args: tuple[Any, ...]) -> bool:
     return event in EFFECTS
 
 
-def _child(argv: list[str], kill_at: int) -> None:
+def _child(argv: list[str], kill_at: int, log: str) -> None:
     count = 0
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
@@ -42,15 +43,16 @@ def _child(argv: list[str], kill_at: int) -> None:
 
     from agent.cli import main
 
-    null = os.open(os.devnull, os.O_RDWR)
-    for number in (0, 1, 2):
-        os.dup2(null, number)
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    for number, descriptor in enumerate((os.open(os.devnull, os.O_RDONLY), output, output)):
+        os.dup2(descriptor, number)
     sys.addaudithook(hook)
     code = 0
     try:
         main(argv, prog_name="agent")
     except SystemExit as end:
         code = int(end.code or 0)
+    sys.stdout.flush()
     os._exit(code)
 
 
@@ -63,7 +65,7 @@ def _serve() -> None:
         told = json.loads(line)
         pid = os.fork()
         if pid == 0:
-            _child(told["argv"], told["kill_at"])
+            _child(told["argv"], told["kill_at"], sys.argv[1])
         _, status = os.waitpid(pid, 0)
         print(json.dumps(os.waitstatus_to_exitcode(status)), flush=True)
 
@@ -72,10 +74,16 @@ class Zygote:
     """Runs agents that die. Exit code -9: it was killed; anything else: it came to its end before."""
 
     def __enter__(self) -> Self:
+        self._log = tempfile.NamedTemporaryFile()
         self._process = subprocess.Popen(
-            [sys.executable, Path(__file__)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, Path(__file__), self._log.name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         return self
+
+    @property
+    def output(self) -> str:
+        """What the last agent wrote to stdout and stderr."""
+        return Path(self._log.name).read_text()
 
     def run(self, *argv: str | Path, kill_at: int) -> int:
         assert self._process.stdin is not None
@@ -90,6 +98,7 @@ class Zygote:
         self._process.stdin.close()
         self._process.wait()
         self._process.stdout.close()
+        self._log.close()
 
 
 if __name__ == "__main__":
