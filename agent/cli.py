@@ -25,8 +25,8 @@ from agent.once import commands as once
 from agent.printing import UNWRITABLE, end, lost, prepare_streams, show
 
 if TYPE_CHECKING:
-    from agent.compose import Host
     from agent.model.report import Report
+    from agent.service.wiring import Host
     from agent.settings import Settings
 
 _log = logging.getLogger("agent")
@@ -106,8 +106,8 @@ def run(settings_file: Path | None) -> None:
     SIGHUP looks now; SIGTERM finishes the step under way and ends. HAProxy goes on serving when the agent stops,
     and is adopted, without a reload, when it starts.
     """
-    from agent.compose import Host
-    from agent.daemon import Service
+    from agent.service.daemon import Service
+    from agent.service.wiring import Host
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     settings = _settings(settings_file)
@@ -115,17 +115,21 @@ def run(settings_file: Path | None) -> None:
     host.store.prepare()
     with (
         host.store.service(waiting=lambda holder: _log.warning("another agent has these folders; %s", holder)) as lock,
-        host.web(),
+        host.publisher.web(),
     ):
-        _log.info("edgeagent %s, HAProxy %s, desired state %s", __version__, host.version, settings.desired)
+        try:
+            haproxy = host.proxy.version()
+        except UsageError as error:  # a package that is being replaced is no reason not to serve
+            haproxy = f"({error})"
+        _log.info("edgeagent %s, HAProxy %s, desired state %s", __version__, haproxy, settings.desired)
         Service(
             settings=settings,
-            converge=host.converge_and_log,
-            changed=host.changed,
-            healthy=host.healthy,
-            writing=host.writing,
-            writes=host.writes,
-            keep_lock=lambda: host.keep_lock(lock),
+            reconcile=host.loop.reconcile_and_log,
+            changed=host.loop.changed,
+            healthy=host.loop.healthy,
+            writing=host.loop.writing,
+            writes=host.loop.writes,
+            keep_lock=lambda: host.backup.keep_lock(lock),
         ).run()
         if host.events is not None:
             host.events.close()
@@ -140,12 +144,12 @@ def check(settings_file: Path | None, file: Path | None) -> None:
     FILE is the configured desired state where it is left out, standard input where it is `-`. Exit 3 when
     invalid.
     """
-    from agent.compose import process_of
     from agent.host import templates
     from agent.host.haproxy import file_limit
     from agent.intake import label, read
     from agent.model.desired import Limits, parse
     from agent.model.render import CONFIG_TEMPLATE, render
+    from agent.service.wiring import process_of
 
     settings = _settings(settings_file)
     path = file or settings.desired
@@ -174,22 +178,22 @@ def plan(settings_file: Path | None, file: Path | None, *, as_json: bool, from_g
     Addresses are tried, new servers are asked whether they answer, and the result is put before `haproxy -c`.
     Exit 3 when invalid, 4 when it would be refused.
     """
-    from agent.compose import Host
     from agent.intake import GATE_SECONDS, label, read, read_in_time
+    from agent.service.wiring import Host
     from agent.view import tables
 
     settings = _settings(settings_file)
     path = file or settings.desired
     host = Host(settings, command="plan", file=path)
     data = read_in_time(path, settings, GATE_SECONDS) if from_gate else read(path, settings)
-    proposal = host.propose(data)
-    findings = (*proposal.parsed.findings, *proposal.findings)
-    refused = (*proposal.objections, *proposal.losses)
+    preview = host.preview(data)
+    findings = (*preview.parsed.findings, *preview.findings)
+    refused = (*preview.objections, *preview.outages)
     code = ExitCode.REFUSED if refused else ExitCode.LIVE
-    step = (proposal.plan, proposal.diff, proposal.sessions, proposal.handshakes)
+    step = (preview.plan, preview.diff, preview.sessions, preview.handshakes)
     if as_json:
         document = tables.plan_document(*step) | {
-            "digest": proposal.parsed.digest,
+            "digest": preview.parsed.digest,
             "findings": [finding.text(label(path)) for finding in findings],
             "refused": list(refused),
         }
@@ -197,7 +201,7 @@ def plan(settings_file: Path | None, file: Path | None, *, as_json: bool, from_g
     else:
         for finding in findings:
             click.echo(f"warning: {finding.text(label(path))}", err=True)
-        show(tables.plan(*step, running=proposal.running), code)
+        show(tables.plan(*step, running=preview.running), code)
     if refused:
         click.echo(f"agent: would be refused: {'; '.join(refused)}", err=True)
     sys.exit(code)
@@ -217,11 +221,11 @@ def apply(settings_file: Path | None, file: Path | None, *, force: bool, retry: 
     running agent, apply waits its turn. What would leave a frontend that serves now without a server that answers
     is refused.
     """
-    from agent.compose import Host
     from agent.host.signals import deferred
     from agent.host.writes import writer
     from agent.intake import beside, label, read
     from agent.model.desired import parse
+    from agent.service.wiring import Host
 
     settings = _settings(settings_file)
     host = Host(settings, command="apply", on_stage=_progress())
@@ -237,10 +241,10 @@ def apply(settings_file: Path | None, file: Path | None, *, force: bool, retry: 
     host.store.prepare()
     with host.store.lock(waiting=_say_who_is_waited_for):
         if data is not None:
-            host.admit(parsed)
+            host.backup.admit(parsed)
             host.intake.put(data, signature)
         with deferred(_say_that_it_ends_after_the_step):
-            report = host.converge(force=force, retry=retry)
+            report = host.loop.reconcile(force=force, retry=retry)
     stored = "" if file is None else f"{label(file)} is stored as {settings.desired}; {_again(host, settings, report)}"
     end(lambda: _print_report(report, stored=stored), report.exit_code)
 
@@ -407,7 +411,7 @@ def status(settings_file: Path | None, *, as_json: bool, watch: bool, pid: bool)
     Exit 0 when all is up and the desired state is live, 6 when not, 7 when no agent runs (HAProxy is asked directly
     then).
     """
-    from agent.compose import Host
+    from agent.service.wiring import Host
     from agent.view import tables
     from agent.view.shape import is_status
 
@@ -422,7 +426,7 @@ def status(settings_file: Path | None, *, as_json: bool, watch: bool, pid: bool)
         running = host.store.service_running()
         document = host.store.status() if running else None
         if not is_status(document):  # no agent wrote it, or not as this version does
-            document = host.status(None)
+            document = host.publisher.status()
         not_up = any(frontend["state"] != "up" for frontend in document["frontends"])
         degraded = document["haproxy"] is None or not document.get("in_sync", True) or not_up
         code = ExitCode.NO_ANSWER if not running else ExitCode.DEGRADED if degraded else ExitCode.LIVE
@@ -481,13 +485,13 @@ def rollback(settings_file: Path | None, generation: int | None) -> None:
     Without GENERATION, the last one whose document was another. The desired file stays as it is and is not applied
     again until it changes; `agent status` shows the hold. `agent history` lists the generations.
     """
-    from agent.compose import Host
     from agent.host.signals import deferred
+    from agent.service.wiring import Host
 
     host = Host(_settings(settings_file), command="rollback", on_stage=_progress())
     host.store.prepare()
     with host.store.lock(waiting=_say_who_is_waited_for), deferred(_say_that_it_ends_after_the_step):
-        report = host.rollback(generation)
+        report = host.loop.rollback(generation)
     end(lambda: _print_report(report), report.exit_code)
 
 

@@ -188,7 +188,7 @@ class CommandError(AgentError):
     outcome = Outcome.ROLLED_BACK
 
 
-class LaterError(AgentError):
+class RateLimitedError(AgentError):
     """Not now: too many reloads in a short time. `seconds`: until it may be tried again."""
 
     exit_code = ExitCode.NO_ANSWER

@@ -111,7 +111,7 @@ class Intake:
         if empty := policy.empty(parsed, live):
             raise PolicyError(empty, remedy=EMPTY_REMEDY)
 
-    def took(self, digest: str, serial: int | None) -> None:
+    def record_serial(self, digest: str, serial: int | None) -> None:
         """A signed document has been live: nothing older is taken from now on, whatever a rollback puts back."""
         highest = self.store.serial() if self.signed else None
         if self.signed and serial is not None and (highest is None or serial > highest[0]):

@@ -13,13 +13,13 @@ from typing import Any
 
 from attrs import frozen
 
-from agent.compose import Host
 from agent.errors import AgentError, ExitCode, InvalidError, NoAnswerError, Outcome, PolicyError
 from agent.host.store import Identity, identity
 from agent.intake import STALE_REMEDY
 from agent.model import policy
 from agent.model.desired import Parsed, digest_of
 from agent.model.generation import Request
+from agent.service.wiring import Host
 from agent.view.shape import is_status
 
 POLL_SECONDS = 0.01  # status.json gives no event; a look at its name costs microseconds
@@ -95,10 +95,10 @@ class Handed:
     progress: Identity | None
 
 
-def hand_over(host: Host, wish: Wish, *, deadline: float) -> Handed:
+def submit(host: Host, wish: Wish, *, deadline: float) -> Handed:
     """Put the document in its place. Raises InvalidError, PolicyError, NoAnswerError; then nothing was touched."""
     host.intake.verify(wish.data, wish.signature)
-    parsed = host.survey.read(wish.data)
+    parsed = host.assessor.read(wish.data)
     host.store.prepare()
     while True:
         with host.store.try_lock() as ours:
@@ -121,7 +121,7 @@ def admit(host: Host, parsed: Parsed, wish: Wish) -> None:
     live = host.store.live()
     if wish.if_live and (moved := policy.moved_on(wish.if_live, live)):
         raise PolicyError(moved, remedy="somebody else was faster: look at what is live, and decide again")
-    host.admit(parsed)
+    host.backup.admit(parsed)
     for other in (policy.newest(live), _waiting(host)):
         if stale := policy.stale(parsed, other):
             raise PolicyError(stale, remedy=STALE_REMEDY)
@@ -136,7 +136,7 @@ def _waiting(host: Host) -> policy.Newest | None:
     if digest_of(data) in (told.get("digest"), hold.digest if hold else None):
         return None
     with contextlib.suppress(InvalidError):
-        there = host.survey.read(data)
+        there = host.assessor.read(data)
         return policy.Newest(digest=there.digest, serial=there.state.serial, how="waits to be applied")
     return None
 

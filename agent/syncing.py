@@ -18,7 +18,6 @@ from typing import NoReturn
 import click
 from attrs import frozen
 
-from agent.compose import Host
 from agent.errors import AgentError, ExitCode, InvalidError, PolicyError, UsageError
 from agent.host.notice import AUTH, to_syslog
 from agent.intake import beside, label, read, read_in_time
@@ -27,8 +26,9 @@ from agent.model.report import STAGE_WORDS, STAGES
 from agent.printing import clear_line, end, print_json
 from agent.remote import gate as gates
 from agent.remote import push, signature
+from agent.service.wiring import Host
 from agent.settings import CONFIG_FOLDER, ENVIRONMENT, Settings
-from agent.sync import Answer, Wish, admit, hand_over, refused, stored, wait
+from agent.sync import Answer, Wish, admit, refused, stored, submit, wait
 from agent.view import tables
 
 CUT_MILLISECONDS = 300
@@ -83,7 +83,7 @@ def sync(settings: Settings, file: Path | None, options: Options) -> NoReturn:
     host = Host(settings, command="sync", file=path)
     deadline = time.monotonic() + options.timeout
     try:
-        handed = hand_over(host, wish, deadline=deadline)
+        handed = submit(host, wish, deadline=deadline)
     except AgentError as error:
         _end(refused(error, hashlib.sha256(data).hexdigest()), options)
     if options.no_wait and handed.served:
@@ -110,23 +110,23 @@ def _dry_run(settings: Settings, path: Path, data: bytes, signed: bytes, options
     digest = hashlib.sha256(data).hexdigest()
     try:
         host.intake.verify(data, signed)
-        admit(host, host.survey.read(data), wish)
-        proposal = host.propose(data)
+        admit(host, host.assessor.read(data), wish)
+        preview = host.preview(data)
     except AgentError as error:
         _end(refused(error, digest), options)
-    losses = "" if options.force else "; ".join(proposal.losses)
-    losses = losses or "; ".join(proposal.objections)
-    plan = tables.plan_document(proposal.plan, proposal.diff, proposal.sessions, proposal.handshakes)
+    outages = "" if options.force else "; ".join(preview.outages)
+    outages = outages or "; ".join(preview.objections)
+    plan = tables.plan_document(preview.plan, preview.diff, preview.sessions, preview.handshakes)
     if not options.as_json:
-        for finding in (*proposal.parsed.findings, *proposal.findings):
+        for finding in (*preview.parsed.findings, *preview.findings):
             click.echo(f"warning: {finding.text(label(path))}", err=True)
-        click.echo(tables.plan(proposal.plan, proposal.diff, proposal.sessions, proposal.handshakes), nl=False)
+        click.echo(tables.plan(preview.plan, preview.diff, preview.sessions, preview.handshakes), nl=False)
     answer = Answer(
-        word="would be refused" if losses else "planned",
-        exit_code=ExitCode.REFUSED if losses else ExitCode.LIVE,
+        word="would be refused" if outages else "planned",
+        exit_code=ExitCode.REFUSED if outages else ExitCode.LIVE,
         digest=digest,
-        serial=proposal.parsed.state.serial,
-        message=losses or f"{plan['plan']}: nothing was touched",
+        serial=preview.parsed.state.serial,
+        message=outages or f"{plan['plan']}: nothing was touched",
         report={"plan": plan},
     )
     _end(answer, options)

@@ -87,15 +87,15 @@ def bad_address() -> dict[str, float]:
 
         mine, ours, theirs = host(one), free_port(), free_port()
         put(one, document(ours))
-        mine.converge()
+        mine.loop.reconcile()
         with Witness(ours) as clients:
             put(one, document(ours, busy))
-            assert mine.converge().outcome.value == "degraded"
+            assert mine.loop.reconcile().outcome.value == "degraded"
             clients.more(50)
         agent_ms = clients.outage * 1000
         by_hand = host(script)
         put(script, document(theirs))
-        by_hand.converge()
+        by_hand.loop.reconcile()
         config = script.folder / "state/haproxy.cfg"
         text = config.read_text()
         bad = script.folder / "bad.cfg"

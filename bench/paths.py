@@ -57,14 +57,14 @@ def reload(size: int) -> dict[str, float]:
         document, other = state(size, [a]), state(size, [a])
         mine = host(one)
         put(one, document)
-        mine.converge()
+        mine.loop.reconcile()
         by_hand = Floor(floor, other)
         whole, reloads, serving, floors, again = [], [], [], [], []
         for turn in range(ROUNDS):
             floors.append(by_hand.reload())
             put(one, {**document, "defaults": {"maxconn": 100 + turn}})
             reports: list[Report] = []
-            whole.append(seconds(lambda reports=reports: reports.append(mine.converge())))
+            whole.append(seconds(lambda reports=reports: reports.append(mine.loop.reconcile())))
             timings = dict(reports[0].timings)
             reloads.append(sum(timings[stage] for stage in RELOAD))
             serving.append(sum(timings[stage] for stage in RELOAD[:3]))
@@ -86,7 +86,7 @@ class Floor:
     def __init__(self, one: Edge, document: dict[str, Any]) -> None:
         mine = host(one)
         put(one, document)
-        mine.converge()
+        mine.loop.reconcile()
         self._config = one.folder / "state/haproxy.cfg"
         self._run = one.folder / "run"
 

@@ -20,7 +20,7 @@ from kit.edge import Edge
 from kit.servers import free_port
 
 from agent import settings
-from agent.compose import Host
+from agent.service.wiring import Host
 
 BINARY = binaries()[min(binaries())]
 

@@ -12,8 +12,8 @@ from pathlib import Path, PurePosixPath
 
 from agent.host import templates
 from agent.model.desired import parse
-from agent.model.observed import Running, ServerSeen
-from agent.model.plan import Committed, Wanted, plan
+from agent.model.observed import Running, ServerStats
+from agent.model.plan import LiveGeneration, Target, plan
 from agent.model.render import CONFIG_TEMPLATE, Process, render
 
 ROUNDS = 15
@@ -64,20 +64,20 @@ def load_plan_render(data: bytes) -> None:
     process = Process(socket=PurePosixPath("/s"), server_state=PurePosixPath("/t"), maxconn=100, hard_stop_after=1_000)
     parsed = parse(data, file="large.json")
     config = render(parsed.state, process, templates.load(CONFIG_TEMPLATE, ""))
-    before = Committed(
+    before = LiveGeneration(
         number=1,
         loaded=1,
         digest="old",
         config=config.stamped(digest="old", generation=1),
         state=parsed.state,
-        today=config,
+        is_current=True,
     )
     plan(
         before,
         Running(pid=1, version="", uptime=0, generation=1),
-        Wanted(digest="x", state=parsed.state, config=config),
+        Target(digest="x", state=parsed.state, config=config),
         servers=[
-            ServerSeen(backend=pool.name, name=one.name, status="UP", check="", sessions=0, address=str(one.address))
+            ServerStats(backend=pool.name, name=one.name, status="UP", check="", sessions=0, address=str(one.address))
             for pool in parsed.state.backends
             for one in pool.servers
         ],

@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 
 from agent.errors import UsageError
-from agent.model.proxyheader import LONGEST, Told, parse
+from agent.model.proxyheader import LONGEST, ReportBuilder, parse
 from agent.model.schema import Endpoint
 
 HEADER_SECONDS = 5.0  # as long as Postfix waits for it
@@ -48,7 +48,7 @@ async def listening(address: Endpoint, say: Callable[[str], None]) -> AsyncItera
         yield Endpoint(address.family, host, port)
 
 
-async def _header(reader: asyncio.StreamReader) -> Told:
+async def _header(reader: asyncio.StreamReader) -> ReportBuilder:
     """Read a header, and no byte behind it that is not there. Raises ValueError."""
     data = b""
     while (told := parse(data)) is None:
@@ -62,6 +62,6 @@ async def _header(reader: asyncio.StreamReader) -> Told:
     return told
 
 
-def _answer(told: Told) -> str:
+def _answer(told: ReportBuilder) -> str:
     """`client 203.0.113.7:4711`, or `LOCAL` for a check of the proxy's own."""
     return "LOCAL" if told.client is None else f"client {told.client}"

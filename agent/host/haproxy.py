@@ -24,14 +24,14 @@ from pathlib import Path, PurePosixPath
 from attrs import frozen
 
 from agent.errors import NoAnswerError, RefusedError, StoreError, SwitchError, UsageError
-from agent.host import listeners, processes, programs
+from agent.host import listeners, processes, subprocesses
 from agent.host.files import read_regular
 from agent.host.lock import make_private
-from agent.host.programs import Program, Said
 from agent.host.runtime import StatsSocket
+from agent.host.subprocesses import Program, Said
+from agent.model.commands import Command
 from agent.model.observed import Observation, Running
-from agent.model.plan import Command, Delete
-from agent.model.rehearsal import SOCKET, rehearsal
+from agent.model.trial_config import SOCKET, trial_config
 
 _log = logging.getLogger(__name__)
 
@@ -151,7 +151,7 @@ class HAProxy:
     def version(self) -> str:
         """`2.8.25` of the binary. Raises UsageError where it does not run."""
         with self.borrowed() as binary:
-            done = programs.talk([str(binary), "-v"])
+            done = subprocesses.talk([str(binary), "-v"])
         words = done.text.split()
         if done.code != 0 or "version" not in words:
             raise UsageError(f"{self.found} -v failed: {done.text.strip()}")
@@ -181,34 +181,34 @@ class HAProxy:
         """Yields what has the running process do one thing after the other, and raises CommandError, NoAnswerError."""
         return self.socket.conversation()
 
-    def forget(self, command: Delete) -> bool:
+    def delete_drained(self, command: Command) -> bool:
         """Delete a server that has left, or False while it has sessions. Raises CommandError, NoAnswerError."""
-        return self.socket.forget(command)
+        return self.socket.delete_drained(command)
 
     @contextlib.contextmanager
-    def trying_out(self, config: Path, generation: int) -> Iterator[None]:
+    def trial_start(self, config: Path, generation: int) -> Iterator[None]:
         """`haproxy -c` on a staged file, and beside it a rehearsal: a process that really starts with it.
 
         Both go on while the body runs; RefusedError, with HAProxy's own words, comes after it.
         """
         words = self._check_words(self.named_binary(), config)
-        with programs.started(words) as check, self._rehearsing(config) as child:
+        with subprocesses.started(words) as check, self._trial_process(config) as child:
             yield
             _accept(check.wait())
             self._answers(child, generation)
 
     @contextlib.contextmanager
-    def _rehearsing(self, config: Path) -> Iterator[Program]:
+    def _trial_process(self, config: Path) -> Iterator[Program]:
         """The candidate, started aside and ended again. In the foreground: a child cannot be lost, nor be mistaken."""
         folder = self._stage_folder
         self.end_trial()
         try:
             folder.mkdir(mode=0o700)
-            (folder / "c").write_bytes(rehearsal(config.read_bytes(), folder))
+            (folder / "c").write_bytes(trial_config(config.read_bytes(), folder))
         except OSError as error:
             raise StoreError(f"cannot write {folder}: {error.strerror}", remedy="is there space left?") from error
         try:
-            with programs.started([str(self.named_binary()), "-db", "-f", str(folder / "c")]) as program:
+            with subprocesses.started([str(self.named_binary()), "-db", "-f", str(folder / "c")]) as program:
                 yield program
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -256,13 +256,13 @@ class HAProxy:
 
         That raises RefusedError with HAProxy's own words. A check that nobody waits for is ended.
         """
-        with programs.started(self._check_words(self.named_binary(), config)) as check:
+        with subprocesses.started(self._check_words(self.named_binary(), config)) as check:
             yield lambda: _accept(check.wait())
 
     def check_aside(self, config: Path) -> None:
         """`haproxy -c` on a host where nothing may be left behind, for a plan. Raises RefusedError."""
         with self.borrowed() as binary:
-            _accept(programs.talk(self._check_words(binary, config)))
+            _accept(subprocesses.talk(self._check_words(binary, config)))
 
     @contextlib.contextmanager
     def borrowed(self) -> Iterator[Path]:
@@ -290,7 +290,7 @@ class HAProxy:
 
         Where none answers, there may still be one: its socket was wiped, or it hangs. It is told to finish as well,
         or both would share the traffic (FACTS, HAProxy 2). Raises SwitchError when HAProxy says no. That it says
-        nothing proves nothing: `prove` does.
+        nothing proves nothing: `wait_until_serving` does.
         """
         argv = [str(self.named_binary()), "-D", "-f", str(config), "-p", str(self.pid_file)]
         ours = [one.pid for one in self._ours(config)]
@@ -302,7 +302,7 @@ class HAProxy:
             argv += ["-x", str(self.socket.path), "-sf", str(old.pid)]
         elif ours:
             argv += ["-sf", *map(str, sorted(ours))]
-        done = programs.talk(argv)
+        done = subprocesses.talk(argv)
         if done.code != 0:
             raise SwitchError(f"HAProxy did not start (exit {done.code}):\n{_complaints(done.text)}")
         for pid in ours if old is None else ():
@@ -322,7 +322,7 @@ class HAProxy:
             _signal(pid, signal.SIGTERM)
 
     def _ours(self, config: Path) -> tuple[processes.Process, ...]:
-        return processes.started_on(config, programs=self.state / "bin")
+        return processes.started_on(config, subprocesses=self.state / "bin")
 
     def _retire(self, pid: int, config: Path) -> None:
         """See that a process told to finish gives up its listeners; one that hangs cannot, and is ended."""
@@ -334,7 +334,7 @@ class HAProxy:
                 return
             time.sleep(_POLL_SECONDS)  # not our child: no event tells
 
-    def prove(self, generation: int, frontends: frozenset[str], old: Running | None) -> Observation:
+    def wait_until_serving(self, generation: int, frontends: frozenset[str], old: Running | None) -> Observation:
         """Wait until the process just started answers with its own pid and `generation`, all `frontends` open.
 
         What is returned tells which servers are up, but not how their checks ended: no check has, so soon.
@@ -352,7 +352,7 @@ class HAProxy:
                 elif process.generation not in (generation, None) or process.pid != self._pid():
                     missing = f"process {process.pid} answers, generation {process.generation}: not the one started"
                 else:
-                    seen = self.socket.glance()
+                    seen = self.socket.observe_brief()
                     closed = sorted(frontends - {one.name for one in seen.frontends if one.open})
                     if not closed and seen.process.pid == process.pid:
                         return seen

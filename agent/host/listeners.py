@@ -16,10 +16,10 @@ from pathlib import Path
 
 from agent.host import sockstat
 from agent.host.listener import Listener
-from agent.model.preflight import Unbound
+from agent.model.preflight import BindFailure
 from agent.model.schema import Endpoint
 
-IN_USE = Unbound(reason="in_use", detail="the address is in use")
+IN_USE = BindFailure(reason="in_use", detail="the address is in use")
 _REASONS = {
     errno.EADDRINUSE: (IN_USE.reason, IN_USE.detail),
     errno.EADDRNOTAVAIL: ("no_such_address", "this host does not have the address"),
@@ -29,7 +29,7 @@ _REASONS = {
 _LISTEN = "0A"  # include/net/tcp_states.h
 
 
-def unbound(endpoint: Endpoint) -> Unbound | None:
+def unbound(endpoint: Endpoint) -> BindFailure | None:
     """Why `endpoint` cannot be bound now, None where it can. Nobody is named here: see `holder`."""
     family = socket.AF_INET6 if endpoint.family == 6 else socket.AF_INET
     try:
@@ -41,7 +41,7 @@ def unbound(endpoint: Endpoint) -> Unbound | None:
             one.bind((endpoint.host, endpoint.port))
     except OSError as error:
         reason, detail = _REASONS.get(error.errno or 0, ("failed", f"it cannot be bound: {error.strerror}"))
-        return Unbound(reason=reason, detail=detail)
+        return BindFailure(reason=reason, detail=detail)
     return None
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from agent.errors import AgentError, StoreError, UsageError
-from agent.host import programs
+from agent.host import subprocesses
 from agent.host.files import read_regular
 
 PID_FILE = "service.pid"
@@ -120,7 +120,7 @@ def _by_fstat(path: Path) -> list[tuple[int, str]]:
     if program is None:
         return []
     with contextlib.suppress(UsageError):
-        return fstat_lines(programs.talk([program, str(path)]).text)
+        return fstat_lines(subprocesses.talk([program, str(path)]).text)
     return []
 
 

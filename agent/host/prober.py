@@ -8,11 +8,11 @@ from pathlib import Path
 
 from attrs import frozen
 
-from agent.host import knock, listeners, processes
+from agent.host import listeners, processes, tcp_probe
 from agent.host.listener import Listener
 from agent.model.handshake import Question, Seen
 from agent.model.observed import Key
-from agent.model.preflight import Unbound
+from agent.model.preflight import BindFailure
 from agent.model.schema import Endpoint
 
 KERNEL_ALLOWS_OVERLAP = sys.platform != "linux"
@@ -28,7 +28,7 @@ class HostProber:
 
     config: Path
 
-    def unbound(self, endpoints: Collection[Endpoint]) -> Mapping[Endpoint, Unbound]:
+    def unbound(self, endpoints: Collection[Endpoint]) -> Mapping[Endpoint, BindFailure]:
         """Those that cannot be bound, and why, with the name of who holds them where the system tells.
 
         A test-bind also fails against our own overlapping sockets, where a reload succeeds (FACTS, HAProxy 1). And on
@@ -69,9 +69,9 @@ class HostProber:
                 if endpoint.wildcard or not one.endpoint.wildcard:
                     yield endpoint, str(one)
 
-    def reached(self, servers: Mapping[Key, Iterable[Endpoint]], *, timeout: float) -> frozenset[Key]:
+    def reachable(self, servers: Mapping[Key, Iterable[Endpoint]], *, timeout: float) -> frozenset[Key]:
         """Those servers that answer within `timeout` seconds."""
-        return knock.reached(servers, timeout=timeout)
+        return tcp_probe.reachable(servers, timeout=timeout)
 
     def handshakes(self, questions: Collection[Question]) -> Mapping[Key, Seen]:
         """What each server is found to be. It is not asked for more than two seconds."""
@@ -80,11 +80,11 @@ class HostProber:
         return handshake.ask(questions)
 
     def _ours(self) -> frozenset[int | None]:
-        return frozenset(one.pid for one in processes.started_on(self.config, programs=self.config.parent / "bin"))
+        return frozenset(one.pid for one in processes.started_on(self.config, subprocesses=self.config.parent / "bin"))
 
 
-def _held(endpoint: Endpoint, why: Unbound, foreign: Iterable[Listener]) -> Unbound:
+def _held(endpoint: Endpoint, why: BindFailure, foreign: Iterable[Listener]) -> BindFailure:
     """`why`, with the names of the holders."""
     names = ", ".join(sorted({f"{one}" + f" at {one.endpoint}" * (one.endpoint != endpoint) for one in foreign}))
-    programs = ", ".join(sorted({one.program for one in foreign if one.program}))
-    return Unbound(reason=why.reason, detail=f"{why.detail}, by {names}", holder=programs)
+    subprocesses = ", ".join(sorted({one.program for one in foreign if one.program}))
+    return BindFailure(reason=why.reason, detail=f"{why.detail}, by {names}", holder=subprocesses)

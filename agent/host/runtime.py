@@ -20,44 +20,20 @@ from pathlib import Path
 from attrs import frozen
 
 from agent.errors import CommandError, NoAnswerError, UsageError
-from agent.model.observed import FRONTEND_PREFIX, FrontendSeen, Observation, Running, ServerSeen
-from agent.model.plan import (
-    AddServer,
-    Command,
-    Delete,
-    EnableFrontend,
-    EnableHealth,
-    Move,
-    SetHealth,
-    SetState,
-    SetWeight,
-)
+from agent.model.commands import Command
+from agent.model.observed import FRONTEND_PREFIX, FrontendStats, Observation, Running, ServerStats
 from agent.model.render import DESCRIPTION, PEERS
 
 _GENERATION = re.compile(re.escape(DESCRIPTION) + r"(\d{1,18})")
 _FRONTEND, _SERVER = "0", "2"  # the `type` column of `show stat` (HAProxy's management guide, 9.1)
 _STATISTICS = "show info;show stat -1 5 -1"  # 5: frontends and servers, no backends
 _BACKENDS = "show stat -1 2 -1"  # 2: backends
-_GLANCE = "show info;show stat -1 1 -1;show servers state"  # 1: frontends
+_BRIEF = "show info;show stat -1 1 -1;show servers state"  # 1: frontends
 # The columns of `show servers state`, and what stands in two of them (its management guide; HAProxy, server-t.h).
 _BACKEND, _NAME, _ADDRESS, _OPERATIONAL, _ADMIN, _WEIGHT, _PORT = 1, 3, 4, 5, 6, 7, 18
 _IN_MAINTENANCE, _DRAINS = 0x01 | 0x02 | 0x04, 0x08 | 0x10
 _TAKES_CLIENTS = ("1", "2")  # starting, running
 
-# What HAProxy says when it has done so, to the letter (M: 2.6, 2.8, 3.0). Anything else is a failure.
-_DONE: dict[type[Command], re.Pattern[str]] = {
-    AddServer: re.compile(r"New server registered\."),
-    EnableHealth: re.compile(r""),
-    EnableFrontend: re.compile(r"(?:All sockets are already enabled\.)?"),
-    SetState: re.compile(r""),
-    SetHealth: re.compile(r""),
-    SetWeight: re.compile(r""),
-    Move: re.compile(
-        r"nothing changed|(?:(?:IP changed from '\S+' to '\S+'|no need to change the addr)(?:, )?)?"
-        r"(?:port changed from '\d+' to '\d+'|no need to change the port)?(?: by 'stats socket command')"
-    ),
-    Delete: re.compile(r"Server deleted\."),
-}
 _PROMPT = b"\n> "
 _PEERS_FLAGS = re.compile(rf"\bid={PEERS} disabled=\d+ flags=0x([0-9a-f]+)")
 _RESYNC_FINISHED = 0x3
@@ -109,18 +85,18 @@ class StatsSocket:
             name, status = head.index("pxname"), head.index("status")
             return frozenset(row[name] for row in rows if len(row) > status and row[status].startswith("UP"))
 
-    def glance(self) -> Observation:
+    def observe_brief(self) -> Observation:
         """The same with less of each server: whether it is up, but not how its check ended. Raises NoAnswerError.
 
         A third of the time at 4,000 servers, in the moment when nobody knows yet whether a switch went well.
         """
-        answer = self.ask(_GLANCE)
+        answer = self.ask(_BRIEF)
         with self._whole():
             info, _, rest = answer.partition("# pxname")
             stat, end, states = rest.partition("\n\n1\n")
             frontends, _ = _rows("pxname" + stat)
             lines = (line.split(" ") for line in states.splitlines() if line and not line.startswith("#"))
-            servers = tuple(_glanced(words) for words in lines)
+            servers = tuple(_brief(words) for words in lines)
             if not end:
                 raise IndexError
             return Observation(process=_running(info), frontends=frontends, servers=servers)
@@ -150,7 +126,7 @@ class StatsSocket:
                 sys.audit("edgeagent.command", str(command))
                 with self._answering():
                     said = self._exchange(connection, str(command)).strip()
-                if not _DONE[type(command)].fullmatch(said):
+                if not command.succeeded(said):
                     raise CommandError(f"HAProxy answered `{command}` with: {said or 'nothing'}")
 
             yield tell
@@ -184,12 +160,12 @@ class StatsSocket:
         with self.conversation() as tell:
             tell(command)
 
-    def forget(self, command: Delete) -> bool:
+    def delete_drained(self, command: Command) -> bool:
         """Delete a server that has left. Whether it is gone; False while it still has sessions."""
         said = self.ask(str(command)).strip()
         if said == _BUSY:
             return False
-        if not _DONE[Delete].fullmatch(said):
+        if not command.succeeded(said):
             raise CommandError(f"HAProxy answered `{command}` with: {said or 'nothing'}")
         return True
 
@@ -221,7 +197,7 @@ def _running(info: str) -> Running:
         raise NoAnswerError(f"`show info` answered without {error}") from error
 
 
-def _rows(text: str) -> tuple[tuple[FrontendSeen, ...], tuple[ServerSeen, ...]]:
+def _rows(text: str) -> tuple[tuple[FrontendStats, ...], tuple[ServerStats, ...]]:
     head, *rows = csv.reader(io.StringIO(text))
     column = {name: index for index, name in enumerate(head)}
     kind = column["type"]
@@ -232,7 +208,7 @@ def _rows(text: str) -> tuple[tuple[FrontendSeen, ...], tuple[ServerSeen, ...]]:
     )
 
 
-def _glanced(words: list[str]) -> ServerSeen:
+def _brief(words: list[str]) -> ServerStats:
     admin, host, port = int(words[_ADMIN]), words[_ADDRESS], words[_PORT]
     if admin & _IN_MAINTENANCE:
         status = "MAINT"
@@ -240,7 +216,7 @@ def _glanced(words: list[str]) -> ServerSeen:
         status = "DOWN"
     else:
         status = "DRAIN" if admin & _DRAINS else "UP"
-    return ServerSeen(
+    return ServerStats(
         backend=words[_BACKEND],
         name=words[_NAME],
         status=status,
@@ -267,8 +243,8 @@ def _shortest(host: str) -> str:
         return host
 
 
-def _frontend(row: list[str], column: dict[str, int]) -> FrontendSeen:
-    return FrontendSeen(
+def _frontend(row: list[str], column: dict[str, int]) -> FrontendStats:
+    return FrontendStats(
         name=row[column["pxname"]].removeprefix(FRONTEND_PREFIX),
         proxy=row[column["pxname"]],
         open=row[column["status"]] == "OPEN",
@@ -282,8 +258,8 @@ def _frontend(row: list[str], column: dict[str, int]) -> FrontendSeen:
     )
 
 
-def _server(row: list[str], column: dict[str, int]) -> ServerSeen:
-    return ServerSeen(
+def _server(row: list[str], column: dict[str, int]) -> ServerStats:
+    return ServerStats(
         backend=row[column["pxname"]],
         name=row[column["svname"]],
         status=row[column["status"]],

@@ -268,14 +268,14 @@ class Store:
         """A staged generation that is whole, else None."""
         return self._generation_in(self._staged(number), number)
 
-    def swap(self, config: bytes | None) -> None:
+    def write_config(self, config: bytes | None) -> None:
         """Make these bytes the haproxy.cfg that HAProxy runs; None: there is none."""
         if config is None:
             _remove(self.config)
         else:
             write(self.config, config)
 
-    def swapped(self) -> bytes | None:
+    def read_config(self) -> bytes | None:
         """The haproxy.cfg that HAProxy runs, None where there is none."""
         return self._read(self.config) if self.config.exists() else None
 
@@ -306,7 +306,7 @@ class Store:
 
     # --- journal, hold, server state, status
 
-    def begin(self, journal: Journal) -> None:
+    def write_journal(self, journal: Journal) -> None:
         """From here on a switch is under way."""
         # Of a step by commands it is not forced to the disk: after a power cut no process runs that it could be about.
         write(self.state / "journal.json", json.dumps(asdict(journal)).encode(), durable=not journal.runtime)
@@ -318,7 +318,7 @@ class Store:
         except (TypeError, ValueError):  # absent, or not as we write it
             return None
 
-    def end(self) -> None:
+    def clear_journal(self) -> None:
         """The switch is over, one way or the other."""
         _remove(self.state / "journal.json")
 
@@ -329,7 +329,7 @@ class Store:
         except (TypeError, ValueError):  # absent, or not as we write it
             return None
 
-    def set_hold(self, hold: Hold | None) -> None:
+    def write_hold(self, hold: Hold | None) -> None:
         """Hold a document, or let go."""
         if hold is None:
             _remove(self.state / "hold.json")
@@ -346,7 +346,7 @@ class Store:
         """Remember what servers were found to be."""
         write(self.state / "handshakes.json", _dumped(found))
 
-    def unreached(self) -> frozenset[Key]:
+    def unreachable(self) -> frozenset[Key]:
         """Servers without a check that have never answered; none where that cannot be read.
 
         While HAProxy runs it has them as down; a process that starts anew would take them for up.
@@ -356,7 +356,7 @@ class Store:
             return frozenset((str(backend), str(server)) for backend, server in found.get("servers", ()))
         return frozenset()
 
-    def set_unreached(self, servers: Collection[Key]) -> None:
+    def set_unreachable(self, servers: Collection[Key]) -> None:
         """Remember them; none: forget."""
         if servers:
             write(self.state / "unreached.json", json.dumps({"servers": sorted(servers)}).encode())

@@ -95,8 +95,9 @@ def handshakes(found: object) -> tuple[Handshake, ...]:
 class Generation:
     """One state that was live. `at`: seconds since the epoch; `loaded`: whose process carried it at first.
 
-    `digest` and `config_digest`: SHA-256 (hex) of the document and of haproxy.cfg. `restores`: the earlier generation
-    that a rollback put back with it. `unserved`: frontends that were new in it and had no server that answered.
+    `digest` and `config_digest`: SHA-256 (hex) of the document and of haproxy.cfg. `template`: that of the
+    template, the settings and the agent by which it was rendered, "" of an older agent. `restores`: the earlier
+    generation that a rollback put back with it. `unserved`: frontends that were new in it, of which no server answered.
     """
 
     number: int = field(validator=_number)
@@ -111,6 +112,7 @@ class Generation:
     seconds: float = field(default=0.0, validator=_seconds)
     quarantined: tuple[Quarantined, ...] = field(default=(), converter=_quarantines)
     restores: int | None = field(default=None, validator=optional(instance_of(int)))
+    template: str = field(default="", validator=_text)
     unserved: tuple[str, ...] = field(default=(), converter=_texts)
 
 
@@ -136,7 +138,7 @@ class Journal:
     """A step that is under way: from which generation (None: nothing was live) to which.
 
     While it stands, no verdict was reached. `runtime`: by commands to the running process, which may have taken some of
-    them. `servers`: those that the commands change. `at_stake`: each frontend that served before, with the backends of
+    them. `servers`: those that the commands change. `serving`: each frontend that served before, with the backends of
     which one must serve it after. `unproven`: servers that are new or changed, and judged by their checks.
     """
 
@@ -144,7 +146,7 @@ class Journal:
     after: int = field(validator=instance_of(int))
     runtime: bool = field(default=False, validator=instance_of(bool))
     servers: tuple[tuple[str, str], ...] = field(default=(), converter=_keys)
-    at_stake: tuple[tuple[str, tuple[str, ...]], ...] = field(default=(), converter=_stakes)
+    serving: tuple[tuple[str, tuple[str, ...]], ...] = field(default=(), converter=_stakes)
     unproven: tuple[tuple[str, str], ...] = field(default=(), converter=_keys)
 
 

@@ -34,7 +34,7 @@ class Running:
 
 
 @frozen(kw_only=True)
-class FrontendSeen:
+class FrontendStats:
     """A frontend: open for new connections or not, sessions now.
 
     And since the process began: connections, those denied, bytes from clients and to them. `proxy`: its name in
@@ -53,7 +53,7 @@ class FrontendSeen:
 
 
 @frozen(kw_only=True)
-class ServerSeen:
+class ServerStats:
     """A server: HAProxy's own word for its state (`UP`, `DOWN`, `MAINT`, `DRAIN`, `no check`, ...).
 
     `address`: `192.0.2.1:25`, `[2001:db8::1]:25`. `check`: how its last check ended (`L4OK`, `L7STS`, ...; empty or
@@ -115,5 +115,5 @@ class Observation:
     """One look at a process."""
 
     process: Running
-    frontends: tuple[FrontendSeen, ...]
-    servers: tuple[ServerSeen, ...]
+    frontends: tuple[FrontendStats, ...]
+    servers: tuple[ServerStats, ...]

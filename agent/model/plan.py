@@ -1,4 +1,4 @@
-"""What a wanted configuration is worth: nothing to do, a few words at the socket, or a reload and why. Pure.
+"""The smallest step to the target: none, commands to the running process, or a reload and why. Pure.
 
 The plan is made whole before the first side effect, and printed as it is. Everything of a server but its fixed
 words can be changed in the running process; whatever else differs takes a new process. What servers *are* is taken
@@ -8,25 +8,26 @@ from the running process, so that the same step corrects what somebody, or a cra
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 
 import attrs
-from attrs import AttrsInstance, evolve, field, frozen
+from attrs import AttrsInstance, evolve, frozen
 
 from agent.errors import Finding
+from agent.model.commands import Command, Verb, of_server
 from agent.model.desired import Backend, DesiredState, Frontend, Server
 from agent.model.generation import Quarantined
-from agent.model.observed import FrontendSeen, Key, Running, ServerSeen
+from agent.model.observed import FrontendStats, Key, Running, ServerStats
 from agent.model.render import Config, ServerLine
 from agent.model.schema import Application, HealthType
 
 
 @frozen(kw_only=True)
-class Committed:
-    """The live generation: its number, whose process may carry it (`loaded`), its digest and exact bytes.
+class LiveGeneration:
+    """The live generation: its number, the one whose process may carry it (`loaded`), its digest and exact bytes.
 
     `state`: what it serves, without its quarantined addresses; None where this version of the agent can no longer
-    read it. `today`: how the template and settings of today would write it, None where they cannot.
+    read it. `is_current`: whether the template and the settings of today would write it as it is.
     """
 
     number: int
@@ -34,17 +35,12 @@ class Committed:
     digest: str
     config: bytes
     state: DesiredState | None
-    today: Config | None = None
+    is_current: bool = False
     quarantined: tuple[Quarantined, ...] = ()
-
-    @property
-    def as_today(self) -> bool:
-        """Whether settings and template are still those it was written with."""
-        return self.today is not None and self.today.stamped(digest=self.digest, generation=self.number) == self.config
 
 
 @frozen(kw_only=True)
-class Wanted:
+class Target:
     """What shall be live: the document's digest, its state without quarantined addresses, its configuration."""
 
     digest: str
@@ -52,152 +48,59 @@ class Wanted:
     config: Config
     quarantined: tuple[Quarantined, ...] = ()
 
-    def is_live(self, committed: Committed | None) -> bool:
+    def is_live(self, live: LiveGeneration | None) -> bool:
         """Whether it is the very document and configuration that are live."""
-        return (
-            committed is not None
-            and self.digest == committed.digest
-            and self.config.stamped(digest=committed.digest, generation=committed.number) == committed.config
-        )
+        return live is not None and self.digest == live.digest and self.has_config_of(live)
 
-
-# --- commands
-
-
-class Command:
-    """One line for the stats socket."""
-
-
-@frozen
-class EnableFrontend(Command):
-    """Open a frontend that was disabled at the socket. `proxy`: its name in haproxy.cfg."""
-
-    proxy: str
-
-    def __str__(self) -> str:
-        return f"enable frontend {self.proxy}"
-
-
-@frozen
-class ServerCommand(Command):
-    """One about a server."""
-
-    backend: str
-    server: str
-
-    @property
-    def at(self) -> str:
-        """`backend/server`"""
-        return f"{self.backend}/{self.server}"
-
-
-@frozen
-class AddServer(ServerCommand):
-    """A new server, in maintenance until it is told otherwise. It inherits nothing (FACTS, HAProxy 6)."""
-
-    line: ServerLine
-
-    def __str__(self) -> str:
-        return f"add server {self.at} {self.line.address} {' '.join([f'weight {self.line.weight}', *self.line.fixed])}"
-
-
-@frozen
-class EnableHealth(ServerCommand):
-    """Begin the checks of an added server."""
-
-    def __str__(self) -> str:
-        return f"enable health {self.at}"
-
-
-@frozen
-class SetState(ServerCommand):
-    """`ready`, `drain` (no new clients) or `maint` (no clients, no checks; sessions go on)."""
-
-    state: str
-
-    def __str__(self) -> str:
-        return f"set server {self.at} state {self.state}"
-
-
-@frozen
-class SetHealth(ServerCommand):
-    """What checks have found, until the next one finds otherwise: `up` or `down`."""
-
-    health: str
-
-    def __str__(self) -> str:
-        return f"set server {self.at} health {self.health}"
-
-
-@frozen
-class Move(ServerCommand):
-    """The server is at another address."""
-
-    line: ServerLine
-
-    def __str__(self) -> str:
-        return f"set server {self.at} addr {self.line.address.host} port {self.line.address.port}"
-
-
-@frozen
-class SetWeight(ServerCommand):
-    """Its share of the clients, 0 to 256."""
-
-    weight: int
-
-    def __str__(self) -> str:
-        return f"set server {self.at} weight {self.weight}"
-
-
-@frozen
-class Delete(ServerCommand):
-    """Forget a server. Only one in maintenance, without a session."""
-
-    def __str__(self) -> str:
-        return f"del server {self.at}"
-
-
-# --- plans
+    def has_config_of(self, live: LiveGeneration) -> bool:
+        """Whether its haproxy.cfg is that of the live generation."""
+        return self.config.stamped(digest=live.digest, generation=live.number) == live.config
 
 
 @frozen(kw_only=True)
 class Unchanged:
-    """HAProxy does already what is wanted. `record`: the document is another one all the same.
+    """HAProxy does already what is wanted. `new_generation`: the document is another one all the same.
 
-    `leaving`: removed servers that wait for their last session. `remarks`: what somebody did by hand.
+    `pending_deletes`: removed servers that wait for their last session. `operator_overrides`: what somebody did by
+    hand.
     """
 
-    record: bool
-    leaving: tuple[Delete, ...] = ()
-    remarks: tuple[Finding, ...] = ()
+    new_generation: bool
+    pending_deletes: tuple[Command, ...] = ()
+    operator_overrides: tuple[Finding, ...] = ()
 
 
 @frozen(kw_only=True)
 class Runtime:
-    """The running process is told, and goes on.
+    """Commands to the running process, which goes on.
 
     `drift`: what was not as this agent had left it; `kinds`: of each, `server` or `frontend`.
     """
 
     commands: tuple[Command, ...]
     reasons: tuple[str, ...]
-    record: bool
+    new_generation: bool
     drift: tuple[str, ...] = ()
     kinds: tuple[str, ...] = ()
-    leaving: tuple[Delete, ...] = ()
-    remarks: tuple[Finding, ...] = ()
+    pending_deletes: tuple[Command, ...] = ()
+    operator_overrides: tuple[Finding, ...] = ()
+
+    @property
+    def servers(self) -> frozenset[Key]:
+        """Those that the commands are about."""
+        return frozenset(key for command in self.commands if (key := command.server) is not None)
 
 
 @frozen(kw_only=True)
 class Reload:
     """A new process takes over (or the first one starts), for these reasons.
 
-    `record`: by a configuration of its own; else it is what is live, and HAProxy only has to be started. `kinds`: of
-    what was not as this agent had left it, `frontend`.
+    `new_generation`: by a configuration of its own; else it is what is live, and HAProxy only has to be started.
+    `kinds`: of what was not as this agent had left it, `frontend`.
     """
 
     reasons: tuple[str, ...]
-    record: bool = True
+    new_generation: bool = True
     kinds: tuple[str, ...] = ()
 
 
@@ -205,201 +108,306 @@ Plan = Unchanged | Runtime | Reload
 
 
 def plan(
-    committed: Committed | None,
+    live: LiveGeneration | None,
     running: Running | None,
-    wanted: Wanted,
+    target: Target,
     *,
-    servers: Iterable[ServerSeen] = (),
-    frontends: Iterable[FrontendSeen] = (),
-    reached: frozenset[Key] = frozenset(),
+    servers: Iterable[ServerStats] = (),
+    frontends: Iterable[FrontendStats] = (),
+    reachable: frozenset[Key] = frozenset(),
     dirty: frozenset[Key] = frozenset(),
 ) -> Plan:
-    """The smallest step from what is committed and running to what is wanted.
+    """The smallest step from what is live and running to the target.
 
-    `servers`, `frontends`: those of the running process. `reached`: servers that answered just now, of all that had to
-    be asked. `dirty`: servers that this agent was changing when it ended: whatever they are now, no person did it.
+    `servers`, `frontends`: those of the running process. `reachable`: servers that answered just now, of all that had
+    to be asked. `dirty`: servers that this agent was changing when it ended: whatever they are now, no person did it.
     """
-    reasons = []
-    if running is None:
-        reasons.append("HAProxy is not running")
-    if committed is None:
-        reasons.append("nothing is live yet")
-        return Reload(reasons=tuple(reasons))
-    if running is not None and running.generation not in (committed.number, committed.loaded):
-        held = "a file without a generation" if running.generation is None else f"generation {running.generation}"
-        reasons.append(f"HAProxy runs {held}; generation {committed.number} is committed")
-    same = wanted.config.stamped(digest=committed.digest, generation=committed.number) == committed.config
-    found = [] if same else changes(committed.state, wanted.state)
-    if not same and not (committed.state and committed.as_today and _shell(committed.state) == _shell(wanted.state)):
-        reasons += found or ["the settings or the template changed"]
-    if reasons and same and committed.digest == wanted.digest:
-        return Reload(reasons=tuple(reasons), record=False)
-    if reasons or committed.state is None:
+    reasons = [] if running is not None else ["HAProxy is not running"]
+    if live is None:
+        return Reload(reasons=(*reasons, "nothing is live yet"))
+    if running is not None and running.generation not in (live.number, live.loaded):
+        runs = "a file without a generation" if running.generation is None else f"generation {running.generation}"
+        reasons.append(f"HAProxy runs {runs}; generation {live.number} is committed")
+    same = target.has_config_of(live)
+    differences = [] if same else changes(live.state, target.state)
+    if not same and not (live.state and live.is_current and static_part(live.state) == static_part(target.state)):
+        reasons += differences or ["the settings or the template changed"]
+    if reasons and same and live.digest == target.digest:
+        return Reload(reasons=tuple(reasons), new_generation=False)
+    if reasons or live.state is None:
         return Reload(reasons=tuple(reasons) or ("what is live cannot be read by this version of the agent",))
-    steps = _Steps(committed, wanted, reached, dirty, committed.state)
-    steps.take(servers)
-    names = {frontend.name for frontend in wanted.state.frontends}
-    closed = [frontend for frontend in frontends if frontend.name in names and not frontend.open]
-    steps.commands.extend(EnableFrontend(frontend.proxy or frontend.name) for frontend in closed)
-    drift = [f"frontend {frontend.name} was disabled" for frontend in closed]
-    kinds = ("frontend",) * len(closed)
+    steps = _server_steps(live.state, target, servers, reachable, dirty)
+    wanted = {frontend.name for frontend in target.state.frontends}
+    closed = [frontend for frontend in frontends if frontend.name in wanted and not frontend.open]
     if stopped := [f"frontend {frontend.name} was shut down" for frontend in closed if frontend.stopped]:
-        return Reload(reasons=(*found, *stopped, *steps.reload), record=not wanted.is_live(committed), kinds=kinds)
+        return Reload(
+            reasons=(*differences, *stopped, *steps.reload),
+            new_generation=not target.is_live(live),
+            kinds=("frontend",) * len(closed),
+        )
     if steps.reload:
-        return Reload(reasons=(*found, *steps.reload))
-    record = not same or committed.digest != wanted.digest
-    leaving, remarks = tuple(steps.leaving), tuple(steps.remarks)
-    if not steps.commands:
-        return Unchanged(record=record, leaving=leaving, remarks=remarks)
-    why = (*found, *steps.drift, *drift, *steps.other)
+        return Reload(reasons=(*differences, *steps.reload))
+    new_generation = not same or live.digest != target.digest
+    commands = (*steps.enter, *steps.leave, *steps.remove, *(_enabled(frontend) for frontend in closed))
+    if not commands:
+        return Unchanged(
+            new_generation=new_generation,
+            pending_deletes=steps.pending_deletes,
+            operator_overrides=steps.operator_overrides,
+        )
+    drift = (*steps.drift, *(f"frontend {frontend.name} was disabled" for frontend in closed))
     return Runtime(
-        commands=tuple(steps.commands),
-        reasons=why or ("what an interrupted step has left is put right",),
-        record=record,
-        drift=(*steps.drift, *drift),
-        kinds=(*("server",) * len(steps.drift), *kinds),
-        leaving=leaving,
-        remarks=remarks,
+        commands=commands,
+        reasons=(*differences, *drift, *steps.reasons) or ("what an interrupted step has left is put right",),
+        new_generation=new_generation,
+        drift=drift,
+        kinds=(*("server",) * len(steps.drift), *("frontend",) * len(closed)),
+        pending_deletes=steps.pending_deletes,
+        operator_overrides=steps.operator_overrides,
     )
 
 
-def _shell(state: DesiredState) -> DesiredState:
+def _enabled(frontend: FrontendStats) -> Command:
+    return Command(Verb.ENABLE_FRONTEND, frontend.proxy or frontend.name)
+
+
+def static_part(state: DesiredState) -> DesiredState:
     """What only a new process can change: not the document's label and number, what the probe speaks, the servers."""
     backends = tuple(evolve(backend, servers=(), application=Application.RAW) for backend in state.backends)
     return evolve(state, name="", serial=None, backends=backends)
 
 
-@frozen
+# --- servers: a function for each thing of a server that can differ
+
+
+@frozen(kw_only=True)
+class _Server:
+    """A server of the target, and what is known of it.
+
+    `line`: as the target writes it. `before`: of the live document, None where that has none, or where an interrupted
+    step was about it (`dirty`). `same_words`: whether the running one has the fixed words of `line`, None where the
+    live document does not tell. `stats`: of the running process. `reachable`: it answered just now.
+    """
+
+    backend: Backend
+    server: Server
+    line: ServerLine
+    before: Server | None
+    same_words: bool | None
+    stats: ServerStats
+    reachable: bool
+    dirty: bool
+
+    @property
+    def key(self) -> Key:
+        return (self.backend.name, self.server.name)
+
+    @property
+    def checked(self) -> bool:
+        return self.backend.health.type is not HealthType.NONE
+
+    def __str__(self) -> str:
+        return f"server {self.backend.name}/{self.server.name}"
+
+
+@frozen(kw_only=True)
 class _Steps:
-    """Gathers the commands from what servers are to what they shall be; `reload`: what no command can do."""
+    """What has to be done, and said, of one server or of many.
 
-    committed: Committed
-    wanted: Wanted
-    reached: frozenset[Key]
-    dirty: frozenset[Key]
-    before: DesiredState
-    commands: list[Command] = field(factory=list)
-    last: list[Command] = field(factory=list)
-    leaving: list[Delete] = field(factory=list)
-    drift: list[str] = field(factory=list)
-    other: list[str] = field(factory=list)
-    remarks: list[Finding] = field(factory=list)
-    reload: list[str] = field(factory=list)
+    `enter`: commands that bring servers into service or change their share. `leave`: those that take clients away.
+    `remove`: those about servers that the target does not have. In this order over all servers, so that a backend is
+    never without a server in between. `reload`: what no command can do.
+    """
 
-    def take(self, servers: Iterable[ServerSeen]) -> None:
-        """What enters service first, what leaves it last: a backend is never without a server in between."""
-        seen: dict[str, dict[str, ServerSeen]] = {}
-        for one in servers:
-            seen.setdefault(one.backend, {})[one.name] = one
-        old = {pool.name: {one.name: one for one in pool.servers} for pool in self.before.backends}
-        goodbyes: list[Command] = []
-        for pool in self.wanted.state.backends:
-            now, before = seen.get(pool.name, {}), old.get(pool.name, {})
-            for server in pool.servers:
-                known = None if (pool.name, server.name) in self.dirty else before.get(server.name)
-                self._server(pool, server, known, now.get(server.name))
-            goodbyes.extend(self._removed(pool, now, before))
-        self.commands.extend([*self.last, *goodbyes])
-
-    def _server(self, pool: Backend, server: Server, before: Server | None, now: ServerSeen | None) -> None:
-        key = (pool.name, server.name)
-        line = self.wanted.config.servers[key]
-        if now is None:
-            if before == server:
-                self.drift.append(f"server {pool.name}/{server.name} is gone from the running HAProxy")
-            if not self.wanted.config.holds(line):
-                self.reload.append(f"the template writes server {pool.name}/{server.name} in its own way")
-            self.commands.append(AddServer(*key, line))
-            self._begin(pool, server)
-            return
-        if not self._same_words(pool, key, line, now):
-            self.reload.append(f"server {pool.name}/{server.name} cannot be changed in the running HAProxy")
-            return
-        self._address(pool, server, before, now, line)
-        if now.weight != server.weight and (before is None or before.weight != server.weight):
-            (self.commands if server.weight else self.last).append(SetWeight(*key, server.weight))
-        self._presence(pool, server, before, now)
-
-    def _begin(self, pool: Backend, server: Server) -> None:
-        key = (pool.name, server.name)
-        if pool.health.type is not HealthType.NONE:
-            self.commands.append(EnableHealth(*key))
-        if not server.disabled:
-            self._enter(pool, server)
-
-    def _enter(self, pool: Backend, server: Server) -> None:
-        """Out of maintenance. HAProxy starts it as up, unseen: one that nobody reached starts as down (FACTS, 5)."""
-        key = (pool.name, server.name)
-        if key not in self.reached:
-            # In this order it gets no client in between (M: 2.6, 2.8, 3.0; `health down` before `ready` is forgotten).
-            self.commands.extend([SetState(*key, "drain"), SetHealth(*key, "down")])
-        self.commands.append(SetState(*key, "ready"))
-
-    def _same_words(self, pool: Backend, key: Key, line: ServerLine, now: ServerSeen) -> bool:
-        """Whether the running server has the fixed words of `line`."""
-        known = self.committed.today.servers.get(key) if self.committed.today else None
-        if known is not None:
-            return known.fixed == line.fixed
-        # One that left and comes back before its last session ended. Its words are those of its backend, which did
-        # not change, or this would be a reload; its own are whether it is a backup, and where a check must name a
-        # port, whether that is its own.
-        health = pool.health
-        anywhere = health.port is None and health.send_proxy is not False
-        return (anywhere or now.address == str(line.address)) and now.backup == ("backup" in line.fixed)
-
-    def _address(self, pool: Backend, server: Server, before: Server | None, now: ServerSeen, line: ServerLine) -> None:
-        key = (pool.name, server.name)
-        if now.address == str(server.address):
-            # Nothing but this agent takes an unchecked server for dead, so nothing else brings it up again.
-            if pool.health.type is HealthType.NONE and now.down and key in self.reached:
-                self.commands.append(SetHealth(*key, "up"))
-                self.other.append(f"server {pool.name}/{server.name} answers")
-            return
-        if before is not None and before.address == server.address:
-            self.drift.append(f"server {pool.name}/{server.name} was at {now.address}, not at {server.address}")
-        unreached = key not in self.reached and not now.maintenance
-        where = self.last if unreached else self.commands
-        where.extend([SetHealth(*key, "down")] if unreached else [])
-        where.append(Move(*key, line))
-        if now.down and key in self.reached:  # it was dead at the address it had before
-            self.commands.append(SetHealth(*key, "up"))
-
-    def _presence(self, pool: Backend, server: Server, before: Server | None, now: ServerSeen) -> None:
-        key = (pool.name, server.name)
-        where = f"backends.{pool.name}.servers.{server.name}"
-        if server.disabled:
-            if not now.maintenance:
-                if before is not None and before.disabled:
-                    self.drift.append(f"server {pool.name}/{server.name} was in service, but is disabled")
-                self.last.append(SetState(*key, "maint"))
-        elif now.maintenance and (before is None or before.disabled):
-            if key in self.dirty and pool.health.type is not HealthType.NONE:
-                self.commands.append(EnableHealth(*key))  # added, and its checks not begun
-            self._enter(pool, server)
-        elif now.draining and key in self.dirty:
-            self._enter(pool, server)
-        elif now.maintenance or now.draining:
-            how = "in maintenance" if now.maintenance else "draining"
-            self.remarks.append(
-                Finding(where, f"is {how}, by hand", f"`set server {pool.name}/{server.name} state ready` ends it")
-            )
-        elif before is not None and now.weight != server.weight and before.weight == server.weight:
-            self.remarks.append(Finding(where, f"has weight {now.weight} by hand, not {server.weight}"))
-
-    def _removed(self, pool: Backend, now: Mapping[str, ServerSeen], before: Mapping[str, Server]) -> Iterator[Command]:
-        wanted = {server.name for server in pool.servers}
-        for name in sorted(now.keys() - wanted):
-            if not now[name].maintenance:
-                if name not in before and (pool.name, name) not in self.dirty:
-                    self.drift.append(f"server {pool.name}/{name} is in the running HAProxy, but nobody asked for it")
-                yield SetState(pool.name, name, "maint")
-            self.leaving.append(Delete(pool.name, name))
+    enter: tuple[Command, ...] = ()
+    leave: tuple[Command, ...] = ()
+    remove: tuple[Command, ...] = ()
+    pending_deletes: tuple[Command, ...] = ()
+    drift: tuple[str, ...] = ()
+    reasons: tuple[str, ...] = ()
+    operator_overrides: tuple[Finding, ...] = ()
+    reload: tuple[str, ...] = ()
 
 
-def diff(committed: Committed | None, config: bytes, *, number: int) -> str:
+_NOTHING = _Steps()
+
+
+def _joined(parts: Iterable[_Steps]) -> _Steps:
+    busy = [part for part in parts if part is not _NOTHING]
+    names = [attribute.name for attribute in attrs.fields(_Steps)]
+    return _Steps(**{name: tuple(item for part in busy for item in getattr(part, name)) for name in names})
+
+
+def _server_steps(
+    live: DesiredState,
+    target: Target,
+    running: Iterable[ServerStats],
+    reachable: frozenset[Key],
+    dirty: frozenset[Key],
+) -> _Steps:
+    """From the servers that `running` has to those of the target."""
+    stats_of: dict[str, dict[str, ServerStats]] = {}
+    for seen in running:
+        stats_of.setdefault(seen.backend, {})[seen.name] = seen
+    old_backends = {backend.name: backend for backend in live.backends}
+    parts: list[_Steps] = []
+    for backend in target.state.backends:
+        now, old = stats_of.get(backend.name, {}), old_backends.get(backend.name)
+        before = {server.name: server for server in old.servers} if old else {}
+        for server in backend.servers:
+            key, was = (backend.name, server.name), before.get(server.name)
+            known = None if key in dirty else was
+            if (stats := now.get(server.name)) is None:
+                parts.append(_missing(backend, server, known, target.config, reachable=key in reachable))
+            elif not _is_as_wanted(backend, server, known, stats):
+                line = target.config.servers[key]
+                same_words = None if was is None or old is None else target.config.line(old, was).fixed == line.fixed
+                parts.append(
+                    _present(
+                        _Server(
+                            backend=backend,
+                            server=server,
+                            line=line,
+                            before=known,
+                            same_words=same_words,
+                            stats=stats,
+                            reachable=key in reachable,
+                            dirty=key in dirty,
+                        )
+                    )
+                )
+        parts += [
+            _unwanted(now[name], asked_for=name in before or (backend.name, name) in dirty)
+            for name in sorted(now.keys() - {server.name for server in backend.servers})
+        ]
+    return _joined(parts)
+
+
+def _is_as_wanted(backend: Backend, server: Server, before: Server | None, stats: ServerStats) -> bool:
+    """Whether nothing of a server differs, which is so of nearly all."""
+    settled = stats.up or (stats.down and backend.health.type is not HealthType.NONE)
+    placed = stats.weight == server.weight and stats.address == str(server.address)
+    return settled and placed and before == server and not server.disabled
+
+
+def _missing(backend: Backend, server: Server, before: Server | None, config: Config, *, reachable: bool) -> _Steps:
+    """The running process does not have the server."""
+    key = (backend.name, server.name)
+    name, line = f"server {backend.name}/{server.name}", config.servers[key]
+    enter = [of_server(Verb.ADD_SERVER, key, f"{line.address} {' '.join([f'weight {line.weight}', *line.fixed])}")]
+    if backend.health.type is not HealthType.NONE:
+        enter.append(of_server(Verb.ENABLE_HEALTH, key))
+    if not server.disabled:
+        enter += _entering(key, reachable=reachable)
+    return _Steps(
+        enter=tuple(enter),
+        drift=(f"{name} is gone from the running HAProxy",) if before == server else (),
+        reload=() if config.holds(line) else (f"the template writes {name} in its own way",),
+    )
+
+
+def _entering(key: Key, *, reachable: bool) -> list[Command]:
+    """Out of maintenance. HAProxy starts it as up, unseen: one that nobody reached starts as down (FACTS, 5)."""
+    ready = of_server(Verb.SET_STATE, key, "ready")
+    if reachable:
+        return [ready]
+    # In this order it gets no client in between (M: 2.6, 2.8, 3.0; `health down` before `ready` is forgotten).
+    return [of_server(Verb.SET_STATE, key, "drain"), of_server(Verb.SET_HEALTH, key, "down"), ready]
+
+
+def _present(server: _Server) -> _Steps:
+    """The running process has the server, in some other way."""
+    if not _has_fixed_words(server):
+        return _Steps(reload=(f"{server} cannot be changed in the running HAProxy",))
+    return _joined(
+        (_moved(server), _weighted(server), _disabled(server) if server.server.disabled else _serving(server))
+    )
+
+
+def _has_fixed_words(server: _Server) -> bool:
+    if server.same_words is not None:
+        return server.same_words
+    # One that left and comes back before its last session ended. Its words are those of its backend, which did not
+    # change, or this would be a reload; its own are whether it is a backup, and where a check must name a port,
+    # whether that is its own.
+    health, line, stats = server.backend.health, server.line, server.stats
+    anywhere = health.port is None and health.send_proxy is not False
+    return (anywhere or stats.address == str(line.address)) and stats.backup == ("backup" in line.fixed)
+
+
+def _moved(server: _Server) -> _Steps:
+    key, stats, address = server.key, server.stats, server.server.address
+    up = (of_server(Verb.SET_HEALTH, key, "up"),) if stats.down and server.reachable else ()
+    if stats.address == str(address):
+        # Nothing but this agent takes an unchecked server for dead, so nothing else brings it up again.
+        return _Steps(enter=up, reasons=(f"{server} answers",)) if up and not server.checked else _NOTHING
+    move = of_server(Verb.SET_ADDRESS, key, f"{address.host} port {address.port}")
+    was_there = server.before is not None and server.before.address == address
+    drift = (f"{server} was at {stats.address}, not at {address}",) if was_there else ()
+    if not server.reachable and not stats.maintenance:
+        return _Steps(leave=(of_server(Verb.SET_HEALTH, key, "down"), move), drift=drift)
+    return _Steps(enter=(move, *up), drift=drift)  # up: it was dead at the address it had before
+
+
+def _weighted(server: _Server) -> _Steps:
+    weight = server.server.weight
+    if server.stats.weight == weight or (server.before is not None and server.before.weight == weight):
+        return _NOTHING
+    command = of_server(Verb.SET_WEIGHT, server.key, str(weight))
+    return _Steps(enter=(command,)) if weight else _Steps(leave=(command,))
+
+
+def _disabled(server: _Server) -> _Steps:
+    if server.stats.maintenance:
+        return _NOTHING
+    was_disabled = server.before is not None and server.before.disabled
+    return _Steps(
+        leave=(of_server(Verb.SET_STATE, server.key, "maint"),),
+        drift=(f"{server} was in service, but is disabled",) if was_disabled else (),
+    )
+
+
+def _serving(server: _Server) -> _Steps:
+    """Into service; but what a person has set at the socket stays."""
+    key, stats, before = server.key, server.stats, server.before
+    if stats.maintenance and (before is None or before.disabled):
+        begin = (
+            [of_server(Verb.ENABLE_HEALTH, key)] if server.dirty and server.checked else []
+        )  # added, not yet checked
+        return _Steps(enter=(*begin, *_entering(key, reachable=server.reachable)))
+    if stats.draining and server.dirty:
+        return _Steps(enter=tuple(_entering(key, reachable=server.reachable)))
+    where = f"backends.{server.backend.name}.servers.{server.server.name}"
+    if stats.maintenance or stats.draining:
+        how = "in maintenance" if stats.maintenance else "draining"
+        remedy = f"`set server {'/'.join(key)} state ready` ends it"
+        return _Steps(operator_overrides=(Finding(where, f"is {how}, by hand", remedy),))
+    if before is not None and stats.weight != server.server.weight and before.weight == server.server.weight:
+        message = f"has weight {stats.weight} by hand, not {server.server.weight}"
+        return _Steps(operator_overrides=(Finding(where, message),))
+    return _NOTHING
+
+
+def _unwanted(stats: ServerStats, *, asked_for: bool) -> _Steps:
+    """The running process has a server that the target does not have. `asked_for`: the live document, or this agent."""
+    delete = (of_server(Verb.DELETE_SERVER, stats.key),)
+    if stats.maintenance:
+        return _Steps(pending_deletes=delete)
+    name = "/".join(stats.key)
+    return _Steps(
+        remove=(of_server(Verb.SET_STATE, stats.key, "maint"),),
+        drift=() if asked_for else (f"server {name} is in the running HAProxy, but nobody asked for it",),
+        pending_deletes=delete,
+    )
+
+
+# --- differences, for people
+
+
+def diff(live: LiveGeneration | None, config: bytes, *, number: int) -> str:
     """A unified diff of haproxy.cfg, from the live one to `config`; empty where nothing is different."""
-    before = committed.config.decode(errors="replace").splitlines() if committed else []
-    name = f"haproxy.cfg (generation {committed.number})" if committed else "haproxy.cfg (none)"
+    before = live.config.decode(errors="replace").splitlines() if live else []
+    name = f"haproxy.cfg (generation {live.number})" if live else "haproxy.cfg (none)"
     after = config.decode(errors="replace").splitlines()
     lines = difflib.unified_diff(before, after, name, f"haproxy.cfg (generation {number})", lineterm="")
     return "".join(f"{line}\n" for line in lines)

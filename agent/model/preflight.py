@@ -16,7 +16,7 @@ from agent.model import proof
 from agent.model.desired import Backend, DesiredState, Server
 from agent.model.generation import Handshake, Quarantined
 from agent.model.handshake import Question
-from agent.model.observed import Key, Observation, ServerSeen
+from agent.model.observed import Key, Observation, ServerStats
 from agent.model.schema import WILDCARDS, Endpoint, HealthType
 
 _MOST_NAMED = 5
@@ -29,12 +29,12 @@ _REMEDIES = {
     "not_permitted": "run the agent as root, or use a port from 1024 up (Linux: or allow it by CAP_NET_BIND_SERVICE); "
     f"once it may bind it, {_BY_ITSELF}",
 }
-"""What to do about an address in quarantine, by its reason (`Unbound.reason`)."""
+"""What to do about an address in quarantine, by its reason (`BindFailure.reason`)."""
 _OTHER_REMEDY = f"take the address out, or mend what the system says; once it can be bound, {_BY_ITSELF}"
 
 
 @frozen(kw_only=True)
-class Unbound:
+class BindFailure:
     """Why an address cannot be bound: `in_use`, `no_such_address`, `not_permitted` or `failed`, and in words.
 
     `holder`: the names of the programs that hold it, where the system tells.
@@ -46,7 +46,7 @@ class Unbound:
 
 
 @frozen(kw_only=True)
-class Questions:
+class Checks:
     """What has to be asked of this host and of the servers.
 
     `servers`: of each, the addresses that must all answer. `unproven`: those that are new, moved, enabled, or checked
@@ -67,7 +67,7 @@ def questions(
     held: Callable[[Endpoint], bool],
     dirty: frozenset[Key] = frozenset(),
     unreached: frozenset[Key] = frozenset(),
-) -> Questions:
+) -> Checks:
     """What to ask before `wanted` goes live.
 
     `live`: what is now; `seen`: the process that serves it; `held`: whether that one has an address bound already.
@@ -85,7 +85,7 @@ def questions(
         if not server.disabled
         and ((key := (pool.name, server.name)) in new or key in unreached or _unsure(pool, server, key, now))
     }
-    return Questions(binds=binds, servers=asked, unproven=new, handshakes=proof.newcomers(live, wanted))
+    return Checks(binds=binds, servers=asked, unproven=new, handshakes=proof.servers_to_probe(live, wanted))
 
 
 def _unproven(before: DesiredState | None, after: DesiredState) -> frozenset[Key]:
@@ -103,7 +103,7 @@ def _unproven(before: DesiredState | None, after: DesiredState) -> frozenset[Key
     return frozenset(found)
 
 
-def _unsure(pool: Backend, server: Server, key: Key, seen: Mapping[Key, ServerSeen] | None) -> bool:
+def _unsure(pool: Backend, server: Server, key: Key, seen: Mapping[Key, ServerStats] | None) -> bool:
     """Whether nobody knows of a server that is as it was that it answers. `seen` None: HAProxy does not run."""
     unchecked = pool.health.type is HealthType.NONE
     if seen is None:
@@ -134,7 +134,7 @@ def endpoints(state: DesiredState, keys: Iterable[Key]) -> dict[Key, tuple[Endpo
     }
 
 
-def still_unreached(
+def still_unreachable(
     known: frozenset[Key], wanted: DesiredState, asked: Mapping[Key, object], reached: frozenset[Key]
 ) -> frozenset[Key]:
     """The servers without a check that have never answered: known before, or asked now and silent."""
@@ -147,7 +147,7 @@ def still_unreached(
     return ((known - asked.keys()) | (asked.keys() - reached)) & unchecked
 
 
-def unmet(
+def unprobed(
     endpoints: Mapping[Key, tuple[Endpoint, ...]], handshakes: Iterable[Handshake]
 ) -> dict[Key, tuple[Endpoint, ...]]:
     """Where to knock although handshakes were held: where a check knocks, not at the same address again.
@@ -161,7 +161,7 @@ def unmet(
 # --- addresses
 
 
-def quarantine(state: DesiredState, unbound: Mapping[Endpoint, Unbound]) -> tuple[Quarantined, ...]:
+def quarantine(state: DesiredState, unbound: Mapping[Endpoint, BindFailure]) -> tuple[Quarantined, ...]:
     """The addresses of `state` that have to be left out."""
     return tuple(
         Quarantined(frontend=one.name, address=str(endpoint), reason=why.reason, detail=why.detail, holder=why.holder)
@@ -195,18 +195,28 @@ def findings(quarantined: Iterable[Quarantined]) -> tuple[Finding, ...]:
     )
 
 
+def shared(found: Iterable[tuple[Endpoint, str]]) -> list[Finding]:
+    """What people should know of addresses on which a foreign program listens as well."""
+    return [
+        Finding("haproxy", f"{endpoint} is also listened on by {program}: it takes a share of the clients", "end it")
+        for endpoint, program in found
+    ]
+
+
 # --- servers
 
 
 @frozen(kw_only=True)
-class Stake:
+class ServingBackend:
     """What a frontend that serves now must not lose: a server that works in one of these backends."""
 
     frontend: str
     backends: tuple[str, ...]
 
 
-def stakes(live: DesiredState | None, seen: Observation | None, wanted: DesiredState) -> tuple[Stake, ...]:
+def serving_backends(
+    live: DesiredState | None, seen: Observation | None, wanted: DesiredState
+) -> tuple[ServingBackend, ...]:
     """What is at stake in going from `live`, as it is `seen`, to `wanted`. A backend already down blocks nothing.
 
     A frontend inherits the stake of every live frontend of its name or with an address that overlaps one of its own:
@@ -227,17 +237,19 @@ def stakes(live: DesiredState | None, seen: Observation | None, wanted: DesiredS
         if frontend.name not in names and not any(_overlaps(endpoint, hosts) for endpoint in frontend.binds):
             continue
         kept = [name for name in frontend.backends if name in serving]
-        found += [Stake(frontend=frontend.name, backends=(name,)) for name in kept]
+        found += [ServingBackend(frontend=frontend.name, backends=(name,)) for name in kept]
         if not kept:
-            found.append(Stake(frontend=frontend.name, backends=frontend.backends))
+            found.append(ServingBackend(frontend=frontend.name, backends=frontend.backends))
     return tuple(found)
 
 
-def known_stakes(recorded: Iterable[tuple[str, tuple[str, ...]]], wanted: DesiredState) -> tuple[Stake, ...]:
+def recorded_serving(
+    recorded: Iterable[tuple[str, tuple[str, ...]]], wanted: DesiredState
+) -> tuple[ServingBackend, ...]:
     """What an interrupted step had at stake, as far as `wanted` has those frontends and backends."""
     frontends = {one.name: set(one.backends) for one in wanted.frontends}
     return tuple(
-        Stake(frontend=frontend, backends=backends)
+        ServingBackend(frontend=frontend, backends=backends)
         for frontend, backends in recorded
         if set(backends) <= frontends.get(frontend, set())
     )
@@ -248,23 +260,25 @@ def _overlaps(endpoint: Endpoint, hosts: Mapping[tuple[int, int], set[str]]) -> 
     return endpoint.host in bound or (bool(bound) and (endpoint.wildcard or not bound.isdisjoint(WILDCARDS)))
 
 
-def losses(
-    at_stake: Iterable[Stake], wanted: DesiredState, seen: Observation | None, asked: Questions, reached: frozenset[Key]
-) -> dict[Stake, str]:
+def outages(
+    serving: Iterable[ServingBackend],
+    wanted: DesiredState,
+    seen: Observation | None,
+    asked: Checks,
+    reached: frozenset[Key],
+) -> dict[ServingBackend, str]:
     """Each stake that would be lost, and why: none of its servers is known to work. See `told`."""
     works = working(wanted, seen, asked, reached)
     questioned = {key[0] for key in asked.servers}
     return {
         one: f"no server of backend {' or '.join(one.backends)} "
         f"{'answers' if questioned & set(one.backends) else 'would be in use'}"
-        for one in at_stake
+        for one in serving
         if not works & set(one.backends)
     }
 
 
-def working(
-    wanted: DesiredState, seen: Observation | None, asked: Questions, reached: frozenset[Key]
-) -> frozenset[str]:
+def working(wanted: DesiredState, seen: Observation | None, asked: Checks, reached: frozenset[Key]) -> frozenset[str]:
     """The backends of `wanted` with a server that is known to work: it was reached just now, or HAProxy has it up."""
     up = {one.key for one in seen.servers if one.up} if seen else set()
     return frozenset(
@@ -286,6 +300,11 @@ def unserved(
     return tuple(one.name for one in wanted.frontends if one.name in watched and not works & set(one.backends))
 
 
+def unserved_findings(names: Iterable[str]) -> list[Finding]:
+    """What people should know of new frontends without a server that answers."""
+    return [Finding(f"frontends.{name}", "none of its servers answers: it serves nobody yet") for name in names]
+
+
 def silent(down: Iterable[Key]) -> list[Finding]:
     """What people are told of new servers that do not answer."""
     names = sorted(down)
@@ -298,7 +317,7 @@ def silent(down: Iterable[Key]) -> list[Finding]:
     return found
 
 
-def told(found: Iterable[tuple[Stake, str]], *, one: str, many: str) -> tuple[str, ...]:
+def told(found: Iterable[tuple[ServingBackend, str]], *, one: str, many: str) -> tuple[str, ...]:
     """A sentence for each reason, with the frontends it is true of: hundreds can share one backend.
 
     `one`, `many`: what they do, `serves now` and `serve now`.

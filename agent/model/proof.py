@@ -35,7 +35,7 @@ def asked(question: Question) -> Asked:
     return (*question.key, str(question.address), question.application.value, question.version.value)
 
 
-def newcomers(live: DesiredState | None, wanted: DesiredState) -> tuple[Question, ...]:
+def servers_to_probe(live: DesiredState | None, wanted: DesiredState) -> tuple[Question, ...]:
     """What to ask before `wanted` goes live: the servers of which nothing follows from `live`.
 
     Those that are new, moved or enabled, or that would be sent another header or are said to speak something else.
@@ -45,7 +45,7 @@ def newcomers(live: DesiredState | None, wanted: DesiredState) -> tuple[Question
     return tuple(one for one in questions(wanted) if one.application is not Application.RAW and asked(one) not in known)
 
 
-def unsettled(
+def servers_to_probe_again(
     state: DesiredState, known: Mapping[Asked, Handshake], seen: Observation, *, now: float, patience: float
 ) -> tuple[Question, ...]:
     """Servers that HAProxy finds up, and that did not answer when they were asked last, or not as they should.

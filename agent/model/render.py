@@ -7,6 +7,7 @@ go, `Config.stamped` puts them in, and so two configurations can be compared wit
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import traceback
 from collections.abc import Generator, Iterable, Iterator
@@ -15,6 +16,7 @@ from pathlib import PurePosixPath
 import jinja2
 from attrs import field, frozen
 
+from agent import __version__
 from agent.errors import InvalidError, RefusedError, Violation
 from agent.model.desired import Backend, DesiredState, Frontend, Server
 from agent.model.observed import FRONTEND_PREFIX
@@ -72,6 +74,11 @@ class Template:
     text: str
 
 
+def digest_of_template(template: Template, process: Process) -> str:
+    """SHA-256 (hex) of all but the state that makes a configuration: the template, the settings, and this program."""
+    return hashlib.sha256("\0".join((__version__, template.text, repr(process))).encode()).hexdigest()
+
+
 @frozen(kw_only=True)
 class ServerLine:
     """One server's line. `fixed`: the words that only a new process can change."""
@@ -92,8 +99,13 @@ class Config:
     """A rendered configuration that has no generation yet. `servers`: the line of each, by backend and name."""
 
     _text: str
+    _process: Process = field(eq=False)
     servers: dict[tuple[str, str], ServerLine] = field(eq=False, factory=dict)
     _lines: frozenset[str] = field(eq=False, factory=frozenset)
+
+    def line(self, backend: Backend, server: Server) -> ServerLine:
+        """How a server of any state would be written with the settings of this one."""
+        return _server(server, backend, self._process)
 
     def holds(self, line: ServerLine) -> bool:
         """Whether the text says of a server what `line` says: a template may have written it otherwise."""
@@ -176,7 +188,7 @@ def render(state: DesiredState, process: Process, template: Template) -> Config:
     if passes_limits_on(state, process) and f"\npeers {PEERS}\n" not in text:
         what = "rate limits need the section `peers {{ peers }}` with {{ peers_lines }}: see the built-in template"
         raise InvalidError(template.file, (Violation((), what),))
-    return Config(text, servers, frozenset(line.strip() for line in text.splitlines()))
+    return Config(text, process, servers, frozenset(line.strip() for line in text.splitlines()))
 
 
 def _template_line(error: BaseException, file: str) -> int | None:

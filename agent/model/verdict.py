@@ -14,77 +14,79 @@ from attrs import frozen
 
 from agent.errors import Finding
 from agent.model.desired import DesiredState
-from agent.model.observed import Key, Observation, ServerSeen
-from agent.model.preflight import Stake, told
+from agent.model.observed import Key, Observation, ServerStats
+from agent.model.preflight import ServingBackend, told
 
 
-class Word(enum.StrEnum):
-    """How a switch is judged."""
+class Judgement(enum.StrEnum):
+    """How a step is judged: nothing got worse, some checks have not ended yet, something got worse."""
 
-    FINE = "fine"
-    OPEN = "open"
-    WORSE = "worse"
+    OK = "ok"
+    PENDING = "pending"
+    REGRESSED = "regressed"
 
 
 @frozen(kw_only=True)
 class Verdict:
-    """A word, and a sentence for everything that is not fine."""
+    """A judgement, and a sentence for everything that is not OK."""
 
-    word: Word
+    judgement: Judgement
     reasons: tuple[str, ...] = ()
 
 
 def judge(
-    at_stake: Iterable[Stake],
+    serving: Iterable[ServingBackend],
     after: Observation,
     *,
     state: DesiredState,
     unproven: frozenset[Key],
-    knocked: Mapping[Key, bool],
+    probed_open: Mapping[Key, bool],
     stale: frozenset[Key] = frozenset(),
 ) -> Verdict:
-    """`unproven`: servers that are new, moved, or checked in another way. `knocked`: who of them answered just now.
+    """`unproven`: servers that are new, moved, or checked in another way.
 
-    `knocked` holds only servers for which an open door is proof enough. `stale`: servers whose last check was of the
-    address they had before.
+    `probed_open`: which of them answered just now, of those for which an open port is proof enough. `stale`: servers
+    whose last check was of the address they had before.
     """
     is_open = {one.name for one in after.frontends if one.open}
     idle = {(pool.name, one.name) for pool in state.backends for one in pool.servers if one.weight == 0}
-    pools: dict[str, list[ServerSeen]] = {}
+    pools: dict[str, list[ServerStats]] = {}
     for one in after.servers:
         if one.key not in idle:
             pools.setdefault(one.backend, []).append(one)
-    worse: list[tuple[Stake, str]] = []
+    worse: list[tuple[ServingBackend, str]] = []
     still_open: dict[str, None] = {}
-    for stake in at_stake:
+    for stake in serving:
         servers = [one for name in stake.backends for one in pools.get(name, ())]
-        words = {_server(one, unproven, knocked, stale) for one in servers}
+        judgements = {_server(one, unproven, probed_open, stale) for one in servers}
         names = " or ".join(stake.backends)
         if stake.frontend not in is_open:
             worse.append((stake, "is not open"))
-        elif Word.FINE in words:
+        elif Judgement.OK in judgements:
             continue
-        elif Word.OPEN in words:
+        elif Judgement.PENDING in judgements:
             still_open[f"no server of backend {names} has passed a check yet"] = None
         else:
             why = ", ".join(f"{one.name} {one.status} {one.check.removeprefix('* ')}".strip() for one in servers[:5])
             worse.append((stake, f"now no server of backend {names} does: {why}"))
     if worse:
-        return Verdict(word=Word.WORSE, reasons=told(worse, one="served before", many="served before"))
-    return Verdict(word=Word.OPEN if still_open else Word.FINE, reasons=tuple(still_open))
+        return Verdict(judgement=Judgement.REGRESSED, reasons=told(worse, one="served before", many="served before"))
+    return Verdict(judgement=Judgement.PENDING if still_open else Judgement.OK, reasons=tuple(still_open))
 
 
-def _server(one: ServerSeen, unproven: frozenset[Key], knocked: Mapping[Key, bool], stale: frozenset[Key]) -> Word:
+def _server(
+    one: ServerStats, unproven: frozenset[Key], probed_open: Mapping[Key, bool], stale: frozenset[Key]
+) -> Judgement:
     if not one.up:
         # Held back because nobody reached it: its checks may still bring it up, but it is no server now.
-        return Word.WORSE
+        return Judgement.REGRESSED
     if one.key not in unproven:
-        return Word.FINE
+        return Judgement.OK
     if one.passed is not None and one.key not in stale:
-        return Word.FINE if one.passed else Word.WORSE
-    if one.key in knocked:
-        return Word.FINE if knocked[one.key] else Word.WORSE
-    return Word.OPEN
+        return Judgement.OK if one.passed else Judgement.REGRESSED
+    if one.key in probed_open:
+        return Judgement.OK if probed_open[one.key] else Judgement.REGRESSED
+    return Judgement.PENDING
 
 
 def undecided(reason: str) -> Finding:

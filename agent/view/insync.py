@@ -8,6 +8,7 @@ from typing import Any
 from attrs import frozen
 
 from agent.errors import Outcome
+from agent.model.generation import Generation, Hold
 from agent.model.report import Report
 
 _LONGEST = 300  # characters of a reason
@@ -59,35 +60,34 @@ def not_in_sync(
     *,
     report: Report | None,
     wanted: str | None,
-    live: str | None,
-    held: tuple[str, str] | None,
-    live_since: float = 0.0,
+    live: Generation | None,
+    hold: Hold | None,
     pending: str = "",
     missing: bool = False,
 ) -> NotInSync | None:
     """None where the desired state is live.
 
-    `wanted`, `live`: digests of the desired file and of the live document, None where there is none. `held`: digest
-    and reason of the document that is held. `live_since`: when the live generation was recorded (seconds since the
-    epoch): an older report knows nothing of it. `pending`: why the file is not read now. `report`: of the last look.
+    `wanted`: the digest of the desired file, None where there is none. `pending`: why the file is not read now.
+    `report`: of the last reconcile; one that is older than the live generation knows nothing of it.
     """
     if pending:
         return NotInSync(relation=Relation.PENDING, reason=pending)
     if missing:
         return NotInSync(relation=Relation.MISSING)
     outcome = report.outcome if report is not None else None
-    overtaken = report is not None and wanted == live and live_since > report.at  # by a command, beside the service
+    # By a command, beside the service.
+    overtaken = report is not None and live is not None and wanted == live.digest and live.at > report.at
     fresh = report is not None and report.digest == wanted and not overtaken
     if fresh and outcome is Outcome.ROLLED_BACK and report is not None and report.switched:
         return NotInSync(relation=Relation.ROLLED_BACK, reason=_first_line(report.message))
-    if held is not None and wanted == held[0]:
-        return NotInSync(relation=Relation.HELD, reason=f"{_first_line(held[1])} ({HINT})")
+    if hold is not None and wanted == hold.digest:
+        return NotInSync(relation=Relation.HELD, reason=f"{_first_line(hold.reason)} ({HINT})")
     if fresh and report is not None and outcome in (Outcome.INVALID, Outcome.REFUSED, Outcome.ROLLED_BACK):
         relation = {Outcome.INVALID: Relation.INVALID, Outcome.REFUSED: Relation.REFUSED}.get(
             outcome, Relation.ROLLED_BACK
         )
         return NotInSync(relation=relation, reason=_first_line(report.message))
-    if wanted != live or wanted is None:
+    if live is None or wanted != live.digest:
         return NotInSync(relation=Relation.OTHER)
     return None
 

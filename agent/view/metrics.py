@@ -22,9 +22,9 @@ from agent.errors import Outcome
 from agent.model import canary
 from agent.model.canary import Arrival
 from agent.model.desired import DesiredState
-from agent.model.generation import Asked, Handshake, Quarantined
+from agent.model.generation import Asked, Generation, Handshake, Hold, Quarantined
 from agent.model.handshake import mismatch
-from agent.model.observed import FrontendSeen, Observation
+from agent.model.observed import FrontendStats, Observation
 from agent.model.report import STAGES, Report
 from agent.view.status import Index, frontend_state
 
@@ -54,19 +54,14 @@ class Usage:
 class Facts:
     """All that metrics are made of, but for the look at HAProxy. Times in seconds since the epoch.
 
-    `digest`: of the live document; `wanted`: of the desired one; `read`: when that was looked at.
+    `live`: the live generation, and its `state`. `hold`: the document that is held. `read`: when the desired state was.
     """
 
     version: str
     haproxy: str = ""
+    live: Generation | None = None
     state: DesiredState | None = None
-    generation: int | None = None
-    digest: str = ""
-    name: str = ""
-    serial: int | None = None
-    since: float | None = None
-    quarantined: tuple[Quarantined, ...] = ()
-    held: bool = False
+    hold: Hold | None = None
     in_sync: bool = False
     read: float | None = None
     counters: Mapping[str, int] = field(factory=dict)
@@ -113,7 +108,7 @@ class Totals:
             return _plus(self._base.get(name), self._last.get(name))
 
 
-def _counts(one: FrontendSeen) -> tuple[int, int, int, int]:
+def _counts(one: FrontendStats) -> tuple[int, int, int, int]:
     return (one.connections, one.denied, one.bytes_in, one.bytes_out)
 
 
@@ -266,15 +261,17 @@ def _agent(facts: Facts) -> Iterator[Metric]:
         (((kind,), count) for kind, count in drift.items()),
     )  # fmt: skip
     yield _gauge("in_sync", "Whether the desired state is what is live", facts.in_sync)
-    yield _gauge("held", "Whether a document is held back because it hurt", facts.held)
-    if facts.generation is not None:
-        yield _gauge("live_generation", "The generation that is live", facts.generation)
-        yield _gauge("live_timestamp_seconds", "Since when it is live", facts.since or 0.0)
+    yield _gauge("held", "Whether a document is held back because it hurt", facts.hold is not None)
+    live = facts.live
+    if live is not None:
+        yield _gauge("live_generation", "The generation that is live", live.number)
+        yield _gauge("live_timestamp_seconds", "Since when it is live", live.at)
     if facts.read is not None:
         yield _gauge("desired_read_timestamp_seconds", "When the desired state was looked at last", facts.read)
     info = InfoMetricFamily(f"{PREFIX}live", "The document that is live")
-    serial = "" if facts.serial is None else str(facts.serial)
-    info.add_metric([], {"digest": facts.digest, "serial": serial, "name": facts.name})
+    serial = "" if live is None or live.serial is None else str(live.serial)
+    about = {"digest": live.digest if live else "", "serial": serial, "name": live.name if live else ""}
+    info.add_metric([], about)
     yield info
     build = InfoMetricFamily(f"{PREFIX}build", "Which agent, and which HAProxy")
     build.add_metric([], {"version": facts.version, "haproxy": facts.haproxy})
@@ -298,7 +295,8 @@ def _agent(facts: Facts) -> Iterator[Metric]:
 def _frontends(facts: Facts, state: DesiredState, seen: Observation | None, totals: Totals) -> Iterator[Metric]:
     index = Index.of(seen)
     pools = {one.name: one for one in state.backends}
-    aside = {(one.frontend, one.address): one for one in facts.quarantined}
+    quarantined_binds = facts.live.quarantined if facts.live else ()
+    aside = {(one.frontend, one.address) for one in quarantined_binds}
     label = ["frontend"]
     up = _labelled("frontend_up", "Whether a frontend serves: open, and a server takes clients", label, ())
     listening = _labelled("frontend_listening", "Whether an address takes connections", ["frontend", "bind"], ())
@@ -331,7 +329,7 @@ def _frontends(facts: Facts, state: DesiredState, seen: Observation | None, tota
             preserved.add_metric(key, float(kept))
     quarantined = _labelled(
         "frontend_quarantined", "Addresses left out because they cannot be bound", ["frontend", "bind", "reason"],
-        (((one.frontend, one.address, _reason(one)), 1.0) for one in facts.quarantined),
+        (((one.frontend, one.address, _reason(one)), 1.0) for one in quarantined_binds),
     )  # fmt: skip
     yield from (up, listening, quarantined, sessions, servers_up, servers, preserved, *counts)
 

@@ -12,9 +12,9 @@ from agent.errors import Finding, Violation, dotted
 from agent.model import canary
 from agent.model.canary import Arrival
 from agent.model.desired import Backend, DesiredState, Frontend, Server
-from agent.model.generation import Asked, Handshake, Quarantined
+from agent.model.generation import Asked, Generation, Handshake, Hold, Quarantined
 from agent.model.handshake import mismatch
-from agent.model.observed import FrontendSeen, Observation, ServerSeen
+from agent.model.observed import FrontendStats, Observation, ServerStats
 from agent.model.report import Report
 from agent.model.schema import Endpoint
 from agent.view.insync import NotInSync
@@ -34,28 +34,6 @@ class Agent:
     command: str
 
 
-@frozen(kw_only=True)
-class Live:
-    """The live generation, and its state where this version of the agent can read it."""
-
-    generation: int
-    digest: str
-    name: str
-    serial: int | None
-    since: float
-    state: DesiredState | None
-    quarantined: tuple[Quarantined, ...] = ()
-
-
-@frozen(kw_only=True)
-class Held:
-    """The document that is held back, why, and since when (seconds since the epoch)."""
-
-    digest: str
-    reason: str
-    since: float
-
-
 def when(seconds: float) -> str:
     """Seconds since the epoch as ISO 8601 in UTC: `2026-11-24T03:44:52Z`."""
     return dt.datetime.fromtimestamp(seconds, tz=dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -70,9 +48,10 @@ def document(
     *,
     agent: Agent,
     report: Report | None,
-    live: Live | None,
-    held: Held | None,
-    seen: Observation | None,
+    live: Generation | None,
+    state: DesiredState | None,
+    hold: Hold | None,
+    observed: Observation | None,
     now: float,
     handshakes: Mapping[Asked, Handshake] | None = None,
     arrivals: Sequence[Arrival] = (),
@@ -81,12 +60,13 @@ def document(
     trouble: NotInSync | None = None,
     events: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
-    """All of status.json. `report`: of the last converge, None before the first; `seen` None: HAProxy is silent.
+    """All of status.json.
 
-    `trouble`: why the desired state is not live, None where it is. `events`: what happened lately, oldest first.
+    `report`: of the last reconcile, None before the first. `live`: the live generation; `state`: its state, None where
+    this version of the agent cannot read it. `observed` None: HAProxy does not answer. `trouble`: why the desired state
+    is not live, None where it is. `events`: what happened lately, oldest first.
     """
-    state = live.state if live else None
-    index = Index.of(seen)
+    index = Index.of(observed)
     aside = {(one.frontend, one.address): one for one in live.quarantined} if live else {}
     pools = {one.name: one for one in state.backends} if state else {}
     return {
@@ -106,7 +86,7 @@ def document(
         "remedy": report.remedy if report else "",
         "in_sync": trouble is None,
         "not_in_sync": None if trouble is None else trouble.document(),
-        "held": None if held is None else {"digest": held.digest, "reason": held.reason, "since": when(held.since)},
+        "held": None if hold is None else {"digest": hold.digest, "reason": hold.reason, "since": when(hold.since)},
         "violations": [_violation(report, one) for one in report.violations[:_MOST]] if report else [],
         "violations_total": report.violations_total if report else 0,
         "findings": [_finding(one) for one in (report.findings if report else ())[:_MOST]]
@@ -115,7 +95,7 @@ def document(
         if state
         else [],
         "backends": [_backend(one, index, handshakes or {}) for one in state.backends] if state else [],
-        "haproxy": None if seen is None else _haproxy(seen),
+        "haproxy": None if observed is None else _haproxy(observed),
         "timings": dict(report.timings) if report else {},
         "plan": report.plan if report else None,
         "reasons": list(report.reasons[:_MOST]) if report else [],
@@ -172,13 +152,13 @@ def _desired(report: Report | None, file_id: tuple[int, int] | None) -> dict[str
     }
 
 
-def _live(live: Live) -> dict[str, Any]:
+def _live(live: Generation) -> dict[str, Any]:
     return {
-        "generation": live.generation,
+        "generation": live.number,
         "digest": live.digest,
         "name": live.name,
         "serial": live.serial,
-        "since": when(live.since),
+        "since": when(live.at),
     }
 
 
@@ -205,13 +185,13 @@ class Index:
     """An observation by name. `answered`: whether there was one."""
 
     answered: bool
-    frontends: dict[str, FrontendSeen]
-    servers: dict[str, dict[str, ServerSeen]]
+    frontends: dict[str, FrontendStats]
+    servers: dict[str, dict[str, ServerStats]]
 
     @classmethod
     def of(cls, seen: Observation | None) -> Index:
         """Of one look at HAProxy, or of none."""
-        servers: dict[str, dict[str, ServerSeen]] = {}
+        servers: dict[str, dict[str, ServerStats]] = {}
         for one in seen.servers if seen else ():
             servers.setdefault(one.backend, {})[one.name] = one
         frontends = {one.name: one for one in seen.frontends} if seen else {}
@@ -270,7 +250,7 @@ def arrival_document(one: Arrival) -> dict[str, Any]:
     }
 
 
-def _bind(address: str, aside: Quarantined | None, found: FrontendSeen | None, index: Index) -> dict[str, Any]:
+def _bind(address: str, aside: Quarantined | None, found: FrontendStats | None, index: Index) -> dict[str, Any]:
     if aside is not None:
         return {"address": address, "state": "quarantined", "reason": aside.detail}
     if found is not None and found.open:
@@ -295,7 +275,7 @@ def _state(counts: list[tuple[int, int]]) -> str:
     return "up" if all(up == total for up, total in counts) else "degraded"
 
 
-def _why_closed(found: FrontendSeen | None, index: Index) -> str:
+def _why_closed(found: FrontendStats | None, index: Index) -> str:
     if not index.answered:
         return "HAProxy does not answer"
     return "not in the running HAProxy" if found is None else "the frontend is stopped in HAProxy"

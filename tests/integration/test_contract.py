@@ -9,57 +9,56 @@ from collections.abc import Callable
 import pytest
 from attrs import evolve
 from kit.edge import Edge, connect, until
-from kit.fakes import fold, servers_of
+from kit.fakes import apply, servers_of
 from kit.servers import EchoServer, echo, free_port
 
 from agent.errors import CommandError
-from agent.model.observed import Key, ServerSeen
-from agent.model.plan import AddServer, Command, Delete, EnableHealth, Move, SetHealth, SetState, SetWeight
-from agent.model.render import ServerLine
-from agent.model.schema import Endpoint
+from agent.model.commands import Command, Verb
+from agent.model.commands import of_server as server
+from agent.model.observed import Key, ServerStats
 
 CHECK = ("check", "inter 1h")
 
 
-def line(name: str, port: int, *, weight: int = 1, fixed: tuple[str, ...] = CHECK) -> ServerLine:
-    return ServerLine(name=name, address=Endpoint(4, "127.0.0.1", port), weight=weight, fixed=fixed, disabled=False)
+def line(port: int, *, weight: int = 1, fixed: tuple[str, ...] = CHECK) -> str:
+    return " ".join([f"127.0.0.1:{port}", f"weight {weight}", *fixed])
 
 
 def script(port: int) -> list[Command]:
     """Every command, in the orders in which plans give them, and some that HAProxy must refuse."""
     return [
-        AddServer("back", "b", line("b", port)),
-        EnableHealth("back", "b"),
-        SetState("back", "b", "ready"),
-        AddServer("back", "b", line("b", port)),  # refused: it is there
-        AddServer("back", "c", line("c", port, weight=7, fixed=(*CHECK, "backup"))),
-        EnableHealth("back", "c"),
-        SetState("back", "c", "drain"),
-        SetHealth("back", "c", "down"),
-        SetState("back", "c", "ready"),
-        AddServer("back", "d", line("d", port, fixed=())),
-        SetState("back", "d", "drain"),
-        SetHealth("back", "d", "down"),
-        SetState("back", "d", "ready"),
-        SetHealth("back", "d", "up"),
-        SetWeight("back", "b", 9),
-        SetWeight("back", "b", 0),
-        SetHealth("back", "b", "down"),
-        Move("back", "b", line("b", port + 1)),
-        Move("back", "b", line("b", port + 1)),
-        Move("back", "b", ServerLine(name="b", address=Endpoint(6, "::1", 1), weight=1, fixed=(), disabled=False)),
-        SetState("back", "a", "maint"),
-        SetState("back", "a", "ready"),
-        Delete("back", "a"),  # refused: in service
-        SetState("back", "c", "maint"),
-        Delete("back", "c"),
-        Delete("back", "c"),  # refused: there is none
-        SetState("back", "nobody", "maint"),  # refused
-        SetState("nowhere", "a", "maint"),  # refused
+        server(Verb.ADD_SERVER, ("back", "b"), line(port)),
+        server(Verb.ENABLE_HEALTH, ("back", "b")),
+        server(Verb.SET_STATE, ("back", "b"), "ready"),
+        server(Verb.ADD_SERVER, ("back", "b"), line(port)),  # refused: it is there
+        server(Verb.ADD_SERVER, ("back", "c"), line(port, weight=7, fixed=(*CHECK, "backup"))),
+        server(Verb.ENABLE_HEALTH, ("back", "c")),
+        server(Verb.SET_STATE, ("back", "c"), "drain"),
+        server(Verb.SET_HEALTH, ("back", "c"), "down"),
+        server(Verb.SET_STATE, ("back", "c"), "ready"),
+        server(Verb.ADD_SERVER, ("back", "d"), line(port, fixed=())),
+        server(Verb.SET_STATE, ("back", "d"), "drain"),
+        server(Verb.SET_HEALTH, ("back", "d"), "down"),
+        server(Verb.SET_STATE, ("back", "d"), "ready"),
+        server(Verb.SET_HEALTH, ("back", "d"), "up"),
+        server(Verb.SET_WEIGHT, ("back", "b"), "9"),
+        server(Verb.SET_WEIGHT, ("back", "b"), "0"),
+        server(Verb.SET_HEALTH, ("back", "b"), "down"),
+        server(Verb.SET_ADDRESS, ("back", "b"), f"127.0.0.1 port {port + 1}"),
+        server(Verb.SET_ADDRESS, ("back", "b"), f"127.0.0.1 port {port + 1}"),
+        server(Verb.SET_ADDRESS, ("back", "b"), "::1 port 1"),
+        server(Verb.SET_STATE, ("back", "a"), "maint"),
+        server(Verb.SET_STATE, ("back", "a"), "ready"),
+        server(Verb.DELETE_SERVER, ("back", "a")),  # refused: in service
+        server(Verb.SET_STATE, ("back", "c"), "maint"),
+        server(Verb.DELETE_SERVER, ("back", "c")),
+        server(Verb.DELETE_SERVER, ("back", "c")),  # refused: there is none
+        server(Verb.SET_STATE, ("back", "nobody"), "maint"),  # refused
+        server(Verb.SET_STATE, ("nowhere", "a"), "maint"),  # refused
     ]
 
 
-def seen(servers: dict[Key, ServerSeen]) -> dict[Key, tuple[object, ...]]:
+def seen(servers: dict[Key, ServerStats]) -> dict[Key, tuple[object, ...]]:
     return {
         key: (one.up, one.down, one.maintenance, one.draining, one.address, one.weight, one.backup)
         for key, one in servers.items()
@@ -88,11 +87,13 @@ def test_the_fake_does_what_haproxy_does(edge: Edge):
         haproxy = edge.haproxy
         for step, command in enumerate(script(free_port())):
             no = refused(lambda command=command: haproxy.socket.tell(command))
-            assert no == refused(lambda command=command: fold(fake, command)), f"{step}: {command}"
+            assert no == refused(lambda command=command: apply(fake, command)), f"{step}: {command}"
             real = {one.key: one for one in haproxy.observe().servers}
             assert seen(real) == seen(fake), f"{step}: {command}"
-            glance = {one.key: evolve(one, backup=real[one.key].backup) for one in haproxy.socket.glance().servers}
-            assert seen(glance) == seen(real), f"{step}: {command}"
+            brief = {
+                one.key: evolve(one, backup=real[one.key].backup) for one in haproxy.socket.observe_brief().servers
+            }
+            assert seen(brief) == seen(real), f"{step}: {command}"
 
 
 def one_server(port: int, server: EchoServer) -> dict:
@@ -110,13 +111,16 @@ def test_a_server_with_a_session_is_not_deleted_and_that_is_no_failure(edge: Edg
         haproxy = edge.haproxy
         with connect(port) as session:
             session.recv(100)
-            haproxy.socket.tell(SetState("back", "a", "maint"))
-            assert haproxy.forget(Delete("back", "a")) is False
+            haproxy.socket.tell(server(Verb.SET_STATE, ("back", "a"), "maint"))
+            assert haproxy.delete_drained(server(Verb.DELETE_SERVER, ("back", "a"))) is False
             session.sendall(b"still here")
             assert session.recv(100) == b"still here"
-        until(lambda: haproxy.forget(Delete("back", "a")), "it is deleted after its last session")
+        until(
+            lambda: haproxy.delete_drained(server(Verb.DELETE_SERVER, ("back", "a"))),
+            "it is deleted after its last session",
+        )
         with pytest.raises(CommandError, match=r"No such server\."):
-            haproxy.forget(Delete("back", "a"))
+            haproxy.delete_drained(server(Verb.DELETE_SERVER, ("back", "a")))
 
 
 def test_a_process_that_died_since_it_was_looked_at_is_replaced_by_a_cold_start(edge: Edge):
@@ -130,4 +134,4 @@ def test_a_process_that_died_since_it_was_looked_at_is_replaced_by_a_cold_start(
         os.kill(old.pid, signal.SIGKILL)
         until(lambda: haproxy.running() is None, "it is gone")
         haproxy.switch(edge.folder / "state/haproxy.cfg", old)
-        haproxy.prove(1, frozenset({"front"}), None)
+        haproxy.wait_until_serving(1, frozenset({"front"}), None)

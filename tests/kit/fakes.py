@@ -14,64 +14,52 @@ from typing import Any
 from attrs import define, evolve, field
 
 from agent.errors import CommandError, NoAnswerError
+from agent.model.commands import Command, Verb
 from agent.model.handshake import Question, Result, Seen
-from agent.model.observed import FRONTEND_PREFIX, FrontendSeen, Key, Observation, Running, ServerSeen
-from agent.model.plan import (
-    AddServer,
-    Command,
-    Delete,
-    EnableFrontend,
-    EnableHealth,
-    Move,
-    ServerCommand,
-    SetHealth,
-    SetState,
-    SetWeight,
-)
-from agent.model.preflight import Unbound
+from agent.model.observed import FRONTEND_PREFIX, FrontendStats, Key, Observation, Running, ServerStats
+from agent.model.preflight import BindFailure
 from agent.model.schema import Endpoint, ProxyProtocol
 
 SERVER = re.compile(r"\s+server (\S+) (\S+) weight (\d+)(.*)")
 
 
-def fold(servers: dict[Key, ServerSeen], command: ServerCommand, *, sessions: Mapping[Key, int] | None = None) -> None:
+def apply(servers: dict[Key, ServerStats], command: Command, *, sessions: Mapping[Key, int] | None = None) -> None:
     """What a command does to the servers of a process. Raises CommandError where HAProxy would not do it."""
-    key = (command.backend, command.server)
-    if isinstance(command, AddServer):
+    key = command.server
+    assert key is not None
+    if command.verb is Verb.ADD_SERVER:
         if key in servers:
             raise CommandError(f"{command}: Already exists a server with the same name in backend.")
-        line = command.line
-        servers[key] = ServerSeen(
+        address, weight, *fixed = command.value.replace("weight ", "", 1).split()
+        servers[key] = ServerStats(
             backend=key[0],
             name=key[1],
             status="MAINT",
             check="",
             sessions=0,
-            address=str(line.address),
-            weight=line.weight,
-            backup="backup" in line.fixed,
+            address=address,
+            weight=int(weight),
+            backup="backup" in fixed,
         )
         return
     if key not in servers:
         raise CommandError(f"{command}: No such server.")
     now = servers[key]
-    match command:
-        case EnableHealth():
+    match command.verb, command.value:
+        case Verb.ENABLE_HEALTH, _:
             pass
-        case SetState(state="ready"):
-            down = now.status == "DOWN"
-            servers[key] = evolve(now, status="DOWN" if down else "UP")
-        case SetState(state="drain"):
-            servers[key] = evolve(now, status="DRAIN")
-        case SetState(state="maint"):
-            servers[key] = evolve(now, status="MAINT")
-        case SetHealth(health=health):
+        case Verb.SET_STATE, "ready":
+            servers[key] = evolve(now, status="DOWN" if now.status == "DOWN" else "UP")
+        case Verb.SET_STATE, state:
+            servers[key] = evolve(now, status=state.upper())
+        case Verb.SET_HEALTH, health:
             servers[key] = evolve(now, status=health.upper())
-        case Move(line=line):
-            servers[key] = evolve(now, address=str(line.address))
-        case SetWeight(weight=weight):
-            servers[key] = evolve(now, weight=weight)
-        case Delete():
+        case Verb.SET_ADDRESS, value:
+            host, _, port = value.split()
+            servers[key] = evolve(now, address=f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+        case Verb.SET_WEIGHT, weight:
+            servers[key] = evolve(now, weight=int(weight))
+        case Verb.DELETE_SERVER, _:
             if now.status != "MAINT":
                 raise CommandError(f"{command}: Only servers in maintenance mode can be deleted.")
             if not (sessions or {}).get(key):
@@ -80,7 +68,7 @@ def fold(servers: dict[Key, ServerSeen], command: ServerCommand, *, sessions: Ma
             raise AssertionError(command)
 
 
-def servers_of(config: str) -> dict[Key, ServerSeen]:
+def servers_of(config: str) -> dict[Key, ServerStats]:
     """The servers of a haproxy.cfg, as a fresh process has them."""
     found, backend = {}, ""
     for line in config.splitlines():
@@ -88,7 +76,7 @@ def servers_of(config: str) -> dict[Key, ServerSeen]:
             backend = line.split()[1]
         elif match := SERVER.fullmatch(line):
             name, address, weight, rest = match.groups()
-            found[backend, name] = ServerSeen(
+            found[backend, name] = ServerStats(
                 backend=backend,
                 name=name,
                 status="MAINT" if rest.endswith(" disabled") else "UP",
@@ -112,7 +100,7 @@ class FakeProxy:
     now: Running | None = None
     calls: list[Any] = field(factory=list)
     fail: dict[str, Callable[[], None]] = field(factory=dict)
-    servers: dict[Key, ServerSeen] = field(factory=dict)
+    servers: dict[Key, ServerStats] = field(factory=dict)
     frontends: list[str] = field(factory=list)
     sessions: dict[Key, int] = field(factory=dict)
     unchecked: set[Key] = field(factory=set)
@@ -135,7 +123,7 @@ class FakeProxy:
 
     def _observation(self, now: Running) -> Observation:
         seen = tuple(
-            FrontendSeen(
+            FrontendStats(
                 name=name,
                 open=name not in self.closed,
                 sessions=3,
@@ -161,22 +149,24 @@ class FakeProxy:
 
     def tell(self, command: Command) -> None:
         self._do("tell", str(command))
-        if isinstance(command, EnableFrontend):
-            name = command.proxy.removeprefix(FRONTEND_PREFIX)
+        if command.verb is Verb.ENABLE_FRONTEND:
+            name = command.subject.removeprefix(FRONTEND_PREFIX)
             if self.closed.get(name):
                 raise CommandError(f"{command}: Frontend was previously shut down, cannot enable.")
             self.closed.pop(name, None)
             return
-        assert isinstance(command, ServerCommand)
-        fold(self.servers, command, sessions=self.sessions)
-        key = (command.backend, command.server)
-        self.unchecked = self.unchecked - {key} if isinstance(command, EnableHealth) else self.unchecked
-        self.unchecked = self.unchecked | {key} if isinstance(command, AddServer) else self.unchecked
+        apply(self.servers, command, sessions=self.sessions)
+        key = command.server
+        assert key is not None
+        if command.verb is Verb.ENABLE_HEALTH:
+            self.unchecked = self.unchecked - {key}
+        if command.verb is Verb.ADD_SERVER:
+            self.unchecked = self.unchecked | {key}
 
-    def forget(self, command: Delete) -> bool:
-        self._do("forget", str(command))
-        fold(self.servers, command, sessions=self.sessions)
-        return (command.backend, command.server) not in self.servers
+    def delete_drained(self, command: Command) -> bool:
+        self._do("delete_drained", str(command))
+        apply(self.servers, command, sessions=self.sessions)
+        return command.server not in self.servers
 
     @contextlib.contextmanager
     def checking(self, config: Path) -> Iterator[Callable[[], None]]:
@@ -184,10 +174,10 @@ class FakeProxy:
         yield lambda: self._do("check")
 
     @contextlib.contextmanager
-    def trying_out(self, config: Path, generation: int) -> Iterator[None]:
+    def trial_start(self, config: Path, generation: int) -> Iterator[None]:
         assert config.read_bytes()
         yield
-        self._do("try_out")
+        self._do("trial_start")
 
     def switch(self, config: Path, old: Running | None) -> None:
         text = config.read_text()
@@ -202,8 +192,8 @@ class FakeProxy:
     def end_trial(self) -> None:
         """There is none."""
 
-    def prove(self, generation: int, frontends: frozenset[str], old: Running | None) -> Observation:
-        self._do("prove", generation, sorted(frontends))
+    def wait_until_serving(self, generation: int, frontends: frozenset[str], old: Running | None) -> Observation:
+        self._do("wait_until_serving", generation, sorted(frontends))
         assert self.now is not None
         return self._observation(self.now)
 
@@ -217,17 +207,19 @@ class FakeProber:
     odd: dict[str, Result] = field(factory=dict)
     asked: list[Key] = field(factory=list)
     greeted: list[Key] = field(factory=list)
-    knocked: list[str] = field(factory=list)
+    probed_open: list[str] = field(factory=list)
 
-    def unbound(self, endpoints: Collection[Endpoint]) -> Mapping[Endpoint, Unbound]:
-        return {one: Unbound(reason="in_use", detail=self.busy[str(one)]) for one in endpoints if str(one) in self.busy}
+    def unbound(self, endpoints: Collection[Endpoint]) -> Mapping[Endpoint, BindFailure]:
+        return {
+            one: BindFailure(reason="in_use", detail=self.busy[str(one)]) for one in endpoints if str(one) in self.busy
+        }
 
     def shared(self, endpoints: Collection[Endpoint]) -> Iterable[tuple[Endpoint, str]]:
         return ()
 
-    def reached(self, servers: Mapping[Key, Iterable[Endpoint]], *, timeout: float) -> frozenset[Key]:
+    def reachable(self, servers: Mapping[Key, Iterable[Endpoint]], *, timeout: float) -> frozenset[Key]:
         self.asked += sorted(servers)
-        self.knocked += [str(one) for ends in servers.values() for one in ends]
+        self.probed_open += [str(one) for ends in servers.values() for one in ends]
         return frozenset(key for key, ends in servers.items() if not any(str(one) in self.dead for one in ends))
 
     def handshakes(self, questions: Collection[Question]) -> Mapping[Key, Seen]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 
 from agent.host.listener import Listener
-from agent.model.preflight import Unbound
+from agent.model.preflight import BindFailure
 from agent.model.schema import Endpoint
 
 
-def bind_rule(listening: Collection[Listener]) -> Callable[[Endpoint], Unbound | None]:
+def bind_rule(listening: Collection[Listener]) -> Callable[[Endpoint], BindFailure | None]:
     """What `listeners.unbound` finds as root on FreeBSD beside these listeners: only the very same address is taken.
 
     in_pcbbind_setup() (sys/netinet/in_pcb.c): with SO_REUSEADDR `lookupflags` has no INPLOOKUP_WILDCARD, so
@@ -17,9 +17,9 @@ def bind_rule(listening: Collection[Listener]) -> Callable[[Endpoint], Unbound |
     INPLOOKUP_WILDCARD in front of it is for who has no PRIV_NETINET_REUSEPORT.
     """
 
-    def unbound(endpoint: Endpoint) -> Unbound | None:
+    def unbound(endpoint: Endpoint) -> BindFailure | None:
         if any(one.endpoint == endpoint for one in listening):
-            return Unbound(reason="in_use", detail="the address is in use")
+            return BindFailure(reason="in_use", detail="the address is in use")
         return None
 
     return unbound

@@ -57,8 +57,8 @@ def _child(argv: list[str], kill_at: int, log: str) -> None:
 
 
 def _serve() -> None:
-    import agent.compose
-    import agent.converge
+    import agent.reconcile.reconciler
+    import agent.service.wiring
     import agent.view.tables  # noqa: F401  # warm
 
     for line in sys.stdin:

@@ -9,12 +9,12 @@ from typing import Any
 from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kit.fakes import fold, servers_of
+from kit.fakes import apply, servers_of
 
 from agent.host import templates
 from agent.model.desired import parse
-from agent.model.observed import Key, Running, ServerSeen
-from agent.model.plan import Committed, Reload, Runtime, Unchanged, Wanted, plan
+from agent.model.observed import Key, Running, ServerStats
+from agent.model.plan import LiveGeneration, Reload, Runtime, Target, Unchanged, plan
 from agent.model.render import CONFIG_TEMPLATE, Process, render
 
 PROCESS = Process(socket=PurePosixPath("/s"), server_state=PurePosixPath("/t"), maxconn=10, hard_stop_after=1_000)
@@ -39,19 +39,19 @@ def document(servers: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def wanted(servers: dict[str, Any]) -> Wanted:
+def wanted(servers: dict[str, Any]) -> Target:
     parsed = parse(json.dumps(document(servers)).encode(), file="d")
-    return Wanted(digest=parsed.digest, state=parsed.state, config=render(parsed.state, PROCESS, BUILT_IN))
+    return Target(digest=parsed.digest, state=parsed.state, config=render(parsed.state, PROCESS, BUILT_IN))
 
 
-def committed(target: Wanted, *, loaded: int = 1, number: int = 1) -> Committed:
+def committed(target: Target, *, loaded: int = 1, number: int = 1) -> LiveGeneration:
     config = target.config.stamped(digest=target.digest, generation=number)
-    return Committed(
-        number=number, loaded=loaded, digest=target.digest, config=config, state=target.state, today=target.config
+    return LiveGeneration(
+        number=number, loaded=loaded, digest=target.digest, config=config, state=target.state, is_current=True
     )
 
 
-def as_wanted(servers: dict[Key, ServerSeen], target: Wanted) -> None:
+def as_wanted(servers: dict[Key, ServerStats], target: Target) -> None:
     shall = {(pool.name, one.name): one for pool in target.state.backends for one in pool.servers}
     for key, server in shall.items():
         now = servers[key]
@@ -61,22 +61,22 @@ def as_wanted(servers: dict[Key, ServerSeen], target: Wanted) -> None:
     assert all(servers[key].maintenance for key in servers.keys() - shall.keys())
 
 
-def make(before: Committed, target: Wanted, servers: dict[Key, ServerSeen], reached: frozenset[Key]) -> None:
+def make(before: LiveGeneration, target: Target, servers: dict[Key, ServerStats], reached: frozenset[Key]) -> None:
     """Plan, have it done, and plan again."""
     process = Running(pid=1, version="2.8", uptime=1, generation=before.loaded)
-    step = plan(before, process, target, servers=servers.values(), reached=reached)
+    step = plan(before, process, target, servers=servers.values(), reachable=reached)
     assert not isinstance(step, Reload), step.reasons
     old = set(servers)
     for command in step.commands if isinstance(step, Runtime) else ():
-        fold(servers, command)
+        apply(servers, command)
     as_wanted(servers, target)
     for key in servers.keys() - old - reached:  # nobody is sent to a server that nobody has reached
         assert servers[key].down or servers[key].maintenance, key
-    again = plan(committed(target), process, target, servers=servers.values(), reached=frozenset())
+    again = plan(committed(target), process, target, servers=servers.values(), reachable=frozenset())
     assert isinstance(again, Unchanged), again
-    assert (again.record, again.remarks) == (False, ())
-    for command in again.leaving:
-        fold(servers, command)
+    assert (again.new_generation, again.operator_overrides) == (False, ())
+    for command in again.pending_deletes:
+        apply(servers, command)
     assert servers.keys() == {(pool.name, one.name) for pool in target.state.backends for one in pool.servers}
 
 
@@ -95,12 +95,12 @@ def test_leftovers_of_earlier_changes_come_back_or_stay_out(first: Any, second: 
     process = Running(pid=1, version="2.8", uptime=1, generation=1)
     servers = servers_of(committed(one).config.decode())
     for old, target in ((one, two), (two, three)):
-        step = plan(committed(old), process, target, servers=servers.values(), reached=frozenset(servers))
+        step = plan(committed(old), process, target, servers=servers.values(), reachable=frozenset(servers))
         if isinstance(step, Reload):  # its words are not known at another address
             assert step.reasons[-1].endswith("cannot be changed in the running HAProxy")
             return
         for command in step.commands if isinstance(step, Runtime) else ():
-            fold(servers, command)
+            apply(servers, command)
         as_wanted(servers, target)
 
 
@@ -123,13 +123,13 @@ def test_whatever_was_changed_at_the_socket_is_put_right_or_left_to_who_did_it(s
                 servers[key] = evolve(servers[key], weight=99)
                 by_hand.add(key)
     process = Running(pid=1, version="2.8", uptime=1, generation=1)
-    step = plan(committed(target), process, target, servers=servers.values(), reached=frozenset())
+    step = plan(committed(target), process, target, servers=servers.values(), reachable=frozenset())
     assert not isinstance(step, Reload)
     for command in step.commands if isinstance(step, Runtime) else ():
-        fold(servers, command)
+        apply(servers, command)
     shall = {(pool.name, one.name): one for pool in target.state.backends for one in pool.servers}
     for key, server in shall.items():
         assert servers[key].address == str(server.address)
         if key not in by_hand:
             assert servers[key].maintenance == server.disabled
-    assert not isinstance(step, Runtime) or not step.record
+    assert not isinstance(step, Runtime) or not step.new_generation

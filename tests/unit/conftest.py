@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 from kit.fakes import FakeProxy
-from kit.story import make_story
+from kit.reconciler import make_reconciler
 
-from agent.converge import Story
+from agent.reconcile.reconciler import Reconciler
 
 
 @pytest.fixture
@@ -17,5 +17,5 @@ def proxy() -> FakeProxy:
 
 
 @pytest.fixture
-def story(tmp_path: Path, proxy: FakeProxy) -> Story:
-    return make_story(tmp_path, proxy)
+def reconciler(tmp_path: Path, proxy: FakeProxy) -> Reconciler:
+    return make_reconciler(tmp_path, proxy)

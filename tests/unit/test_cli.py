@@ -166,7 +166,7 @@ def test_checking_needs_no_process_no_watch_and_no_network():
     code = "import sys, agent.model.render, agent.model.plan; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
-    assert not loaded & {"watchdog", "agent.host", "agent.converge", "psutil", "prometheus_client"}
+    assert not loaded & {"watchdog", "agent.host", "agent.reconcile.reconciler", "psutil", "prometheus_client"}
 
 
 @pytest.mark.parametrize("name", ["", *main.commands])

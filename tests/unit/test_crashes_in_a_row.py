@@ -10,24 +10,24 @@ from typing import Any
 import pytest
 from attrs import evolve
 from kit.fakes import FakeProxy
+from kit.reconciler import make_reconciler
 from kit.states import state
-from kit.story import make_story
 
-from agent.converge import Story
 from agent.errors import CommandError, Outcome
 from agent.host.store import Store
+from agent.reconcile.reconciler import Reconciler
 
 WRITES = (
-    "set_hold",
+    "write_hold",
     "stage",
     "describe",
-    "begin",
-    "swap",
+    "write_journal",
+    "write_config",
     "write_server_state",
     "commit",
-    "end",
+    "clear_journal",
     "unstage",
-    "set_unreached",
+    "set_unreachable",
 )
 MOST = 30  # effects of one change
 
@@ -102,22 +102,22 @@ def failing(proxy: FakeProxy) -> None:
     proxy.fail["observe"] = fail
 
 
-def dies(story: Story, document: bytes, effects: Effects, number: int) -> bool:
+def dies(reconciler: Reconciler, document: bytes, effects: Effects, number: int) -> bool:
     effects.arm(number)
     try:
-        story.converge(document)
+        reconciler.reconcile(document)
     except Killed:
         return True
     effects.arm(0)
     return False
 
 
-def consistent(story: Story, proxy: FakeProxy, document: bytes) -> None:
-    store = story.ports.store
+def consistent(reconciler: Reconciler, proxy: FakeProxy, document: bytes) -> None:
+    store = reconciler.environment.store
     live = store.live()
     assert live is not None
     assert store.desired_of(live.number) == document
-    assert store.swapped() == store.config_of(live.number)
+    assert store.read_config() == store.config_of(live.number)
     assert store.journal() is None
     assert not list(Path(store.config).parent.glob("generations/*.staged"))
     assert proxy.now is not None
@@ -152,22 +152,22 @@ def test_every_pair(tmp_path: Path, effects: Effects, how: str, wish: str):
         for second in range(1, MOST):
             folder = tmp_path / f"{first}-{second}"
             proxy = FakeProxy()
-            make_story(folder, proxy).converge(before)
+            make_reconciler(folder, proxy).reconcile(before)
             if how == "fallback":
                 refusing(proxy)
             if how == "put back":
                 failing(proxy)
-            if not dies(make_story(folder, proxy), after, effects, first):
+            if not dies(make_reconciler(folder, proxy), after, effects, first):
                 came_to_its_end = True
                 break
             wanted = after if wish == "the new document" else before
-            if not dies(make_story(folder, proxy), wanted, effects, second):
-                consistent(make_story(folder, proxy), proxy, wanted)
+            if not dies(make_reconciler(folder, proxy), wanted, effects, second):
+                consistent(make_reconciler(folder, proxy), proxy, wanted)
                 break
-            third = make_story(folder, proxy)
-            report = third.converge(wanted)
+            third = make_reconciler(folder, proxy)
+            report = third.reconcile(wanted)
             assert report.outcome in (Outcome.UNCHANGED, Outcome.COMMITTED), (first, second, report.message)
-            third.converge(wanted)  # what had to wait for its last session is deleted
+            third.reconcile(wanted)  # what had to wait for its last session is deleted
             consistent(third, proxy, wanted)
             pairs += 1
         if came_to_its_end:

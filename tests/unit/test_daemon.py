@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from agent.daemon import DEBOUNCE_CEILING, HINT, LOOK, STOP, Service
 from agent.errors import StoreError
+from agent.service.daemon import DEBOUNCE_CEILING, HINT, LOOK, STOP, Service
 from agent.settings import Apply, Milliseconds, Paths, Settings
 
 
-def service(folder: Path, converge, healthy=lambda: True, *, debounce: int = 25, resync: int = 3_600_000) -> Service:
+def service(folder: Path, reconcile, healthy=lambda: True, *, debounce: int = 25, resync: int = 3_600_000) -> Service:
     settings = Settings(
         paths=Paths(desired=f"{folder}/desired.yaml"),
         apply=Apply(debounce=Milliseconds(debounce), resync=Milliseconds(resync)),
@@ -26,10 +26,10 @@ def service(folder: Path, converge, healthy=lambda: True, *, debounce: int = 25,
 
     def look() -> float:
         known[0] = _content(settings.desired)
-        return 0.1 if converge() is False else 0.0
+        return 0.1 if reconcile() is False else 0.0
 
     return Service(
-        settings=settings, converge=look, changed=lambda: _content(settings.desired) != known[0], healthy=healthy
+        settings=settings, reconcile=look, changed=lambda: _content(settings.desired) != known[0], healthy=healthy
     )
 
 
@@ -74,7 +74,7 @@ def run_until(folder: Path, steps: list, **more) -> int:
     """Run the service in this, the main, thread; each converge takes the next step; the last is SIGTERM."""
     done = 0
 
-    def converge() -> None:
+    def reconcile() -> None:
         nonlocal done
         done += 1
         if done <= len(steps):
@@ -82,7 +82,7 @@ def run_until(folder: Path, steps: list, **more) -> int:
         else:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    service(folder, converge, **more).run()
+    service(folder, reconcile, **more).run()
     return done
 
 

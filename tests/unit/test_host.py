@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from agent.errors import NoAnswerError
-from agent.host import knock, listeners, processes, programs
+from agent.host import listeners, processes, subprocesses, tcp_probe
 from agent.host.runtime import StatsSocket
 from agent.model.schema import Endpoint
 
@@ -58,7 +58,7 @@ def test_an_answer_that_is_cut_short_anywhere_is_no_answer(answering: tuple[list
         with pytest.raises(NoAnswerError):
             stats.observe()
         with pytest.raises(NoAnswerError):
-            stats.glance()
+            stats.observe_brief()
 
 
 def test_a_host_without_ipv6_reaches_no_ipv6_server_and_the_others(monkeypatch: pytest.MonkeyPatch):
@@ -69,15 +69,15 @@ def test_a_host_without_ipv6_reaches_no_ipv6_server_and_the_others(monkeypatch: 
             super().__init__(family, *more)
 
     with socket.create_server(("127.0.0.1", 0)) as server:
-        monkeypatch.setattr(knock.socket, "socket", Without)
+        monkeypatch.setattr(tcp_probe.socket, "socket", Without)
         doors = {("b", "six"): [Endpoint(6, "::1", 1)], ("b", "four"): [Endpoint(4, *server.getsockname())]}
-        assert knock.reached(doors, timeout=1) == {("b", "four")}
+        assert tcp_probe.reachable(doors, timeout=1) == {("b", "four")}
 
 
 def test_hundreds_of_servers_are_asked_side_by_side_and_no_longer_than_the_bound():
     with socket.create_server(("127.0.0.1", 0), backlog=1_000) as server:
         good = {("b", str(n)): [Endpoint(4, *server.getsockname())] for n in range(500)}
-        assert len(knock.reached(good, timeout=5)) == 500
+        assert len(tcp_probe.reachable(good, timeout=5)) == 500
 
 
 def test_somebody_who_reads_our_file_is_none_of_our_processes(tmp_path: Path):
@@ -85,8 +85,8 @@ def test_somebody_who_reads_our_file_is_none_of_our_processes(tmp_path: Path):
     config.touch()
     words = [sys.executable, "-c", "import sys; sys.stdin.read()", "-f", str(config)]
     with subprocess.Popen(words, stdin=subprocess.PIPE) as reader:
-        assert processes.started_on(config, programs=tmp_path / "bin") == ()
-        found = processes.started_on(config, programs=Path(sys.executable).parent)
+        assert processes.started_on(config, subprocesses=tmp_path / "bin") == ()
+        found = processes.started_on(config, subprocesses=Path(sys.executable).parent)
         assert [one.pid for one in found] == [reader.pid]
         assert reader.stdin is not None
         reader.stdin.close()
@@ -96,8 +96,8 @@ def test_a_program_is_run_even_where_nothing_can_be_written(monkeypatch: pytest.
     def full() -> None:
         raise FileNotFoundError(2, "no usable temporary directory")
 
-    monkeypatch.setattr(programs.tempfile, "TemporaryFile", full)
-    assert programs.talk(["/bin/sh", "-c", "exit 3"]).code == 3
+    monkeypatch.setattr(subprocesses.tempfile, "TemporaryFile", full)
+    assert subprocesses.talk(["/bin/sh", "-c", "exit 3"]).code == 3
 
 
 def test_without_psutil_and_ps_nothing_is_known_and_nothing_is_taken_for_dead(monkeypatch: pytest.MonkeyPatch):
@@ -108,7 +108,7 @@ def test_without_psutil_and_ps_nothing_is_known_and_nothing_is_taken_for_dead(mo
 
     monkeypatch.setattr(processes.subprocess, "run", nothing)
     assert processes.alive(1)
-    assert processes.started_on(Path("/x"), programs=Path("/y")) == ()
+    assert processes.started_on(Path("/x"), subprocesses=Path("/y")) == ()
 
 
 def test_this_hosts_own_listeners_are_found_with_their_program():

@@ -14,8 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from agent.model.desired import parse
-from agent.model.generation import Quarantined
-from agent.model.observed import FrontendSeen, Observation, Running
+from agent.model.generation import Generation, Quarantined
+from agent.model.observed import FrontendStats, Observation, Running
 from agent.view.metrics import Facts, Metrics, Totals, written
 
 VALUES = st.one_of(st.floats(), st.integers(-(2**40), 2**40).map(float))
@@ -69,7 +69,7 @@ def test_all_of_ours_is_what_the_library_writes():
 
 
 def look(pid: int, count: int) -> Observation:
-    frontend = FrontendSeen(name="f", open=True, sessions=0, connections=count, bytes_in=10 * count, bytes_out=0)
+    frontend = FrontendStats(name="f", open=True, sessions=0, connections=count, bytes_in=10 * count, bytes_out=0)
     return Observation(process=Running(pid=pid, version="3", uptime=1, generation=1), frontends=(frontend,), servers=())
 
 
@@ -91,7 +91,10 @@ def test_totals_never_go_backwards():
 def test_the_name_of_who_holds_an_address_is_plain_and_short():
     desired = parse(json.dumps(state(a=1)).encode(), file="d").state
     aside = Quarantined(frontend="a", address="192.0.2.1:25", reason="in_use", holder='x"\n{é}' * 50)
-    facts = Facts(version="1", state=desired, quarantined=(aside,))
+    live = Generation(
+        number=1, digest="d", config_digest="c", loaded=1, at=1.0, outcome="committed", quarantined=(aside,)
+    )
+    facts = Facts(version="1", live=live, state=desired)
     text = Metrics(lambda: facts, lambda: None).text(open_metrics=False)[1].decode()
     (line,) = [one for one in text.splitlines() if one.startswith("edgeagent_frontend_quarantined{")]
     assert line.endswith(',reason="in_use by ' + ("x_____" * 50)[:48] + '"} 1.0')

@@ -14,7 +14,7 @@ from agent.host import templates
 from agent.model import serverstate
 from agent.model.desired import DesiredState, parse
 from agent.model.observed import Running
-from agent.model.plan import Committed, Plan, Reload, Unchanged, Wanted, changes, diff, plan
+from agent.model.plan import LiveGeneration, Plan, Reload, Target, Unchanged, changes, diff, plan
 from agent.model.render import CONFIG_TEMPLATE, Config, Process, Template, quoted, render
 from agent.model.structure import duration, milliseconds
 
@@ -28,37 +28,37 @@ def of(document: object) -> DesiredState:
     return parse(json.dumps(document).encode(), file="d").state
 
 
-def wanted(document: object, digest: str = "new") -> Wanted:
-    return Wanted(digest=digest, state=of(document), config=render(of(document), PROCESS, BUILT_IN))
+def wanted(document: object, digest: str = "new") -> Target:
+    return Target(digest=digest, state=of(document), config=render(of(document), PROCESS, BUILT_IN))
 
 
-def committed(document: object, number: int = 7, loaded: int = 7, digest: str = "old") -> Committed:
+def committed(document: object, number: int = 7, loaded: int = 7, digest: str = "old") -> LiveGeneration:
     config = render(of(document), PROCESS, BUILT_IN).stamped(digest=digest, generation=number)
-    return Committed(number=number, loaded=loaded, digest=digest, config=config, state=of(document))
+    return LiveGeneration(number=number, loaded=loaded, digest=digest, config=config, state=of(document))
 
 
 def running(generation: int | None = 7) -> Running:
     return Running(pid=1, version="2.8", uptime=1, generation=generation)
 
 
-def planned(before: Committed, process: Running, target: Wanted) -> Plan:
+def planned(before: LiveGeneration, process: Running, target: Target) -> Plan:
     """The plan where the servers of the process are those of its file."""
     return plan(before, process, target, servers=servers_of(before.config.decode()).values())
 
 
 def test_nothing_to_do_when_the_same_configuration_is_committed_and_running():
-    assert planned(committed(state(a=1)), running(), wanted(state(a=1), "old")) == Unchanged(record=False)
+    assert planned(committed(state(a=1)), running(), wanted(state(a=1), "old")) == Unchanged(new_generation=False)
 
 
 def test_another_document_of_the_same_configuration_is_recorded_only():
     renamed = {**state(a=1), "name": "other", "serial": 9}
-    assert planned(committed(state(a=1)), running(), wanted(renamed)) == Unchanged(record=True)
+    assert planned(committed(state(a=1)), running(), wanted(renamed)) == Unchanged(new_generation=True)
 
 
 def test_a_generation_that_was_recorded_only_is_carried_by_the_process_of_an_older_one():
     live = committed(state(a=1), number=9, loaded=7)
     for generation in (7, 9):
-        assert planned(live, running(generation), wanted(state(a=1), "old")) == Unchanged(record=False)
+        assert planned(live, running(generation), wanted(state(a=1), "old")) == Unchanged(new_generation=False)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_another_template_or_other_settings_are_a_reason():
     other = Process(
         socket=PurePosixPath("/run/s"), server_state=PurePosixPath("/run/st"), maxconn=99, hard_stop_after=900_000
     )
-    target = Wanted(digest="old", state=of(state(a=1)), config=render(of(state(a=1)), other, BUILT_IN))
+    target = Target(digest="old", state=of(state(a=1)), config=render(of(state(a=1)), other, BUILT_IN))
     assert plan(committed(state(a=1)), running(), target) == Reload(reasons=("the settings or the template changed",))
 
 

@@ -10,7 +10,6 @@ import pytest
 from attrs import evolve
 from kit.fakes import Clock, FakeProber, FakeProxy
 
-from agent.converge import Story
 from agent.errors import Outcome, StoreError
 from agent.host import templates
 from agent.host.store import Store
@@ -18,9 +17,10 @@ from agent.model.desired import Limits
 from agent.model.handshake import Result
 from agent.model.render import CONFIG_TEMPLATE, Process
 from agent.model.report import Report
-from agent.ports import Ports
+from agent.reconcile.assessor import Assessor
+from agent.reconcile.ports import Environment
+from agent.reconcile.reconciler import Reconciler
 from agent.settings import ProbeMode
-from agent.survey import Survey
 
 
 class Stage:
@@ -33,25 +33,25 @@ class Stage:
         self.mode, self.believe = ProbeMode.MISMATCH, 0.0
 
     @property
-    def story(self) -> Story:
-        ports = Ports(proxy=self.proxy, store=self.store, prober=self.prober, clock=self.clock)
+    def reconciler(self) -> Reconciler:
+        environment = Environment(proxy=self.proxy, store=self.store, prober=self.prober, clock=self.clock)
         process = Process(
             socket=PurePosixPath("/s"), server_state=PurePosixPath("/st"), maxconn=10, hard_stop_after=1_000
         )
-        survey = Survey(
+        assessor = Assessor(
             file=Path("desired.yaml"),
             max_bytes=100_000,
             limits=Limits(),
             process=process,
             template=lambda: templates.load(CONFIG_TEMPLATE, ""),
-            ports=ports,
+            environment=environment,
             probe=self.mode,
             believe_seconds=self.believe,
         )
-        return Story(survey=survey, ports=ports)
+        return Reconciler(assessor=assessor, environment=environment)
 
     def live(self, document: bytes) -> None:
-        report = self.story.converge(document)
+        report = self.reconciler.reconcile(document)
         assert report.outcome in (Outcome.COMMITTED, Outcome.UNCHANGED), report
 
     def asked(self) -> list[str]:
@@ -66,8 +66,8 @@ def stage(tmp_path: Path) -> Stage:
     return Stage(tmp_path)
 
 
-def mail(*ports: int, application: str = "smtp", serial: int = 1, **pool: Any) -> bytes:
-    servers = {f"s{port}": {"address": f"192.0.2.1:{port}"} for port in ports}
+def mail(*environment: int, application: str = "smtp", serial: int = 1, **pool: Any) -> bytes:
+    servers = {f"s{port}": {"address": f"192.0.2.1:{port}"} for port in environment}
     return json.dumps(
         {
             "version": 1,
@@ -119,7 +119,7 @@ def test_a_mismatch_is_refused_with_its_name_and_nothing_is_touched(
     stage.live(mail(1, proxy_protocol=version))
     stage.proxy.calls.clear()
     stage.prober.odd["192.0.2.1:2"] = result
-    report = stage.story.converge(mail(1, 2, proxy_protocol=version))
+    report = stage.reconciler.reconcile(mail(1, 2, proxy_protocol=version))
     assert (report.outcome, report.generation) == (Outcome.REFUSED, 1)
     assert report.message == f"server s2 of backend smtp (192.0.2.1:2) {words}"
     assert "nothing was touched" in report.remedy
@@ -133,7 +133,7 @@ def test_a_mismatch_is_refused_with_its_name_and_nothing_is_touched(
 @pytest.mark.parametrize("result", [one for one in Result if one is not Result.PLAIN])
 def test_what_is_not_proven_is_no_mismatch(stage: Stage, result: Result):
     stage.prober.odd["192.0.2.1:1"] = result
-    report = stage.story.converge(mail(1))
+    report = stage.reconciler.reconcile(mail(1))
     away = result in (Result.REFUSED, Result.UNREACHABLE)  # then its frontend, which is new, serves nobody
     assert report.outcome is (Outcome.DEGRADED if away else Outcome.COMMITTED)
 
@@ -143,13 +143,13 @@ def test_what_is_not_proven_is_no_mismatch(stage: Stage, result: Result):
     silent = "does not answer: no client is sent there before it does"
     assert (silent in about(report)) is away
     assert bool(about(report)) is (result is not Result.SPEAKS_PROXY)
-    again = stage.story.converge(mail(1))  # what is wrong is said for as long as it is
+    again = stage.reconciler.reconcile(mail(1))  # what is wrong is said for as long as it is
     assert about(again) == [message for message in about(report) if message != silent]
 
 
 def test_many_mismatches_are_told_shortly(stage: Stage):
     stage.prober.odd = {f"192.0.2.1:{port}": Result.PLAIN for port in range(1, 9)}
-    report = stage.story.converge(mail(*range(1, 9)))
+    report = stage.reconciler.reconcile(mail(*range(1, 9)))
     assert report.message.count("server s") == 5
     assert report.message.endswith("; and 3 more")
 
@@ -157,13 +157,13 @@ def test_many_mismatches_are_told_shortly(stage: Stage):
 def test_where_proof_is_required_one_server_of_each_new_backend_must_give_it(stage: Stage):
     stage.mode = ProbeMode.REQUIRE
     stage.prober.odd["192.0.2.1:1"] = Result.SILENT
-    report = stage.story.converge(mail(1))
+    report = stage.reconciler.reconcile(mail(1))
     assert report.outcome is Outcome.REFUSED
     assert report.message == "no server of the new backend smtp was seen to speak PROXY: s1 is silent (as told)"
     stage.live(mail(1, 2))
     stage.prober.odd["192.0.2.1:3"] = Result.SILENT
     stage.live(mail(1, 2, 3))  # the backend has given its proof
-    raw = stage.story.converge(mail(1, application="raw", proxy_protocol="v1"))
+    raw = stage.reconciler.reconcile(mail(1, application="raw", proxy_protocol="v1"))
     assert raw.message.endswith("nothing can be told of application: raw; say what it speaks")
     stage.live(mail(1, application="raw", proxy_protocol="none"))
 
@@ -173,7 +173,7 @@ def test_the_service_asks_a_refused_server_again_only_after_five_minutes_or_for_
     stage.prober.odd = {"192.0.2.1:1": Result.PLAIN, "192.0.2.1:2": Result.REFUSED}
 
     def refused(document: bytes) -> list[str]:
-        assert stage.story.converge(document).outcome is Outcome.REFUSED
+        assert stage.reconciler.reconcile(document).outcome is Outcome.REFUSED
         return stage.asked()
 
     assert refused(mail(1, 2)) == ["s1", "s2"]
@@ -197,7 +197,7 @@ def test_who_was_away_is_asked_when_it_is_up(stage: Stage):
     assert stage.asked() == []
     stage.proxy.servers["smtp", "s2"] = evolve(away, status="UP")
     stage.prober.odd["192.0.2.1:2"] = Result.PLAIN
-    report = stage.story.converge(mail(1, 2))
+    report = stage.reconciler.reconcile(mail(1, 2))
     assert stage.asked() == ["s2"]
     assert [one.message for one in report.findings if one.where.endswith("s2")] == [
         "is sent a PROXY v2 header and does not take it: as told"
@@ -208,21 +208,21 @@ def test_who_was_away_is_asked_when_it_is_up(stage: Stage):
 def test_a_finding_ends_when_the_server_is_as_it_should_be(stage: Stage, result: Result):
     stage.believe = 300.0
 
-    def doubts() -> int:
-        report = stage.story.converge(mail(1))
+    def probe_warnings() -> int:
+        report = stage.reconciler.reconcile(mail(1))
         assert report.outcome in (Outcome.COMMITTED, Outcome.UNCHANGED)
         return sum(one.where.endswith("s1") for one in report.findings)
 
     stage.prober.odd["192.0.2.1:1"] = result
-    assert doubts() == 1
+    assert probe_warnings() == 1
     stage.prober.odd.clear()
-    assert doubts() == 1
+    assert probe_warnings() == 1
     assert stage.asked() == ["s1"]
     stage.clock.sleep(301)
-    assert doubts() == 0
+    assert probe_warnings() == 0
     assert stage.asked() == ["s1"]
     stage.clock.sleep(301)
-    assert doubts() == 0
+    assert probe_warnings() == 0
     assert stage.asked() == []
     stage.prober.odd["192.0.2.1:2"] = result
     stage.live(mail(1, 2))
@@ -237,7 +237,7 @@ def test_a_clock_that_was_set_back_keeps_nobody_from_being_asked(stage: Stage):
     stage.believe = 300.0
     stage.clock.sleep(10_000)
     stage.prober.odd["192.0.2.1:1"] = Result.PLAIN
-    assert stage.story.converge(mail(1)).outcome is Outcome.REFUSED
+    assert stage.reconciler.reconcile(mail(1)).outcome is Outcome.REFUSED
     stage.clock.sleep(-10_000)
     stage.prober.odd.clear()
     stage.live(mail(1))
@@ -246,17 +246,17 @@ def test_a_clock_that_was_set_back_keeps_nobody_from_being_asked(stage: Stage):
 def test_a_refused_document_leaves_what_is_known_of_live_servers(stage: Stage):
     stage.live(mail(1))
     stage.prober.odd["192.0.2.1:1"] = Result.PLAIN
-    assert stage.story.converge(mail(1, proxy_protocol="v1")).outcome is Outcome.REFUSED
+    assert stage.reconciler.reconcile(mail(1, proxy_protocol="v1")).outcome is Outcome.REFUSED
     assert {(one.version, one.result) for one in stage.store.handshakes()} == {("v2", "speaks_proxy"), ("v1", "plain")}
 
 
 def test_a_refused_server_is_not_knocked_at_while_it_is_believed(stage: Stage):
     stage.believe = 300.0
     stage.prober.odd["192.0.2.1:1"] = Result.PLAIN
-    stage.story.converge(mail(1))
-    stage.prober.knocked.clear()
-    stage.story.converge(mail(1))
-    assert stage.prober.knocked == []
+    stage.reconciler.reconcile(mail(1))
+    stage.prober.probed_open.clear()
+    stage.reconciler.reconcile(mail(1))
+    assert stage.prober.probed_open == []
 
 
 def test_a_rollback_is_not_put_to_the_proof(stage: Stage):
@@ -264,7 +264,7 @@ def test_a_rollback_is_not_put_to_the_proof(stage: Stage):
     stage.live(mail(1))
     stage.live(mail(2, application="imap"))
     stage.prober.odd["192.0.2.1:1"] = Result.PLAIN
-    report = stage.story.rollback(1, None)
+    report = stage.reconciler.rollback(1, None)
     assert report.outcome is Outcome.COMMITTED
     assert any("does not take it" in one.message for one in report.findings)
 
@@ -273,7 +273,7 @@ def test_where_nobody_is_asked_nobody_is_doubted(stage: Stage):
     stage.prober.odd["192.0.2.1:1"] = Result.SILENT
     stage.live(mail(1))
     stage.mode = ProbeMode.OFF
-    assert not [one for one in stage.story.converge(mail(1)).findings if one.where.endswith("s1")]
+    assert not [one for one in stage.reconciler.reconcile(mail(1)).findings if one.where.endswith("s1")]
 
 
 def test_a_server_that_refuses_a_handshake_starts_as_down(stage: Stage):
@@ -285,7 +285,7 @@ def test_a_server_that_refuses_a_handshake_starts_as_down(stage: Stage):
 
 def test_whom_a_handshake_has_reached_is_knocked_at_only_where_its_check_knocks(stage: Stage):
     stage.live(mail(1, health={"port": 99}))
-    assert stage.prober.knocked == ["192.0.2.1:99"]
+    assert stage.prober.probed_open == ["192.0.2.1:99"]
 
 
 def test_what_was_found_is_kept_for_servers_that_are_there(stage: Stage):
@@ -316,7 +316,7 @@ def test_a_broken_memory_is_an_empty_one(stage: Stage, junk: bytes):
     stage.live(mail(1))
     (stage.store.state / "handshakes.json").write_bytes(junk)
     assert stage.store.handshakes() == ()
-    assert stage.story.converge(mail(1)).outcome is Outcome.UNCHANGED
+    assert stage.reconciler.reconcile(mail(1)).outcome is Outcome.UNCHANGED
 
 
 def test_a_memory_that_cannot_be_written_costs_no_change(stage: Stage, monkeypatch: pytest.MonkeyPatch):
@@ -328,9 +328,9 @@ def test_a_memory_that_cannot_be_written_costs_no_change(stage: Stage, monkeypat
     assert stage.store.handshakes() == ()
 
 
-def test_a_proposal_tells_what_was_found_and_that_it_would_be_refused(stage: Stage):
+def test_a_preview_tells_what_was_found_and_that_it_would_be_refused(stage: Stage):
     stage.prober.odd["192.0.2.1:1"] = Result.PLAIN
-    proposal = stage.story.survey.propose(mail(1, 2))
-    assert [one.result for one in proposal.handshakes] == ["plain", "speaks_proxy"]
-    assert "does not take it" in proposal.objections[0]
+    preview = stage.reconciler.assessor.preview(mail(1, 2))
+    assert [one.result for one in preview.handshakes] == ["plain", "speaks_proxy"]
+    assert "does not take it" in preview.objections[0]
     assert stage.store.handshakes() == ()

@@ -86,23 +86,23 @@ def test_junk_in_journal_hold_and_status_reads_as_absent(store: Store, junk: byt
 
 
 def test_journal_and_hold_come_back_as_they_were(store: Store):
-    store.begin(Journal(before=None, after=4))
+    store.write_journal(Journal(before=None, after=4))
     assert json.loads((store.state / "journal.json").read_text()) == {
-        "before": None, "after": 4, "runtime": False, "servers": [], "at_stake": [], "unproven": [],
+        "before": None, "after": 4, "runtime": False, "servers": [], "serving": [], "unproven": [],
     }  # fmt: skip
     full = Journal(
-        before=3, after=4, runtime=True, servers=(("b", "s"),), at_stake=(("f", ("b", "c")),), unproven=(("b", "s"),)
+        before=3, after=4, runtime=True, servers=(("b", "s"),), serving=(("f", ("b", "c")),), unproven=(("b", "s"),)
     )
-    store.begin(full)
+    store.write_journal(full)
     assert store.journal() == full
-    store.begin(Journal(before=None, after=4))
-    store.end()
-    store.end()
+    store.write_journal(Journal(before=None, after=4))
+    store.clear_journal()
+    store.clear_journal()
     assert not (store.state / "journal.json").exists()
     hold = Hold(digest="d", reason="it hurt", since=2.0)
-    store.set_hold(hold)
+    store.write_hold(hold)
     assert store.hold() == hold
-    store.set_hold(None)
+    store.write_hold(None)
     assert store.hold() is None
 
 
@@ -212,9 +212,9 @@ def test_where_nothing_is_to_be_done_nothing_is_asked_of_the_file_system(store: 
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(Path, "unlink", refuse)
-    store.end()
-    store.set_hold(None)
-    store.swap(None)
+    store.clear_journal()
+    store.write_hold(None)
+    store.write_config(None)
 
 
 def test_the_lock_is_tried_without_waiting(store: Store):

@@ -11,12 +11,12 @@ from kit.states import state
 
 from agent.model import preflight, serverstate
 from agent.model.desired import DesiredState, parse
-from agent.model.observed import FrontendSeen, Observation, Running, ServerSeen
+from agent.model.observed import FrontendStats, Observation, Running, ServerStats
 from agent.model.pace import EVERY, Pace
-from agent.model.preflight import Questions, Stake, Unbound
-from agent.model.rehearsal import rehearsal
+from agent.model.preflight import BindFailure, Checks, ServingBackend
 from agent.model.schema import Endpoint
-from agent.model.verdict import Word, judge
+from agent.model.trial_config import trial_config
+from agent.model.verdict import Judgement, judge
 
 
 def of(document: object) -> DesiredState:
@@ -31,7 +31,7 @@ def seen(*servers: str, check: str = "", closed: tuple[str, ...] = (), **status:
         number = ord(name) - ord("a") + 1
         index = "abc".index(pool)
         made.append(
-            ServerSeen(
+            ServerStats(
                 backend=pool,
                 name=name,
                 status=status.get(name, "UP"),
@@ -41,7 +41,7 @@ def seen(*servers: str, check: str = "", closed: tuple[str, ...] = (), **status:
             )
         )
     pools = sorted({one.backend for one in made})
-    fronts = tuple(FrontendSeen(name=name, open=name not in closed, sessions=0, connections=0) for name in pools)
+    fronts = tuple(FrontendStats(name=name, open=name not in closed, sessions=0, connections=0) for name in pools)
     process = Running(pid=1, version="2.8", uptime=1, generation=1)
     return Observation(process=process, frontends=fronts, servers=tuple(made))
 
@@ -108,7 +108,7 @@ def test_what_cannot_be_bound_is_left_out_and_a_frontend_without_an_address_is_l
     document = state(a=1, b=1)
     document["frontends"]["a"]["bind"].append("[2001:db8::1]:25")
     whole = of(document)
-    busy = {Endpoint(4, "192.0.2.1", port): Unbound(reason="in_use", detail="by nginx") for port in (1000, 1001)}
+    busy = {Endpoint(4, "192.0.2.1", port): BindFailure(reason="in_use", detail="by nginx") for port in (1000, 1001)}
     found = preflight.quarantine(whole, busy)
     assert [(one.frontend, one.address, one.reason) for one in found] == [
         ("a", "192.0.2.1:1000", "in_use"),
@@ -128,23 +128,23 @@ def test_a_frontend_that_serves_must_not_lose_its_last_server():
     for name in "ab":
         after["backends"][name]["servers"]["a"]["address"] = f"198.51.100.{90 + ord(name) % 2}:1"
     now = seen("a/a", "b/a")
-    at_stake = preflight.stakes(of(before), now, of(after))
-    assert at_stake == (Stake(frontend="a", backends=("a",)), Stake(frontend="b", backends=("b",)))
+    serving = preflight.serving_backends(of(before), now, of(after))
+    assert serving == (ServingBackend(frontend="a", backends=("a",)), ServingBackend(frontend="b", backends=("b",)))
     asked = preflight.questions(of(after), live=of(before), seen=now, held=lambda _: True)
-    assert preflight.losses(at_stake, of(after), now, asked, frozenset({("a", "a"), ("b", "a")})) == {}
-    assert preflight.losses(at_stake, of(after), now, asked, frozenset({("a", "a")})) == {
-        Stake(frontend="b", backends=("b",)): "no server of backend b answers"
+    assert preflight.outages(serving, of(after), now, asked, frozenset({("a", "a"), ("b", "a")})) == {}
+    assert preflight.outages(serving, of(after), now, asked, frozenset({("a", "a")})) == {
+        ServingBackend(frontend="b", backends=("b",)): "no server of backend b answers"
     }
 
 
 def test_what_did_not_serve_blocks_nothing_and_a_new_frontend_neither():
     before, after = state(a=1), state(a=1, b=1)
-    assert preflight.stakes(of(before), seen("a/a", a="DOWN"), of(after)) == ()
-    assert preflight.stakes(of(before), seen("a/a", closed=("a",)), of(after)) == ()
-    assert [one.frontend for one in preflight.stakes(of(before), seen("a/a"), of(after))] == ["a"]
+    assert preflight.serving_backends(of(before), seen("a/a", a="DOWN"), of(after)) == ()
+    assert preflight.serving_backends(of(before), seen("a/a", closed=("a",)), of(after)) == ()
+    assert [one.frontend for one in preflight.serving_backends(of(before), seen("a/a"), of(after))] == ["a"]
     idle = evolve(seen("a/a"), servers=tuple(evolve(one, weight=0) for one in seen("a/a").servers))
-    assert preflight.stakes(of(before), idle, of(after)) == ()  # nobody is sent to weight 0
-    assert preflight.stakes(None, None, of(after)) == ()
+    assert preflight.serving_backends(of(before), idle, of(after)) == ()  # nobody is sent to weight 0
+    assert preflight.serving_backends(None, None, of(after)) == ()
 
 
 def test_disabling_the_last_server_is_a_loss_and_so_is_weight_0():
@@ -152,9 +152,9 @@ def test_disabling_the_last_server_is_a_loss_and_so_is_weight_0():
         before, after = state(a=1), state(a=1)
         after["backends"]["a"]["servers"]["a"] |= more
         now = seen("a/a")
-        asked = Questions(binds=())
-        at_stake = preflight.stakes(of(before), now, of(after))
-        (lost,) = preflight.losses(at_stake, of(after), now, asked, frozenset()).values()
+        asked = Checks(binds=())
+        serving = preflight.serving_backends(of(before), now, of(after))
+        (lost,) = preflight.outages(serving, of(after), now, asked, frozenset()).values()
         assert lost == "no server of backend a would be in use"
 
 
@@ -162,9 +162,9 @@ def test_a_frontend_that_is_routed_elsewhere_needs_a_server_there():
     before, after = state(a=1, b=1), state(a=1, b=1)
     after["frontends"]["a"]["backend"] = "b"
     now = seen("a/a", "b/a")
-    assert preflight.stakes(of(before), now, of(after))[0] == Stake(frontend="a", backends=("b",))
+    assert preflight.serving_backends(of(before), now, of(after))[0] == ServingBackend(frontend="a", backends=("b",))
     now = evolve_down(now, "b")
-    assert preflight.stakes(of(before), now, of(after)) == (Stake(frontend="a", backends=("b",)),)
+    assert preflight.serving_backends(of(before), now, of(after)) == (ServingBackend(frontend="a", backends=("b",)),)
 
 
 def evolve_down(now: Observation, pool: str) -> Observation:
@@ -174,41 +174,41 @@ def evolve_down(now: Observation, pool: str) -> Observation:
 
 # --- verdict
 
-STAKE = (Stake(frontend="a", backends=("a",)),)
+STAKE = (ServingBackend(frontend="a", backends=("a",)),)
 NEW = frozenset({("a", "a")})
 
 
 @pytest.mark.parametrize(
-    ("after", "unproven", "knocked", "stale", "word"),
+    ("after", "unproven", "probed_open", "stale", "word"),
     [
-        (seen("a/a"), frozenset(), {}, frozenset(), Word.FINE),
-        (seen("a/a", "a/b", a="DOWN"), frozenset(), {}, frozenset(), Word.FINE),
-        (seen("a/a", a="DOWN"), frozenset(), {}, frozenset(), Word.WORSE),
-        (seen("a/a", a="MAINT"), frozenset(), {}, frozenset(), Word.WORSE),
-        (seen("a/a", closed=("a",)), frozenset(), {}, frozenset(), Word.WORSE),
-        (seen("a/a"), NEW, {}, frozenset(), Word.OPEN),
-        (seen("a/a", check="INI"), NEW, {}, frozenset(), Word.OPEN),
-        (seen("a/a", check="L7OK"), NEW, {}, frozenset(), Word.FINE),
-        (seen("a/a", check="* L4OK"), NEW, {}, frozenset(), Word.FINE),
-        (seen("a/a", check="L7STS", a="UP 2/3"), NEW, {}, frozenset(), Word.WORSE),
-        (seen("a/a", check="L4OK"), NEW, {}, NEW, Word.OPEN),  # a check of the address it had before
-        (seen("a/a", check="L4CON"), NEW, {}, NEW, Word.OPEN),
-        (seen("a/a"), NEW, {("a", "a"): True}, frozenset(), Word.FINE),
-        (seen("a/a"), NEW, {("a", "a"): False}, frozenset(), Word.WORSE),
-        (seen("a/a", "a/b", check="L7STS"), NEW, {}, frozenset(), Word.FINE),  # b is as it was
+        (seen("a/a"), frozenset(), {}, frozenset(), Judgement.OK),
+        (seen("a/a", "a/b", a="DOWN"), frozenset(), {}, frozenset(), Judgement.OK),
+        (seen("a/a", a="DOWN"), frozenset(), {}, frozenset(), Judgement.REGRESSED),
+        (seen("a/a", a="MAINT"), frozenset(), {}, frozenset(), Judgement.REGRESSED),
+        (seen("a/a", closed=("a",)), frozenset(), {}, frozenset(), Judgement.REGRESSED),
+        (seen("a/a"), NEW, {}, frozenset(), Judgement.PENDING),
+        (seen("a/a", check="INI"), NEW, {}, frozenset(), Judgement.PENDING),
+        (seen("a/a", check="L7OK"), NEW, {}, frozenset(), Judgement.OK),
+        (seen("a/a", check="* L4OK"), NEW, {}, frozenset(), Judgement.OK),
+        (seen("a/a", check="L7STS", a="UP 2/3"), NEW, {}, frozenset(), Judgement.REGRESSED),
+        (seen("a/a", check="L4OK"), NEW, {}, NEW, Judgement.PENDING),  # a check of the address it had before
+        (seen("a/a", check="L4CON"), NEW, {}, NEW, Judgement.PENDING),
+        (seen("a/a"), NEW, {("a", "a"): True}, frozenset(), Judgement.OK),
+        (seen("a/a"), NEW, {("a", "a"): False}, frozenset(), Judgement.REGRESSED),
+        (seen("a/a", "a/b", check="L7STS"), NEW, {}, frozenset(), Judgement.OK),  # b is as it was
     ],
 )
-def test_the_verdict(after, unproven, knocked, stale, word):
-    judged = judge(STAKE, after, state=of(state(a=2)), unproven=unproven, knocked=knocked, stale=stale)
-    assert judged.word is word
-    assert bool(judged.reasons) is (word is not Word.FINE)
+def test_the_verdict(after, unproven, probed_open, stale, word):
+    judged = judge(STAKE, after, state=of(state(a=2)), unproven=unproven, probed_open=probed_open, stale=stale)
+    assert judged.judgement is word
+    assert bool(judged.reasons) is (word is not Judgement.OK)
 
 
 def test_a_server_without_weight_serves_nobody():
     document = state(a=1)
     document["backends"]["a"]["servers"]["a"]["weight"] = 0
-    judged = judge(STAKE, seen("a/a"), state=of(document), unproven=frozenset(), knocked={})
-    assert judged.word is Word.WORSE
+    judged = judge(STAKE, seen("a/a"), state=of(document), unproven=frozenset(), probed_open={})
+    assert judged.judgement is Judgement.REGRESSED
 
 
 # --- pace
@@ -252,7 +252,7 @@ backend b
 resolvers r
     nameserver x 127.0.0.1:53
 """
-    text = rehearsal(config, PurePosixPath("/run/r")).decode()
+    text = trial_config(config, PurePosixPath("/run/r")).decode()
     wanted = """\
 global
     maxconn 102
@@ -291,17 +291,17 @@ def test_what_another_check_found_is_forgotten():
 
 
 def test_what_many_frontends_share_is_told_once():
-    stakes = [Stake(frontend=f"f{n}", backends=("b",)) for n in range(8)]
+    serving_backends = [ServingBackend(frontend=f"f{n}", backends=("b",)) for n in range(8)]
     told = preflight.told(
-        [(one, "no server of backend b answers") for one in stakes], one="serves now", many="serve now"
+        [(one, "no server of backend b answers") for one in serving_backends], one="serves now", many="serve now"
     )
     assert told == ("frontends f0, f1, f2, f3, f4 and 3 more serve now, and no server of backend b answers",)
-    told = preflight.told([(stakes[0], "x"), (stakes[1], "y")], one="serves now", many="serve now")
+    told = preflight.told([(serving_backends[0], "x"), (serving_backends[1], "y")], one="serves now", many="serve now")
     assert told == ("frontend f0 serves now, and x", "frontend f1 serves now, and y")
 
 
 @pytest.mark.parametrize(
-    ("bind", "at_stake"),
+    ("bind", "serving"),
     [
         ("192.0.2.1:1000", True),
         ("0.0.0.0:1000", True),
@@ -310,9 +310,9 @@ def test_what_many_frontends_share_is_told_once():
         ("[::]:1000", False),
     ],
 )
-def test_what_is_at_stake_belongs_to_the_address_and_not_to_the_name(bind: str, *, at_stake: bool):
+def test_what_is_served_belongs_to_the_address_and_not_to_the_name(bind: str, *, serving: bool):
     before, after = state(a=1), state(a=1)
     after["frontends"] = {"renamed": {"bind": [bind], "backend": "renamed"}}
     after["backends"] = {"renamed": after["backends"]["a"]}
-    expected = (Stake(frontend="renamed", backends=("renamed",)),) if at_stake else ()
-    assert preflight.stakes(of(before), seen("a/a"), of(after)) == expected
+    expected = (ServingBackend(frontend="renamed", backends=("renamed",)),) if serving else ()
+    assert preflight.serving_backends(of(before), seen("a/a"), of(after)) == expected

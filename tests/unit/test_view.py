@@ -10,8 +10,8 @@ from kit.states import state
 
 from agent.errors import Finding, Outcome, Violation
 from agent.model.desired import parse
-from agent.model.generation import Generation
-from agent.model.observed import FrontendSeen, Observation, Running, ServerSeen
+from agent.model.generation import Generation, Hold
+from agent.model.observed import FrontendStats, Observation, Running, ServerStats
 from agent.model.plan import Reload, Unchanged
 from agent.model.report import Report
 from agent.view import status as view
@@ -20,23 +20,26 @@ from agent.view import tables
 AGENT = view.Agent(version="1.2.3", pid=7, started=0.0, command="run")
 
 
-def live(**servers: int) -> view.Live:
-    desired = parse(json.dumps(state(**servers)).encode(), file="d").state
-    return view.Live(generation=3, digest="ab" * 32, name="edge", serial=9, since=60.0, state=desired)
+LIVE = Generation(
+    number=3, digest="ab" * 32, config_digest="c", loaded=3, at=60.0, outcome="committed", name="edge", serial=9
+)
 
 
 def seen(*statuses: str, is_open: bool = True) -> Observation:
     servers = [
-        ServerSeen(backend="a", name=chr(ord("a") + index), status=status, check="L4OK", sessions=index)
+        ServerStats(backend="a", name=chr(ord("a") + index), status=status, check="L4OK", sessions=index)
         for index, status in enumerate(statuses)
     ]
-    frontend = FrontendSeen(name="a", open=is_open, sessions=4, connections=9)
+    frontend = FrontendStats(name="a", open=is_open, sessions=4, connections=9)
     process = Running(pid=99, version="2.8.1", uptime=5, generation=3)
     return Observation(process=process, frontends=(frontend,), servers=tuple(servers))
 
 
-def document(observation: Observation | None, report: Report | None = None, held: view.Held | None = None):
-    return view.document(agent=AGENT, report=report, live=live(a=2), held=held, seen=observation, now=120.0)
+def document(observation: Observation | None, report: Report | None = None, hold: Hold | None = None):
+    desired = parse(json.dumps(state(a=2)).encode(), file="d").state
+    return view.document(
+        agent=AGENT, report=report, live=LIVE, state=desired, hold=hold, observed=observation, now=120.0
+    )
 
 
 @pytest.mark.parametrize(
@@ -78,7 +81,7 @@ def test_the_document_has_all_of_the_contract_and_is_json():
         findings=(Finding("x", "odd", "mend"),),
         timings=(("load", 0.5),),
     )
-    found = json.loads(json.dumps(document(seen("UP", "UP"), report, view.Held(digest="d", reason="r", since=0.0))))
+    found = json.loads(json.dumps(document(seen("UP", "UP"), report, Hold(digest="d", reason="r", since=0.0))))
     assert {
         "schema",
         "agent",
@@ -165,7 +168,7 @@ def test_history_is_newest_first_and_marks_what_is_live():
 
 
 def test_a_plan_is_told_with_reasons_sessions_and_difference():
-    assert tables.plan(Unchanged(record=False), "", 0) == "No change: HAProxy already does what this says.\n"
+    assert tables.plan(Unchanged(new_generation=False), "", 0) == "No change: HAProxy already does what this says.\n"
     text = click.unstyle(tables.plan(Reload(reasons=("server a/b added",)), "+x\n", 12))
     assert "  - server a/b added\n" in text
     assert "12 stay with the old process until they end or hard-stop-after" in text

@@ -1,4 +1,4 @@
-"""What a converge has to tell: gathered on the way, a Report at the end."""
+"""One reconcile so far: gathered on the way, a Report at the end."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from agent.model.desired import Parsed
 from agent.model.generation import Handshake, Journal, Quarantined
 from agent.model.plan import Plan, Reload, Runtime
 from agent.model.report import Report
-from agent.ports import Ports
+from agent.reconcile.ports import Environment
 
 
 @define(kw_only=True)
-class Told:
-    """One converge so far. `tried`: the generation a process was started for, and not committed yet.
+class ReportBuilder:
+    """Gathers what a Report says, and what the next step of the same reconcile has to know.
 
-    `touched`: whether the running process was told something that is not committed yet. `started`: whether no HAProxy
-    ran before. `interrupted`: a step by commands that an agent has left undone, until it is settled. `switched`:
-    whether a switch was tried, and failed. `restores`: the earlier generation that is put back. `unserved`: frontends
-    that are new and have no server that answers.
+    `started_generation`: the one that a process was started for, until it is committed. `commands_sent`: whether the
+    running process was changed in a way that is not committed. `cold_start`: no HAProxy ran before. `interrupted`: a
+    step that an earlier agent left undone, until it is settled. `switched`: a step was taken and failed. `restores`:
+    the earlier generation that is put back. `unserved`: frontends that are new and have no server that answers.
     """
 
-    ports: Ports
+    environment: Environment
     file: str
     on_stage: Callable[[str], None]
     digest: str | None
     parsed: Parsed | None = None
     step: Plan | None = None
-    tried: int | None = None
-    touched: bool = False
-    started: bool = False
+    started_generation: int | None = None
+    commands_sent: bool = False
+    cold_start: bool = False
     switched: bool = False
     interrupted: Journal | None = None
     restores: int | None = None
@@ -50,10 +50,10 @@ class Told:
         """How long all stages have taken so far."""
         return sum(seconds for _, seconds in self._timings)
 
-    def aside(self, digest: str) -> Told:
-        """Another one, for what is done beside the story and not told in stages."""
-        return Told(
-            ports=self.ports,
+    def for_live(self, digest: str) -> ReportBuilder:
+        """Another one, for the live document when the desired one cannot be reached. Only its drift is reported."""
+        return ReportBuilder(
+            environment=self.environment,
             file=self.file,
             on_stage=lambda _: None,
             digest=digest,
@@ -63,25 +63,25 @@ class Told:
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """A stage of the story, with its time."""
+        """A stage of the reconcile, with its time."""
         self.on_stage(name)
-        start = self.ports.clock.monotonic()
+        start = self.environment.clock.monotonic()
         try:
             yield
         finally:
-            self._timings.append((name, round(self.ports.clock.monotonic() - start, 6)))
+            self._timings.append((name, round(self.environment.clock.monotonic() - start, 6)))
 
-    def report(self, outcome: Outcome) -> Report:
+    def done(self, outcome: Outcome) -> Report:
         """What became of it. With an address in quarantine, what is live is degraded."""
         if (self.quarantined or self.unserved) and outcome in (Outcome.COMMITTED, Outcome.UNCHANGED):
             outcome = Outcome.DEGRADED
         live = None
-        with contextlib.suppress(StoreError):  # told already: this is the report of it
-            live = self.ports.store.live()
+        with contextlib.suppress(StoreError):  # reported already: this is the report of it
+            live = self.environment.store.live()
         parsed, step = self.parsed, self.step
         return Report(
             outcome=outcome,
-            at=self.ports.clock.now(),
+            at=self.environment.clock.now(),
             file=self.file,
             digest=self.digest,
             name=parsed.state.name if parsed else "",
@@ -89,26 +89,23 @@ class Told:
             generation=live.number if live else None,
             plan=None if step is None else type(step).__name__.lower(),
             reasons=step.reasons if isinstance(step, (Reload, Runtime)) else (),
-            started=self.started,
+            started=self.cold_start,
             drift=tuple(self.drift),
             handshakes=self.handshakes,
             findings=(
                 *(parsed.findings if parsed else ()),
                 *preflight.findings(self.quarantined),
-                *(
-                    Finding(f"frontends.{name}", "none of its servers answers: it serves nobody yet")
-                    for name in self.unserved
-                ),
+                *preflight.unserved_findings(self.unserved),
                 *self.findings,
             ),
             timings=tuple(self._timings),
         )
 
-    def failure(self, error: AgentError, trouble: str) -> Report:
+    def failed(self, error: AgentError, trouble: str) -> Report:
         """The same for what ended in an error; `trouble`: what is wrong with what was live, "" where nothing is."""
         if trouble:
             self.findings.append(Finding("haproxy", trouble, "look at HAProxy's log"))
-        report = self.report(error.outcome or Outcome.REFUSED)
+        report = self.done(error.outcome or Outcome.REFUSED)
         return evolve(
             report,
             file=error.file if isinstance(error, InvalidError) else report.file,

@@ -8,23 +8,23 @@ from pathlib import Path, PurePosixPath
 
 from attrs import evolve
 
-from agent.converge import Story
 from agent.host import templates
 from agent.host.store import Store
 from agent.model.desired import Limits
 from agent.model.render import CONFIG_TEMPLATE, Process
-from agent.ports import Ports
-from agent.survey import Survey
+from agent.reconcile.assessor import Assessor
+from agent.reconcile.ports import Environment
+from agent.reconcile.reconciler import Reconciler
 from kit.fakes import Clock, FakeProber, FakeProxy
 from kit.states import state
 
 
-def make_story(folder: Path, proxy: FakeProxy) -> Story:
+def make_reconciler(folder: Path, proxy: FakeProxy) -> Reconciler:
     """As an agent that has just started in `folder`."""
     store = Store(folder / "state", folder / "run")
     store.prepare()
-    ports = Ports(proxy=proxy, store=store, prober=FakeProber(), clock=Clock())
-    survey = Survey(
+    environment = Environment(proxy=proxy, store=store, prober=FakeProber(), clock=Clock())
+    assessor = Assessor(
         file=Path("desired.yaml"),
         max_bytes=100_000,
         limits=Limits(),
@@ -32,9 +32,9 @@ def make_story(folder: Path, proxy: FakeProxy) -> Story:
             socket=PurePosixPath("/s"), server_state=PurePosixPath("/st"), maxconn=10, hard_stop_after=1_000
         ),
         template=lambda: templates.load(CONFIG_TEMPLATE, ""),
-        ports=ports,
+        environment=environment,
     )
-    return Story(survey=survey, ports=ports)
+    return Reconciler(assessor=assessor, environment=environment)
 
 
 def data(**servers: int) -> bytes:
@@ -46,8 +46,8 @@ def other(maxconn: int) -> bytes:
     return json.dumps({**state(a=1), "defaults": {"maxconn": maxconn}}).encode()
 
 
-def files(story: Story) -> dict[str, bytes]:
-    root = Path(story.ports.store.config).parent
+def files(reconciler: Reconciler) -> dict[str, bytes]:
+    root = Path(reconciler.environment.store.config).parent
     return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
@@ -62,9 +62,9 @@ def raising(error: BaseException, times: int = 1_000) -> Callable[[], None]:
     return fail
 
 
-def prober(story: Story) -> FakeProber:
-    assert isinstance(story.ports.prober, FakeProber)
-    return story.ports.prober
+def prober(reconciler: Reconciler) -> FakeProber:
+    assert isinstance(reconciler.environment.prober, FakeProber)
+    return reconciler.environment.prober
 
 
 def told(proxy: FakeProxy) -> list[str]:

@@ -1,4 +1,4 @@
-"""*When* to converge: a hint from the folder, a signal, a tick. What that means is `converge`'s.
+"""*When* to converge: a hint from the folder, a signal, a tick. What that means is `reconcile`'s.
 
 One thread decides; the watch and the signals only leave word in its mailbox.
 """
@@ -30,14 +30,14 @@ _log = logging.getLogger(__name__)
 class Service:
     """The loop, around three things the command line gives it.
 
-    `converge` makes the desired state live, or says in how many seconds that can be tried again. `changed`: is the
+    `reconcile` makes the desired state live, or says in how many seconds that can be tried again. `changed`: is the
     file another one than at that time. `writing`: for how many seconds more it must not be read, because somebody
     writes it. `healthy`: does HAProxy answer. `writes`: learns of every event about the file. `keep_lock`:
     raises LockLostError where another agent has the folders now; whether they were made anew.
     """
 
     settings: Settings
-    converge: Callable[[], float]
+    reconcile: Callable[[], float]
     changed: Callable[[], bool]
     healthy: Callable[[], bool]
     writing: Callable[[], float] = lambda: 0.0
@@ -63,7 +63,7 @@ class Service:
 
     def _loop(self, mailbox: queue.SimpleQueue[str], watch: Watch) -> None:
         resync = self.settings.apply.resync / 1000
-        due = time.monotonic() + self._converge(resync)
+        due = time.monotonic() + self._reconcile(resync)
         checkup = time.monotonic() + HEALTH_SECONDS
         while True:
             word = _next(mailbox, max(min(checkup, due) - time.monotonic(), 0))
@@ -83,7 +83,7 @@ class Service:
                 watch.renew()
                 checkup = now + HEALTH_SECONDS
             if look:
-                due = time.monotonic() + self._converge(resync)
+                due = time.monotonic() + self._reconcile(resync)
 
     def _asked(self, what: Callable[[], bool], *, otherwise: bool = False) -> bool:
         """`otherwise`: what is assumed where it cannot be found out just now."""
@@ -107,10 +107,10 @@ class Service:
             strongest = LOOK if word == LOOK else strongest
         return strongest
 
-    def _converge(self, resync: float) -> float:
+    def _reconcile(self, resync: float) -> float:
         """Returns in how many seconds to look again. Never waits for a lock: a signal must be heard meanwhile."""
         try:
-            return self.converge() or resync
+            return self.reconcile() or resync
         except AgentError as error:
             # Of this host (a full disk, no haproxy): what serves goes on, and the next tick tries again.
             _log.error("%s%s", error, f" ({error.remedy})" if error.remedy else "")

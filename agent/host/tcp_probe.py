@@ -17,7 +17,7 @@ _AT_ONCE = 200  # a fresh process may open 1,024 files on many systems
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: end with a reset, as HAProxy's own checks do
 
 
-def reached(servers: Mapping[Key, Iterable[Endpoint]], *, timeout: float) -> frozenset[Key]:
+def reachable(servers: Mapping[Key, Iterable[Endpoint]], *, timeout: float) -> frozenset[Key]:
     """Those servers whose every address took a connection within `timeout` seconds, all asked side by side."""
     doors = {endpoint for endpoints in servers.values() for endpoint in endpoints}
     answered = _answered(doors, timeout)

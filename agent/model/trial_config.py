@@ -14,7 +14,7 @@ SOCKET = "s"
 _TRAFFIC = frozenset({"frontend", "backend", "listen", "peers"})
 
 
-def rehearsal(config: bytes, folder: PurePath) -> bytes:
+def trial_config(config: bytes, folder: PurePath) -> bytes:
     """`config` without frontends, backends and peers, without a log, and with a stats socket in `folder`.
 
     What those sections say is for `haproxy -c` to judge, and whether addresses can be bound is tried apart; here they

@@ -1,0 +1,315 @@
+"""What is, what is wanted, and what stands between: reads and asks everything, changes nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
+
+from attrs import frozen
+
+from agent.errors import Finding, InvalidError, RefusedError, UsageError
+from agent.model import preflight, proof
+from agent.model.desired import DesiredState, Limits, Parsed, parse
+from agent.model.generation import Asked, Generation, Handshake, Journal, Quarantined
+from agent.model.handshake import Question
+from agent.model.observed import Key, Observation
+from agent.model.plan import LiveGeneration, Plan, Reload, Target, Unchanged, diff, plan
+from agent.model.preflight import Checks, ServingBackend
+from agent.model.render import Config, Process, Template, digest_of_template, render
+from agent.model.schema import Endpoint
+from agent.reconcile.applier import RETRY, TCP_PROBE_SECONDS, Assessment
+from agent.reconcile.ports import Environment
+from agent.settings import ProbeMode
+
+
+@frozen(kw_only=True)
+class Preview:
+    """What a reconcile would do now, with nothing done: the plan, haproxy.cfg and its difference, sessions at risk.
+
+    `sessions`: open now, and left to the replaced process until they end or hard-stop-after ends them. `outages`: why
+    it would be refused without force, `objections`: with it too. `silent`: new servers that do not answer. `running`:
+    whether an HAProxy runs already. `held`: why this document is held, "" where it is not. `handshakes`: what new
+    servers were found to be.
+    """
+
+    parsed: Parsed
+    plan: Plan
+    config: bytes
+    diff: str
+    sessions: int
+    quarantined: tuple[Quarantined, ...] = ()
+    outages: tuple[str, ...] = ()
+    objections: tuple[str, ...] = ()
+    silent: tuple[Key, ...] = ()
+    running: bool = True
+    held: str = ""
+    handshakes: tuple[Handshake, ...] = ()
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What people should know before it is done."""
+        overrides = () if isinstance(self.plan, Reload) else self.plan.operator_overrides
+        held = (Finding("", f"this document is held: {self.held}", RETRY),) if self.held else ()
+        warnings = proof.findings(self.parsed.state, {probed.asked: probed for probed in self.handshakes})
+        return (*held, *preflight.findings(self.quarantined), *preflight.silent(self.silent), *warnings, *overrides)
+
+
+@frozen(kw_only=True)
+class Assessor:
+    """Reads documents, files, HAProxy and the servers. `file` names the desired state in messages.
+
+    `probe`: whether new servers are asked if they speak PROXY. `believe_seconds`: how long an answer is believed
+    while the same document is looked at again.
+    """
+
+    file: Path
+    max_bytes: int
+    limits: Limits
+    process: Process
+    template: Callable[[], Template]
+    environment: Environment
+    probe: ProbeMode = ProbeMode.MISMATCH
+    believe_seconds: float = 0.0
+
+    # --- documents
+
+    def read(self, data: bytes) -> Parsed:
+        """A document that is wanted. Raises InvalidError."""
+        return _parsed_or_raise(data, str(self.file), self.max_bytes, self.limits)
+
+    def reread(self, data: bytes) -> Parsed:
+        """A document that was accepted once, whatever the limit is today. Raises InvalidError."""
+        return _parsed_or_raise(data, str(self.file), max(self.max_bytes, len(data)), self.limits)
+
+    def document(self, number: int) -> Parsed | None:
+        """The document of a generation, None where this version of the agent cannot read it."""
+        data = self.environment.store.desired_of(number)
+        with contextlib.suppress(InvalidError):  # written by an agent with other rules
+            return self.reread(data)
+        return None
+
+    # --- what is
+
+    def live_state(self) -> tuple[Generation, DesiredState | None] | None:
+        """The live generation, and its whole state where this version of the agent can read it."""
+        generation = self.environment.store.live()
+        if generation is None:
+            return None
+        parsed = self.document(generation.number)
+        return generation, parsed.state if parsed else None
+
+    def live(self) -> LiveGeneration | None:
+        """The live generation, as a plan needs it."""
+        generation = self.environment.store.live()
+        if generation is None:
+            return None
+        parsed, config = self.document(generation.number), self.environment.store.config_of(generation.number)
+        state = preflight.without(parsed.state, generation.quarantined) if parsed else None
+        return LiveGeneration(
+            number=generation.number,
+            loaded=generation.loaded,
+            digest=generation.digest,
+            config=config,
+            state=state,
+            is_current=state is not None and self._is_current(generation, state, config),
+            quarantined=generation.quarantined,
+        )
+
+    def _is_current(self, generation: Generation, state: DesiredState, config: bytes) -> bool:
+        """Whether template and settings are those of `generation`; after an upgrade: whether they write the same."""
+        with contextlib.suppress(InvalidError, RefusedError, UsageError):  # reported where the target is rendered
+            template = self.template()
+            if digest_of_template(template, self.process) == generation.template:
+                return True
+            rendered = _rendered(state, self.process, template)
+            return rendered.stamped(digest=generation.digest, generation=generation.number) == config
+        return False
+
+    def observed(self) -> Observation | None:
+        """The running process in detail, None where none answers. Raises NoAnswerError for one that answers half."""
+        return None if self.environment.proxy.running() is None else self.environment.proxy.observe()
+
+    # --- preflight
+
+    def assess(
+        self,
+        parsed: Parsed,
+        data: bytes,
+        live: LiveGeneration | None,
+        observed: Observation | None,
+        journal: Journal | None = None,
+    ) -> Assessment:
+        """What `data` comes to on this host, now. Raises InvalidError and RefusedError of the template.
+
+        `journal`: of a step by commands that was interrupted; what it had at stake still is.
+        """
+        before, store, prober = live.state if live else None, self.environment.store, self.environment.prober
+        dirty = frozenset(journal.servers) if journal else frozenset()
+        checks = preflight.questions(
+            parsed.state,
+            live=before,
+            seen=observed,
+            held=_held(live, observed),
+            dirty=dirty,
+            unreached=store.unreachable() if observed is None else frozenset(),
+        )
+        unbound = prober.unbound(checks.binds) if checks.binds else {}
+        quarantined = preflight.quarantine(parsed.state, unbound)
+        state, template = preflight.without(parsed.state, quarantined), self.template()
+        config = _rendered(state, self.process, template)  # what cannot be rendered is not worth a probe
+        handshakes = self._handshakes(checks.handshakes, parsed.digest)
+        target = Target(digest=parsed.digest, state=state, config=config, quarantined=quarantined)
+        serving = preflight.serving_backends(before, observed, state)
+        # What is live is what a step is rolled back to: it is not judged by what that step had at stake.
+        recorded = preflight.recorded_serving(journal.serving, state) if journal and not target.is_live(live) else ()
+        return Assessment(
+            live=live,
+            target=target,
+            data=data,
+            template=digest_of_template(template, self.process),
+            observed=observed,
+            checks=checks,
+            reachable=self._reachable(checks, handshakes),
+            serving=(*serving, *(backend for backend in recorded if backend not in serving)),
+            handshakes=handshakes,
+            objections=self._objections(before, parsed.state, handshakes),
+            dirty=dirty,
+        )
+
+    def _reachable(self, checks: Checks, handshakes: Collection[Handshake]) -> frozenset[Key]:
+        """The servers that answer a TCP or a PROXY probe."""
+        unprobed = preflight.unprobed(checks.servers, handshakes)
+        answered = self.environment.prober.reachable(unprobed, timeout=TCP_PROBE_SECONDS) if unprobed else frozenset()
+        return answered - {probed.key for probed in handshakes if probed.result in proof.AWAY}
+
+    # --- PROXY probes
+
+    def probe_again(self, target: Target, observed: Observation, just: Iterable[Handshake]) -> tuple[Handshake, ...]:
+        """What those servers are found to be that are up, and were away or not as they should be. `just`: asked now."""
+        if self.probe is ProbeMode.OFF:
+            return ()
+        now, fresh = self.environment.clock.now(), {probed.asked for probed in just}
+        known = {key: probed for key, probed in self.remembered().items() if key not in fresh}
+        patience = self.believe_seconds
+        questions = proof.servers_to_probe_again(target.state, known, observed, now=now, patience=patience)
+        return self._ask(questions, target.digest)
+
+    def probe_warnings(self, state: DesiredState) -> tuple[Finding, ...]:
+        """What people should know of the servers of a state."""
+        return () if self.probe is ProbeMode.OFF else proof.findings(state, self.remembered())
+
+    def remembered(self) -> Mapping[Asked, Handshake]:
+        """What servers were last found to be."""
+        return {probed.asked: probed for probed in self.environment.store.handshakes()}
+
+    def _handshakes(self, questions: Collection[Question], digest: str) -> tuple[Handshake, ...]:
+        """What the servers are found to be, now or as it is believed still."""
+        if self.probe is ProbeMode.OFF or not questions:
+            return ()
+        now, patience = self.environment.clock.now(), self.believe_seconds
+        known = proof.believed(questions, self.remembered(), digest=digest, now=now, patience=patience)
+        settled = {probed.key for probed in known}
+        return (*known, *self._ask([question for question in questions if question.key not in settled], digest))
+
+    def _ask(self, questions: Collection[Question], digest: str) -> tuple[Handshake, ...]:
+        if not questions:
+            return ()
+        answers = self.environment.prober.handshakes(questions)
+        return proof.noted(questions, answers, digest=digest, at=self.environment.clock.now())
+
+    def _objections(
+        self, live: DesiredState | None, target: DesiredState, handshakes: tuple[Handshake, ...]
+    ) -> tuple[str, ...]:
+        if self.probe is ProbeMode.OFF:
+            return ()
+        required = proof.unproven(live, target, handshakes) if self.probe is ProbeMode.REQUIRE else ()
+        return (*proof.mismatches(handshakes), *required)
+
+    # --- a plan, and nothing done
+
+    def preview(self, data: bytes, *, admit: Callable[[Parsed], None] = lambda _: None) -> Preview:
+        """The plan for `data`, without a side effect. Raises InvalidError, RefusedError, and what `admit` raises."""
+        parsed, store = self.read(data), self.environment.store
+        admit(parsed)
+        live, observed = self.live(), self.observed()
+        assessment = self.assess(parsed, data, live, observed)
+        step, number, hold = plan_of(assessment), store.next_number(), store.hold()
+        config = assessment.config(number)
+        return Preview(
+            parsed=parsed,
+            plan=step,
+            config=config,
+            diff="" if isinstance(step, Unchanged) else diff(live, config, number=number),
+            sessions=sum(frontend.sessions for frontend in observed.frontends)
+            if isinstance(step, Reload) and observed
+            else 0,
+            quarantined=assessment.target.quarantined,
+            outages=() if isinstance(step, Unchanged) else outage_sentences(outages_of(assessment)),
+            objections=assessment.objections,
+            handshakes=assessment.handshakes,
+            silent=tuple(sorted(assessment.down)),
+            running=observed is not None,
+            held=hold.reason if hold is not None and hold.digest == parsed.digest else "",
+        )
+
+
+def plan_of(assessment: Assessment) -> Plan:
+    """The smallest step to the target."""
+    observed = assessment.observed
+    return plan(
+        assessment.live,
+        assessment.old,
+        assessment.target,
+        servers=observed.servers if observed else (),
+        frontends=observed.frontends if observed else (),
+        reachable=assessment.reachable,
+        dirty=assessment.dirty,
+    )
+
+
+def outage_sentences(outages: Mapping[ServingBackend, str]) -> tuple[str, ...]:
+    """Outages, for people."""
+    return preflight.told(outages.items(), one="serves now", many="serve now")
+
+
+def outages_of(assessment: Assessment) -> dict[ServingBackend, str]:
+    """What the target would take from the frontends that serve now, and why."""
+    a = assessment
+    return preflight.outages(a.serving, a.target.state, a.observed, a.checks, a.reachable)
+
+
+def _held(live: LiveGeneration | None, observed: Observation | None) -> Callable[[Endpoint], bool]:
+    """Which addresses the running process holds: sockets handed over by it need no bind (FACTS, HAProxy 1)."""
+    if live is None or live.state is None or observed is None:
+        return lambda _: False
+    if observed.process.generation not in (live.number, live.loaded):
+        return lambda _: False  # unknown: the prober tells our own sockets from foreign ones
+    closed = {frontend.name for frontend in observed.frontends if not frontend.open}  # at the socket: it let go of them
+    bound = (
+        endpoint for frontend in live.state.frontends if frontend.name not in closed for endpoint in frontend.binds
+    )
+    return frozenset(bound).__contains__
+
+
+def _parsed_or_raise(data: bytes, file: str, max_bytes: int, limits: Limits) -> Parsed:
+    """Raises InvalidError."""
+    parsed = _parsed(data, file, max_bytes, limits)
+    if isinstance(parsed, InvalidError):
+        raise InvalidError(parsed.file, parsed.violations, more=parsed.more)
+    return parsed
+
+
+@functools.lru_cache(maxsize=4)
+def _parsed(data: bytes, file: str, max_bytes: int, limits: Limits) -> Parsed | InvalidError:
+    """Kept, because a resync looks at the same bytes again and again, valid or not."""
+    try:
+        return parse(data, file=file, max_bytes=max_bytes, limits=limits)
+    except InvalidError as error:
+        return error.with_traceback(None)
+
+
+@functools.lru_cache(maxsize=4)
+def _rendered(state: DesiredState, process: Process, template: Template) -> Config:
+    return render(state, process, template)

@@ -1,0 +1,153 @@
+"""The composition root: this host's parts, put together from the settings.
+
+Only commands import this, each where it needs it: so `agent --version` does not pay for it.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+
+from agent.host import templates
+from agent.host.eventlog import EventLog
+from agent.host.haproxy import HAProxy, file_limit, find_ca_file, peers_socket
+from agent.host.notice import Notices
+from agent.host.prober import HostProber
+from agent.host.store import Store
+from agent.host.writes import Writes
+from agent.intake import Intake
+from agent.model.desired import Limits
+from agent.model.render import CONFIG_TEMPLATE, Process
+from agent.reconcile.assessor import Assessor, Preview
+from agent.reconcile.ports import Environment
+from agent.reconcile.reconciler import Reconciler
+from agent.service.live_backup import LiveBackup
+from agent.service.loop import Loop
+from agent.service.publisher import Publisher
+from agent.settings import Settings
+from agent.view import news
+from agent.view.shape import is_status
+
+BELIEVE_SECONDS = 300.0  # a PROXY probe is a line in a mail server's log
+
+
+class SystemClock:
+    """The host's own clocks."""
+
+    def now(self) -> float:
+        """Seconds since the epoch."""
+        return time.time()
+
+    def monotonic(self) -> float:
+        """Seconds, for durations."""
+        return time.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        """Wait where nothing else can be waited for."""
+        time.sleep(seconds)  # each caller has its reason beside it
+
+
+class Host:
+    """The parts of this host. `command`: which of the agent's commands; `file`: how messages name the document."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        command: str,
+        file: Path | None = None,
+        on_stage: Callable[[str], None] | None = None,
+    ) -> None:
+        # A large state is half a million objects that live on; collecting among them costs a tenth of each reconcile.
+        gc.set_threshold(100_000, 20, 20)
+        is_service = command == "run"
+        self.settings: Settings = settings
+        self.store: Store = Store(settings.state, settings.run, keep=settings.apply.keep_generations)
+        self.intake: Intake = Intake(settings, self.store)
+        self.backup: LiveBackup = LiveBackup(self.store, self.intake)
+        self.proxy: HAProxy = HAProxy(
+            binary=settings.haproxy.binary,
+            process_name=settings.haproxy.process_name,
+            state=settings.state,
+            run=settings.run,
+            start_timeout=settings.apply.verify_timeout / 1000,
+            max_draining=settings.haproxy.max_draining,
+        )
+        prober = HostProber(self.store.config)
+        environment = Environment(proxy=self.proxy, store=self.store, prober=prober, clock=SystemClock())
+        self.assessor: Assessor = Assessor(
+            file=file or settings.desired,
+            max_bytes=settings.sync.max_bytes,
+            limits=Limits(process_maxconn=settings.haproxy.maxconn, file_limit=file_limit()),
+            process=process_of(settings),
+            template=lambda: templates.load(CONFIG_TEMPLATE, settings.paths.templates),
+            environment=environment,
+            probe=settings.apply.probe,
+            # A person who applies wants everything asked now; the service reads a refused file every 30 seconds.
+            believe_seconds=BELIEVE_SECONDS if is_service else 0.0,
+        )
+        notices = Notices(settings.notify.command) if is_service else None
+        self.events: EventLog | None = None
+        if is_service:
+            self.events = EventLog(self.store, notices, document=news.event_document)
+            before = self.store.status()
+            self.events.start(news.unserved(before) if is_status(before) else None)
+        self.publisher: Publisher = Publisher(
+            settings,
+            command=command,
+            store=self.store,
+            intake=self.intake,
+            proxy=self.proxy,
+            assessor=self.assessor,
+            events=self.events,
+        )
+        reconciler = Reconciler(
+            assessor=self.assessor,
+            environment=environment,
+            verify_seconds=settings.apply.verify_timeout / 1000,
+            # A person who applies by hand is not made to wait; a file that is changed without end is.
+            burst=settings.haproxy.max_draining if is_service else sys.maxsize,
+            on_stage=on_stage or (self.publisher.progress if is_service else lambda _: None),
+            verify=self.intake.verify,
+            admit=self.backup.admit,
+        )
+        self.loop: Loop = Loop(
+            store=self.store,
+            intake=self.intake,
+            backup=self.backup,
+            assessor=self.assessor,
+            reconciler=reconciler,
+            publisher=self.publisher,
+            writes=Writes(settings.desired),
+            notices=notices,
+        )
+
+    def preview(self, data: bytes) -> Preview:
+        """What `data` would do here, as far as HAProxy accepts it. Raises InvalidError, RefusedError, PolicyError."""
+        preview = self.assessor.preview(data, admit=self.backup.admit)
+        with tempfile.TemporaryDirectory(prefix="edgeagent-plan-") as folder:
+            staged = Path(folder) / "haproxy.cfg"
+            staged.write_bytes(preview.config)
+            self.proxy.check_aside(staged)
+        return preview
+
+
+def process_of(settings: Settings) -> Process:
+    """What haproxy.cfg says of the process itself."""
+    chosen = settings.haproxy
+    return Process(
+        socket=PurePosixPath(settings.run / "haproxy.sock"),
+        server_state=PurePosixPath(settings.run / "server-state"),
+        maxconn=chosen.maxconn,
+        hard_stop_after=chosen.hard_stop_after,
+        user=chosen.user,
+        group=chosen.group,
+        chroot=chosen.chroot,
+        log=chosen.log,
+        ca_file=chosen.ca_file or find_ca_file(),
+        peers=peers_socket(settings.run, chosen.chroot),
+    )
