@@ -57,15 +57,15 @@ unit: $(VENV)/test
 versions: $(VENV)/test
 	sh tests/versions.sh -q
 
-# With HAProxy, with Postfix, Dovecot, sshd, Prometheus and Chromium; two files at a time, those that take long first.
+# With HAProxy, with Postfix, Dovecot, sshd, Prometheus and Chromium; three files at a time (they mostly wait), those that take long first.
 integration: $(VENV)/test
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder \
 		tests/faults tests/mail tests/freebsd tests/remote tests/metrics tests/cluster tests/property tests/golden
 
 # The integration suite, by the one file in a Python that has nothing else: as on a firewall. The newest HAProxy is left to
 # the newest Python, below.
 onefile: pyz $(VENV)/test
-	EDGEAGENT_ONE_FILE=`ls dist/edgeagent-*.pyz` $(BIN)/python -m pytest -n 2 --dist loadfile tests/integration $(ONEFILE)
+	EDGEAGENT_ONE_FILE=`ls dist/edgeagent-*.pyz` $(BIN)/python -m pytest -n 3 --dist loadfile tests/integration $(ONEFILE)
 
 # The same by a later Python, with the newest HAProxy.
 onefile-later: pyz $(VENV)/test
