@@ -413,7 +413,7 @@ def status(settings_file: Path | None, *, as_json: bool, watch: bool, pid: bool)
     """
     from agent.service.wiring import Host
     from agent.view import tables
-    from agent.view.shape import is_status
+    from agent.view.status import Status, from_json, to_json
 
     if pid:
         if as_json or watch:
@@ -424,14 +424,13 @@ def status(settings_file: Path | None, *, as_json: bool, watch: bool, pid: bool)
         raise click.UsageError("--watch is for people; a program reads --json when it wants to")
     while True:
         running = host.store.service_running()
-        document = host.store.status() if running else None
-        if not is_status(document):  # no agent wrote it, or not as this version does
-            document = host.publisher.status()
-        not_up = any(frontend["state"] != "up" for frontend in document["frontends"])
-        degraded = document["haproxy"] is None or not document.get("in_sync", True) or not_up
+        now = from_json(host.store.status(), Status) if running else None
+        if now is None:  # no agent wrote it, or not as this version does
+            now = host.publisher.status()
+        degraded = now.haproxy is None or not now.in_sync or bool(now.not_up)
         code = ExitCode.NO_ANSWER if not running else ExitCode.DEGRADED if degraded else ExitCode.LIVE
         wipe = "\033[H\033[2J" if watch and sys.stdout.isatty() else ""
-        text = json.dumps(document, indent=2) + "\n" if as_json else wipe + tables.status(document, running=running)
+        text = to_json(now, indent=2) + "\n" if as_json else wipe + tables.status(now, running=running)
         show(text, code)
         if not watch:
             break

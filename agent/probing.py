@@ -19,7 +19,8 @@ from agent.model.desired import parse
 from agent.model.schema import endpoint
 from agent.printing import print_json, show
 from agent.settings import Settings
-from agent.view import status, tables
+from agent.view import tables
+from agent.view.assemble import canary_status
 
 VIA_SECONDS = 3.0
 
@@ -65,7 +66,7 @@ def go_through(settings: Settings, via: str, source: str | None, *, as_json: boo
         raise UsageError(f"frontend {via} has no address that {named or 'anybody'} could connect to now")
     found = passage.go(passages, seconds=VIA_SECONDS)
     if as_json:
-        print_json([{"frontend": one.frontend, **status.arrival_document(one)} for one in found])
+        print_json([{"frontend": one.frontend, **asdict(canary_status(one))} for one in found])
     else:
         click.echo(tables.arrivals(found), nl=False)
     if any(one.preserved is False for one in found):

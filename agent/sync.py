@@ -20,16 +20,17 @@ from agent.model import policy
 from agent.model.desired import Parsed, digest_of
 from agent.model.generation import Request
 from agent.service.wiring import Host
-from agent.view.shape import is_status
+from agent.view.status import Status, as_json, from_json
 
 POLL_SECONDS = 0.01  # status.json gives no event; a look at its name costs microseconds
 GONE_SECONDS = 2.0  # that long an agent may be away while it is started anew
 _REFUSALS = {ExitCode.INVALID: "invalid", ExitCode.POLICY: "policy", ExitCode.NO_ANSWER: "no_answer"}
 _CODES = {one.value: one.exit_code for one in Outcome}
-_TOLD = (
+_REPORTED = (
     "outcome", "message", "remedy", "violations", "violations_total", "findings", "desired", "live", "held", "plan",
     "reasons", "timings",
 )  # fmt: skip
+_OF_FRONTENDS = ("name", "state", "binds", "servers_up", "servers_total")
 
 
 @frozen(kw_only=True)
@@ -132,8 +133,9 @@ def _waiting(host: Host) -> policy.Newest | None:
     data = host.intake.desired()
     if not isinstance(data, bytes):
         return None
-    told, hold = _status(host).get("desired") or {}, host.store.hold()
-    if digest_of(data) in (told.get("digest"), hold.digest if hold else None):
+    status, hold = from_json(host.store.status(), Status), host.store.hold()
+    reported = status.desired.digest if status and status.desired else None
+    if digest_of(data) in (reported, hold.digest if hold else None):
         return None
     with contextlib.suppress(InvalidError):
         there = host.assessor.read(data)
@@ -148,10 +150,10 @@ def wait(host: Host, handed: Handed, *, deadline: float, on_stage: Callable[[str
     while True:
         now, there = identity(store.status_file), identity(host.intake.file)
         if now != seen or there is None:
-            seen, status = now, _status(host)
-            desired = status.get("desired") or {}
-            looked = tuple(desired.get("file_id") or ())
-            if looked and desired.get("digest") == digest and looked in (handed.file, there):
+            seen, status = now, from_json(host.store.status(), Status)
+            desired = status.desired if status else None
+            looked = desired.file_id if desired else None
+            if status and looked and desired and desired.digest == digest and looked in (handed.file, there):
                 # Of the very file, or of the very same document that another one has handed over since.
                 return _answer(handed, status, time.monotonic() - begin)
             if there != handed.file and (there is None or looked == there):
@@ -171,37 +173,32 @@ def wait(host: Host, handed: Handed, *, deadline: float, on_stage: Callable[[str
         time.sleep(POLL_SECONDS)  # a file of another process gives no event
 
 
-def _status(host: Host) -> dict[str, Any]:
-    """status.json, empty where it is not there or not as it should be."""
-    document = host.store.status()
-    return document if document is not None and is_status(document) else {}
-
-
-def _answer(handed: Handed, status: dict[str, Any], seconds: float) -> Answer:
-    outcome = str(status.get("outcome"))
+def _answer(handed: Handed, status: Status, seconds: float) -> Answer:
     return Answer(
-        word=outcome,
-        exit_code=ExitCode(status["exit_code"]) if isinstance(status.get("exit_code"), int) else ExitCode.BUG,
+        word=str(status.outcome),
+        exit_code=ExitCode(status.exit_code) if status.exit_code is not None else ExitCode.BUG,
         digest=handed.parsed.digest,
         serial=handed.parsed.state.serial,
-        message=str(status.get("message") or ""),
-        remedy=str(status.get("remedy") or ""),
-        report={key: status.get(key) for key in _TOLD} | {"frontends": _not_up(status)},
+        message=status.message,
+        remedy=status.remedy,
+        report=_report(status),
         seconds=seconds,
     )
 
 
-def _not_up(status: dict[str, Any]) -> list[dict[str, Any]]:
-    """The frontends that do not serve fully, which may be few of a thousand."""
-    keys = ("name", "state", "binds", "servers_up", "servers_total")
-    return [{key: one.get(key) for key in keys} for one in status.get("frontends") or () if one.get("state") != "up"]
+def _report(status: Status) -> dict[str, Any]:
+    """What a client reads of the status. The frontends that do not serve fully may be few of a thousand."""
+    document = as_json({name: getattr(status, name) for name in _REPORTED})
+    not_up = as_json([{name: getattr(frontend, name) for name in _OF_FRONTENDS} for frontend in status.not_up])
+    return {**document, "frontends": not_up}
 
 
-def _overtaken(host: Host, handed: Handed, status: dict[str, Any], seconds: float) -> Answer:
+def _overtaken(host: Host, handed: Handed, status: Status | None, seconds: float) -> Answer:
     """Another document took its place: after it was live, or before anybody could read what became of it."""
-    later = status.get("desired") or {}
-    serial = f", serial {later['serial']}" if later.get("serial") is not None else ""
-    by = f"sha256 {str(later.get('digest'))[: policy.SHORTEST_DIGEST]}{serial} ({status.get('outcome')})"
+    later = status.desired if status else None
+    serial = f", serial {later.serial}" if later and later.serial is not None else ""
+    outcome = status.outcome if status else None
+    by = f"sha256 {str(later.digest if later else None)[: policy.SHORTEST_DIGEST]}{serial} ({outcome})"
     digest = handed.parsed.digest
     mine = [one for one in host.store.generations() if one.number > handed.number and one.digest == digest]
     if not mine:
@@ -215,7 +212,7 @@ def _overtaken(host: Host, handed: Handed, status: dict[str, Any], seconds: floa
             if gone
             else f"it was overtaken by {by} before an answer could be read",
             remedy="look at what is live, and sync again what is wanted",
-            report=None if gone else {key: status.get(key) for key in _TOLD} | {"frontends": _not_up(status)},
+            report=None if gone or status is None else _report(status),
             seconds=seconds,
         )
     live = mine[-1]

@@ -422,9 +422,9 @@ class Store:
         digest, stage = found.get("digest"), found.get("stage")
         return (digest, stage) if isinstance(digest, str) and isinstance(stage, str) else None
 
-    def write_status(self, status: dict[str, Any]) -> None:
+    def write_status(self, status: str) -> None:
         """Replace status.json."""
-        write(self.status_file, json.dumps(status).encode() + b"\n", mode=0o644, durable=False)
+        write(self.status_file, status.encode() + b"\n", mode=0o644, durable=False)
 
     def status(self) -> dict[str, Any] | None:
         """status.json as it stands, None where there is none that can be read."""

@@ -8,7 +8,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from agent import __version__
 from agent.errors import NoAnswerError, Outcome, StoreError, UsageError
@@ -28,8 +28,9 @@ from agent.model.schema import endpoint
 from agent.reconcile.assessor import Assessor
 from agent.settings import Settings
 from agent.view import news
-from agent.view import status as view
-from agent.view.insync import NotInSync, not_in_sync
+from agent.view.assemble import assemble
+from agent.view.insync import not_in_sync
+from agent.view.status import AgentStatus, NotInSync, Status, to_json, when
 
 if TYPE_CHECKING:  # half of the start of a command that serves no metrics
     from agent.view.metrics import Facts
@@ -173,39 +174,39 @@ class Publisher:
     def publish(self) -> bool:
         """Write the status. Whether HAProxy answered. A full run folder is logged once, and ends nothing."""
         start = time.monotonic()
-        document = self.status()
+        status = self.status()
         if self._site is not None:
-            self._show(self._site, document)
+            self._show(self._site, status)
         if self._events is not None:
-            self._events.look(news.unserved(document), time.time())
+            self._events.look(news.unserved(status), time.time())
         trouble = ""
         try:
             self._store.prepare()
-            self._store.write_status(document)
+            self._store.write_status(to_json(status))
         except StoreError as error:
             trouble = str(error)
         if trouble and trouble != self._trouble:
             _log.error("%s", trouble)
         self._trouble = trouble
         self._publish_at = start + max(STATUS_SECONDS, (time.monotonic() - start) * STATUS_SHARE)
-        return document["haproxy"] is not None
+        return status.haproxy is not None
 
-    def status(self) -> dict[str, Any]:
-        """The status document as of now."""
+    def status(self) -> Status:
+        """The status as of now."""
         live, observed = self._assessor.live_state(), None
-        with contextlib.suppress(NoAnswerError):  # said in the document: "haproxy": null
+        with contextlib.suppress(NoAnswerError):  # said in the status: "haproxy": null
             observed = self._proxy.observe()
             self._haproxy = observed.process.version
             if self._site is not None:
                 self._site.metrics.totals.seen(observed)
-        return view.document(
-            agent=view.Agent(version=__version__, pid=os.getpid(), started=self._started, command=self._command),
+        return assemble(
+            agent=AgentStatus(version=__version__, pid=os.getpid(), command=self._command, started=when(self._started)),
             report=self.last,
             live=live[0] if live else None,
             state=live[1] if live else None,
             hold=self._store.hold(),
             trouble=self._not_in_sync(),
-            events=[news.event_document(event) for event in self._store.events()[-MAX_SHOWN_EVENTS:]],
+            events=self._store.events()[-MAX_SHOWN_EVENTS:],
             observed=observed,
             handshakes=self._assessor.remembered(),
             arrivals=self._arrivals,
@@ -267,9 +268,9 @@ class Publisher:
                 _log.info("metrics and status at http%s://%s/", "s" * bool(chosen.certificate), where)
             yield
 
-    def _show(self, site: Site, document: dict[str, Any]) -> None:
+    def _show(self, site: Site, status: Status) -> None:
         """What is answered over HTTP from here on. The history is read where there is a new generation."""
-        site.facts, site.document = self._facts(in_sync=document["in_sync"]), document
+        site.facts, site.status = self._facts(in_sync=status.in_sync), status
         number = site.facts.live.number if site.facts.live else None
         if not site.history or site.history[-1].number != number:
             site.history = self._store.generations()

@@ -30,7 +30,7 @@ from agent.service.loop import Loop
 from agent.service.publisher import Publisher
 from agent.settings import Settings
 from agent.view import news
-from agent.view.shape import is_status
+from agent.view.status import Status, from_json
 
 BELIEVE_SECONDS = 300.0  # a PROXY probe is a line in a mail server's log
 
@@ -94,8 +94,8 @@ class Host:
         self.events: EventLog | None = None
         if is_service:
             self.events = EventLog(self.store, notices, document=news.event_document)
-            before = self.store.status()
-            self.events.start(news.unserved(before) if is_status(before) else None)
+            before = from_json(self.store.status(), Status)
+            self.events.start(news.unserved(before) if before else None)
         self.publisher: Publisher = Publisher(
             settings,
             command=command,

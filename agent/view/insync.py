@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import enum
-from typing import Any
-
-from attrs import frozen
 
 from agent.errors import Outcome
 from agent.model.generation import Generation, Hold
 from agent.model.report import Report
+from agent.view.status import NotInSync
 
 _LONGEST = 300  # characters of a reason
 
@@ -38,22 +36,10 @@ _WORDS = {
 }
 
 
-@frozen(kw_only=True)
-class NotInSync:
-    """Why the desired state is not live. `reason`: a sentence, "" where the relation says all."""
-
-    relation: Relation
-    reason: str = ""
-
-    @property
-    def text(self) -> str:
-        """`it is held: generation 1 was put back by hand`"""
-        words = _WORDS[self.relation]
-        return f"{words}: {self.reason}" if self.reason else words
-
-    def document(self) -> dict[str, Any]:
-        """For programs."""
-        return {"state": self.relation.value, "reason": self.reason, "text": self.text}
+def _trouble(relation: Relation, reason: str = "") -> NotInSync:
+    """`it is held: generation 1 was put back by hand`. `reason`: a sentence, "" where the relation says all."""
+    words = _WORDS[relation]
+    return NotInSync(state=relation.value, reason=reason, text=f"{words}: {reason}" if reason else words)
 
 
 def not_in_sync(
@@ -71,24 +57,24 @@ def not_in_sync(
     `report`: of the last reconcile; one that is older than the live generation knows nothing of it.
     """
     if pending:
-        return NotInSync(relation=Relation.PENDING, reason=pending)
+        return _trouble(Relation.PENDING, pending)
     if missing:
-        return NotInSync(relation=Relation.MISSING)
+        return _trouble(Relation.MISSING)
     outcome = report.outcome if report is not None else None
     # By a command, beside the service.
     overtaken = report is not None and live is not None and wanted == live.digest and live.at > report.at
     fresh = report is not None and report.digest == wanted and not overtaken
     if fresh and outcome is Outcome.ROLLED_BACK and report is not None and report.switched:
-        return NotInSync(relation=Relation.ROLLED_BACK, reason=_first_line(report.message))
+        return _trouble(Relation.ROLLED_BACK, _first_line(report.message))
     if hold is not None and wanted == hold.digest:
-        return NotInSync(relation=Relation.HELD, reason=f"{_first_line(hold.reason)} ({HINT})")
+        return _trouble(Relation.HELD, f"{_first_line(hold.reason)} ({HINT})")
     if fresh and report is not None and outcome in (Outcome.INVALID, Outcome.REFUSED, Outcome.ROLLED_BACK):
         relation = {Outcome.INVALID: Relation.INVALID, Outcome.REFUSED: Relation.REFUSED}.get(
             outcome, Relation.ROLLED_BACK
         )
-        return NotInSync(relation=relation, reason=_first_line(report.message))
+        return _trouble(relation, _first_line(report.message))
     if live is None or wanted != live.digest:
-        return NotInSync(relation=Relation.OTHER)
+        return _trouble(Relation.OTHER)
     return None
 
 

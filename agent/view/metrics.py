@@ -26,7 +26,7 @@ from agent.model.generation import Asked, Generation, Handshake, Hold, Quarantin
 from agent.model.handshake import mismatch
 from agent.model.observed import FrontendStats, Observation
 from agent.model.report import STAGES, Report
-from agent.view.status import Index, frontend_state
+from agent.view.assemble import Index, frontend_state
 
 PREFIX = "edgeagent_"
 BUCKETS = (0.05, 0.5, 5)  # seconds

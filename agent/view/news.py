@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from typing import Any
 
 from agent.errors import Outcome
 from agent.model.event import Event, Kind
 from agent.model.report import Report
-from agent.view.status import when, why
+from agent.view.assemble import event_status
+from agent.view.status import Status, as_json, when
 
 _LONGEST = 1_000  # characters of a sentence: a notice fits into a pipe
 _MOST_LOGGED = 20
@@ -89,19 +89,16 @@ def events_of(report: Report) -> list[Event]:
 
 
 def event_document(event: Event) -> dict[str, Any]:
-    """An event for programs: `notify.command`, status.json, `agent history --json`."""
-    return {
-        "event": event.kind,
-        "subject": event.subject,
-        "message": event.message,
-        "count": event.count,
-        "at": when(event.at),
-        "until": when(event.until),
-    }
+    """An event for the operator's program."""
+    document: dict[str, Any] = as_json(event_status(event))
+    return document
 
 
-def unserved(document: Mapping[str, Any]) -> dict[str, str] | None:
-    """Why each frontend of a status document serves nobody, "" where it serves; None where HAProxy did not answer."""
-    if document.get("haproxy") is None:
+def unserved(status: Status) -> dict[str, str] | None:
+    """Why each frontend serves nobody, "" where it serves; None where HAProxy did not answer."""
+    if status.haproxy is None:
         return None
-    return {one["name"]: why(one) if one["state"] in ("down", "quarantined") else "" for one in document["frontends"]}
+    return {
+        frontend.name: frontend.why if frontend.state in ("down", "quarantined") else ""
+        for frontend in status.frontends
+    }

@@ -1,19 +1,21 @@
 """The status page: one sentence, the picture, what is live, what changed.
 
-Places are worked out here and drawn by the template; everything in it comes from the status document.
+Places are worked out here and drawn by the template; everything in it comes from the status.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 import jinja2
 from attrs import frozen
 
 from agent.model.generation import Generation
-from agent.view.status import headline, when
+from agent.view.status import SCHEMA, AgentStatus, BackendStatus, FrontendStatus, ServerStatus, Status, when
+
+T = TypeVar("T")
 
 MOST = 24
 """Nodes of one column that are drawn one by one; beyond it those that are as they should be fold into one."""
@@ -77,35 +79,33 @@ class Picture:
     height: int
 
 
-def picture(document: Mapping[str, Any]) -> Picture:
+def picture(status: Status) -> Picture:
     """From clients through frontends and backends to servers."""
-    frontends, backends = document.get("frontends", ()), document.get("backends", ())
-    shown, folded = _fold(frontends, "state", ("up",))
-    pools = {one["name"]: one for one in backends}
-    wanted = [name for one in shown for name in one["backends"]]
-    names = list(dict.fromkeys(name for name in wanted if name in pools))[:MOST]
-    rows = [(name, server) for name in names for server in pools[name]["servers"]]
-    kept, more = _fold([{**server, "pool": name, "word": _server(server)} for name, server in rows], "word", ("up",))
+    frontends, backends = status.frontends, {backend.name: backend for backend in status.backends}
+    shown, folded = _fold(frontends, lambda frontend: frontend.state == "up")
+    wanted = (name for frontend in shown for name in frontend.backends)
+    names = list(dict.fromkeys(name for name in wanted if name in backends))[:MOST]
+    rows = [(name, server) for name in names for server in backends[name].servers]
+    kept, more = _fold(rows, lambda row: _state(row[1]) == "up")
     nodes: list[Node] = []
     edges: list[Edge] = []
     height = _TOP + _ROW * max(len(shown) + bool(folded), len(names), len(kept) + bool(more), 1)
     client = _node("clients", (height - _HEIGHT) // 2, "clients", f"{_sessions(frontends)} sessions", "idle")
     nodes.append(client)
     places: dict[str, Node] = {}
-    for one, y in zip(names, _spread(len(names), height), strict=True):
-        pool = pools[one]
-        state = _pool_state(pool)
-        text = f"{pool['application']}, PROXY {pool['proxy_protocol']}, {pool['servers_up']}/{pool['servers_total']} up"
-        places[one] = _node("backends", y, one, text, state)
-        nodes.append(places[one])
-    for one, y in zip(shown, _spread(len(shown) + bool(folded), height), strict=False):
-        here = _node("frontends", y, one["name"], _addresses(one), one["state"])
+    for name, y in zip(names, _spread(len(names), height), strict=True):
+        pool = backends[name]
+        text = f"{pool.application}, PROXY {pool.proxy_protocol}, {pool.servers_up}/{pool.servers_total} up"
+        places[name] = _node("backends", y, name, text, _backend_state(pool))
+        nodes.append(places[name])
+    for frontend, y in zip(shown, _spread(len(shown) + bool(folded), height), strict=False):
+        here = _node("frontends", y, frontend.name, _addresses(frontend), frontend.state)
         nodes.append(here)
-        edges.append(_edge(client, here, one["sessions"], one["state"]))
-        names_of = _sent_names(one)
+        edges.append(_edge(client, here, frontend.sessions, frontend.state))
+        names_of = _sent_names(frontend)
         edges += [
-            _edge(here, places[name], one["sessions"], one["state"], names_of.get(name, ""))
-            for name in one["backends"]
+            _edge(here, places[name], frontend.sessions, frontend.state, names_of.get(name, ""))
+            for name in frontend.backends
             if name in places
         ]
     if folded:
@@ -114,30 +114,28 @@ def picture(document: Mapping[str, Any]) -> Picture:
         nodes.append(here)
         edges.append(_edge(client, here, _sessions(folded), "up"))
     slots = _spread(len(kept) + bool(more), height)
-    for server, y in zip(kept, slots, strict=False):
-        here = _node("servers", y, f"{server['name']} {server['address']}", _checked(server), server["word"])
+    for (name, server), y in zip(kept, slots, strict=False):
+        here = _node("servers", y, f"{server.name} {server.address}", _checked(server), _state(server))
         nodes.append(here)
-        met = server.get("handshake")
-        label = met["result"].replace("_", " ") if met else ""
-        state = "down" if met and met["mismatch"] else server["word"]
-        edges.append(_edge(places[server["pool"]], here, server["sessions"], state, label))
+        probed = server.handshake
+        label = probed.result.replace("_", " ") if probed else ""
+        state = "down" if probed and probed.mismatch else _state(server)
+        edges.append(_edge(places[name], here, server.sessions, state, label))
     if more:
         here = _node("servers", slots[-1], f"and {len(more)} more", "all of them are up", "up")
         nodes.append(here)
-        edges += [_edge(places[name], here, 0, "up") for name in dict.fromkeys(one["pool"] for one in more)]
+        edges += [_edge(places[name], here, 0, "up") for name in dict.fromkeys(name for name, _ in more)]
     return Picture(nodes=tuple(nodes), edges=tuple(edges), width=_WIDTH, height=height + 10)
 
 
-def _fold(
-    found: Sequence[dict[str, Any]], key: str, good: tuple[str, ...]
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _fold(rows: Sequence[T], is_good: Callable[[T], bool]) -> tuple[list[T], list[T]]:
     """Those that are drawn, and those that are as they should be and fold: what is wrong is always seen, up to MOST."""
-    if len(found) <= MOST:
-        return list(found), []
-    bad = [one for one in found if one[key] not in good][: MOST - 1]
-    some = [one for one in found if one[key] in good]
+    if len(rows) <= MOST:
+        return list(rows), []
+    bad = [row for row in rows if not is_good(row)][: MOST - 1]
+    good = [row for row in rows if is_good(row)]
     left = MOST - 1 - len(bad)
-    return [*bad, *some[:left]], some[left:]
+    return [*bad, *good[:left]], good[left:]
 
 
 def _spread(count: int, height: int) -> list[int]:
@@ -170,52 +168,49 @@ def _edge(start: Node, end: Node, sessions: int, state: str, label: str = "") ->
     )
 
 
-def _sessions(frontends: Iterable[Mapping[str, Any]]) -> int:
-    return sum(one["sessions"] for one in frontends)
+def _sessions(frontends: Iterable[FrontendStatus]) -> int:
+    return sum(frontend.sessions for frontend in frontends)
 
 
-def _addresses(frontend: Mapping[str, Any]) -> str:
-    wrong = [f"{one['address']} {one['state']}" for one in frontend["binds"] if one["state"] != "listening"]
-    return ", ".join(wrong or [one["address"] for one in frontend["binds"]])
+def _addresses(frontend: FrontendStatus) -> str:
+    wrong = [f"{bind.address} {bind.state}" for bind in frontend.binds if bind.state != "listening"]
+    return ", ".join(wrong or [bind.address for bind in frontend.binds])
 
 
-def _sent_names(frontend: Mapping[str, Any]) -> dict[str, str]:
+def _sent_names(frontend: FrontendStatus) -> dict[str, str]:
     """By backend: the names (SNI) whose clients are sent there, as many as a line has room for."""
     found: dict[str, list[str]] = {}
-    for route in frontend.get("routes", ()):
-        if route["backend"] is not None:
-            found.setdefault(route["backend"], []).extend(route["sni"])
+    for route in frontend.routes:
+        if route.backend is not None:
+            found.setdefault(route.backend, []).extend(route.sni)
     return {backend: _short(", ".join(names), _LABEL) for backend, names in found.items()}
 
 
-def _pool_state(pool: Mapping[str, Any]) -> str:
-    if not pool["servers_up"]:
+def _backend_state(backend: BackendStatus) -> str:
+    if not backend.servers_up:
         return "down"
-    return "up" if pool["servers_up"] >= pool["servers_total"] else "degraded"
+    return "up" if backend.servers_up >= backend.servers_total else "degraded"
 
 
-def _server(server: Mapping[str, Any]) -> str:
-    status = str(server["status"])
-    if status.startswith(("UP", "no check")):
+def _state(server: ServerStatus) -> str:
+    if server.status.startswith(("UP", "no check")):
         return "up"
-    return "idle" if status.startswith(("MAINT", "DRAIN")) else "down"
+    return "idle" if server.status.startswith(("MAINT", "DRAIN")) else "down"
 
 
-def _checked(server: Mapping[str, Any]) -> str:
-    return ", ".join(
-        str(part) for part in (server["status"], server["check"], f"{server['sessions']} sessions") if part
-    )
+def _checked(server: ServerStatus) -> str:
+    return ", ".join(part for part in (server.status, server.check, f"{server.sessions} sessions") if part)
 
 
-def render(document: Mapping[str, Any], history: Sequence[Generation], *, trouble: Sequence[str] = ()) -> str:
-    """The whole page, as HTML. `trouble`: why nothing on it can be relied on."""
-    whole = {**_EMPTY, **document}
+def render(status: Status | None, history: Sequence[Generation], *, trouble: Sequence[str] = ()) -> str:
+    """The whole page, as HTML. `status` None: before the first one. `trouble`: why nothing on it can be relied on."""
+    shown = status or _EMPTY
     return _template().render(
-        document=whole,
-        headline=headline(whole),
-        worst="down" if trouble else _worst(whole),
+        status=shown,
+        headline=shown.headline,
+        worst="down" if trouble else _worst(shown),
         trouble=trouble,
-        picture=picture(whole),
+        picture=picture(shown),
         glyphs=_GLYPHS,
         history=[
             {
@@ -232,32 +227,32 @@ def render(document: Mapping[str, Any], history: Sequence[Generation], *, troubl
     )
 
 
-def _worst(document: Mapping[str, Any]) -> str:
+def _worst(status: Status) -> str:
     """The state of all of it: that of the frontend that is worst off."""
-    states = [one["state"] for one in document["frontends"]]
-    meant = document.get("live") is not None and document["in_sync"]  # a document may say that it serves nothing
-    if (not states and not meant) or document.get("haproxy") is None:
+    states = [frontend.state for frontend in status.frontends]
+    meant = status.live is not None and status.in_sync  # a document may say that it serves nothing
+    if (not states and not meant) or status.haproxy is None:
         return "down"
-    fine = "up" if document["in_sync"] else "degraded"
-    return next((word for word in _BAD if word in states), fine)
+    return next((state for state in _BAD if state in states), "up" if status.in_sync else "degraded")
 
 
-_EMPTY: dict[str, Any] = {
-    "at": "",
-    "agent": {},
-    "live": None,
-    "haproxy": None,
-    "held": None,
-    "in_sync": False,
-    "not_in_sync": None,
-    "events": [],
-    "outcome": None,
-    "message": "",
-    "remedy": "",
-    "findings": [],
-    "frontends": [],
-    "backends": [],
-}
+_EMPTY = Status(
+    schema=SCHEMA,
+    at="",
+    agent=AgentStatus(version="", pid=0),
+    desired=None,
+    live=None,
+    outcome=None,
+    exit_code=None,
+    message="",
+    remedy="",
+    held=None,
+    findings=(),
+    frontends=(),
+    backends=(),
+    haproxy=None,
+    in_sync=False,
+)
 
 
 @functools.cache

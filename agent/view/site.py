@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from agent.model.generation import Generation
 from agent.model.observed import Observation
 from agent.view import page
 from agent.view.metrics import Facts, Metrics, Usage
-from agent.view.status import why
+from agent.view.status import Status
 
 FRESH_SECONDS = 0.25  # fifty scrapers at once are told the same
 PAGE_SECONDS = 1.0  # the page is made at most so often, whoever reads it
@@ -31,7 +31,7 @@ _STRICT = {
 
 
 class Site:
-    """`facts`, `document` and `history` are replaced whole by the service; all else happens in the threads that answer.
+    """`facts`, `status` and `history` are replaced whole by the service; all else happens in the threads that answer.
 
     `look`: HAProxy now, None where it does not answer in time. `usage`: what its processes take. `alive`: whether the
     service still looks. `busy`: whether a change is under way: what was made before is served then.
@@ -46,7 +46,7 @@ class Site:
         busy: Callable[[], bool] = lambda: False,
     ) -> None:
         self.facts: Facts = Facts(version="")
-        self.document: dict[str, Any] = {}
+        self.status: Status | None = None
         self.history: tuple[Generation, ...] = ()
         self._look, self._usage, self._alive, self._busy = look, usage, alive, busy
         self._page_lock = threading.Lock()
@@ -88,13 +88,17 @@ class Site:
         return {"code": 200 if alive else 503, "kind": "text/plain", "body": b"ok\n" if alive else b"deaf\n"}
 
     def _ready(self, _accept: str) -> dict[str, Any]:
-        reasons = [*self._deaf(), *_unready(self.document, self.facts)]
+        reasons = [*self._deaf(), *_unready(self.status)]
         body = json.dumps({"ready": not reasons, "reasons": reasons}).encode() + b"\n"
         return {"code": 503 if reasons else 200, "kind": "application/json", "body": body}
 
     def _deaf(self) -> list[str]:
         """All that is told is old where the service looks no more."""
-        return [] if self._alive() else [f"the agent has not looked since {self.document.get('at') or 'its start'}"]
+        return (
+            []
+            if self._alive()
+            else [f"the agent has not looked since {self.status.at if self.status else 'its start'}"]
+        )
 
     def _page(self, _accept: str) -> dict[str, Any]:
         """Made for all readers together, by the first of them: it costs the service's own processor time."""
@@ -103,19 +107,20 @@ class Site:
             made = self._page_made
             kept = made is not None and (now < made[0] or (self._busy() and now < made[1] + BUSY_SECONDS))
             if made is None or not kept:
-                body = page.render(self.document, self.history, trouble=self._deaf()).encode()
+                body = page.render(self.status, self.history, trouble=self._deaf()).encode()
                 end = time.monotonic()
                 made = self._page_made = (end + max(PAGE_SECONDS, (end - now) * PAGE_SHARE), end, body)
         return {"code": 200, "kind": _HTML, "body": made[2], "headers": _STRICT}
 
 
-def _unready(document: dict[str, Any], facts: Facts) -> Any:
+def _unready(status: Status | None) -> Iterator[str]:
     """Why not everything is as it should be, one sentence each."""
-    if document.get("haproxy") is None:
+    if status is None:
+        yield "the agent has not looked yet"
+        return
+    if status.haproxy is None:
         yield "HAProxy does not answer"
-    if not facts.in_sync:
-        trouble = document.get("not_in_sync") or {"text": "the agent has not looked yet"}
-        yield f"the desired state is not what is live: {trouble['text']}"
-    for one in document.get("frontends", ()):
-        if one["state"] != "up":
-            yield f"frontend {one['name']} is {one['state']} ({why(one)})"
+    if status.not_in_sync is not None:
+        yield f"the desired state is not what is live: {status.not_in_sync.text}"
+    for frontend in status.not_up:
+        yield f"frontend {frontend.name} is {frontend.state} ({frontend.why})"

@@ -1,37 +1,266 @@
-"""status.json, schema 1: the one document that `agent status`, `agent sync` and other people's scripts read."""
+"""status.json, schema 1, as a type: what `agent status`, `agent sync` and other people's scripts read.
+
+The JSON is the type, name by name, and is written and read here alone. Times are ISO 8601 in UTC. A reader can do
+without a field that has a default: an older agent did not write it, and commands of a newer version read its status.
+"""
 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+import json
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
+import attrs
 from attrs import frozen
 
-from agent.errors import Finding, Violation, dotted
-from agent.model import canary
-from agent.model.canary import Arrival
-from agent.model.desired import Backend, DesiredState, Frontend, Server
-from agent.model.generation import Asked, Generation, Handshake, Hold, Quarantined
-from agent.model.handshake import mismatch
-from agent.model.observed import FrontendStats, Observation, ServerStats
-from agent.model.report import Report
-from agent.model.schema import Endpoint
-from agent.view.insync import NotInSync
-
 SCHEMA = 1
-_NAMED = 5  # frontends in the headline
-_MOST = 100  # violations and findings told one by one; a junk file can have as many as it has lines
+MAX_NAMED = 5  # frontends in the headline
+
+T = TypeVar("T")
 
 
 @frozen(kw_only=True)
-class Agent:
-    """Who wrote the status: its version, pid, since when (seconds since the epoch), and as which command."""
+class AgentStatus:
+    """Which agent wrote the status, as which command."""
 
     version: str
     pid: int
-    started: float
-    command: str
+    command: str = ""
+    started: str = ""
+
+
+@frozen(kw_only=True)
+class DesiredStatus:
+    """The document of the last reconcile. `file_id`: inode and modification time (ns) of that very file."""
+
+    digest: str | None
+    serial: int | None
+    file: str = ""
+    name: str = ""
+    read: str = ""
+    file_id: tuple[int, ...] | None = None
+
+
+@frozen(kw_only=True)
+class LiveStatus:
+    """The live generation."""
+
+    generation: int
+    digest: str
+    name: str
+    serial: int | None
+    since: str
+
+
+@frozen(kw_only=True)
+class HoldStatus:
+    """The document that is not applied again until it changes."""
+
+    digest: str
+    reason: str
+    since: str
+
+
+@frozen(kw_only=True)
+class NotInSync:
+    """Why the desired state is not live. `state`: in one word; `reason`: a sentence, "" where that says all."""
+
+    text: str
+    state: str = ""
+    reason: str = ""
+
+
+@frozen(kw_only=True)
+class ViolationStatus:
+    """A mistake in the document."""
+
+    file: str
+    line: int | None
+    path: str
+    message: str
+
+
+@frozen(kw_only=True)
+class FindingStatus:
+    """What people should know."""
+
+    where: str
+    message: str
+    remedy: str
+    line: int | None = None
+
+
+@frozen(kw_only=True)
+class BindStatus:
+    """An address of a frontend. `state`: listening, closed or quarantined."""
+
+    address: str
+    state: str
+    reason: str
+
+
+@frozen(kw_only=True)
+class RouteStatus:
+    """Where clients go that send one of these names; none: all others. `backend` None: they are refused."""
+
+    sni: tuple[str, ...]
+    backend: str | None
+
+
+@frozen(kw_only=True)
+class CanaryStatus:
+    """A canary probe: the address that was used, and the one that the echo reported."""
+
+    address: str
+    used: str
+    told: str
+    preserved: bool | None
+    detail: str
+    milliseconds: int
+
+
+@frozen(kw_only=True)
+class FrontendStatus:
+    """`state`: up, degraded, down or quarantined. `client_ip_preserved` None: not known."""
+
+    name: str
+    state: str
+    binds: tuple[BindStatus, ...]
+    servers_up: int
+    servers_total: int
+    sessions: int = 0
+    backends: tuple[str, ...] = ()
+    routes: tuple[RouteStatus, ...] = ()
+    client_ip_preserved: bool | None = None
+    canary: tuple[CanaryStatus, ...] = ()
+
+    @property
+    def why(self) -> str:
+        """Why it is not up: its addresses that do not listen, else its servers that are not up."""
+        closed = [f"{bind.address}: {bind.reason}" for bind in self.binds if bind.state != "listening"]
+        rest = f" and {len(closed) - 2} more" if len(closed) > 2 else ""
+        return "; ".join(closed[:2]) + rest or f"{self.servers_up} of {self.servers_total} servers up"
+
+
+@frozen(kw_only=True)
+class HandshakeStatus:
+    """What a server was last found to be. `mismatch`: it provably does not take what it is sent."""
+
+    result: str
+    mismatch: bool
+    detail: str = ""
+    subject: str = ""
+    milliseconds: int = 0
+    at: str = ""
+
+
+@frozen(kw_only=True)
+class ServerStatus:
+    """`status`, `check`: HAProxy's own words. `handshake` None: it was not probed as it is now."""
+
+    name: str
+    address: str
+    status: str
+    check: str
+    sessions: int
+    handshake: HandshakeStatus | None
+    weight: int = 1
+    backup: bool = False
+
+
+@frozen(kw_only=True)
+class BackendStatus:
+    """A backend and its servers."""
+
+    name: str
+    servers: tuple[ServerStatus, ...]
+    application: str = ""
+    proxy_protocol: str = ""
+    servers_up: int = 0
+    servers_total: int = 0
+
+
+@frozen(kw_only=True)
+class HAProxyStatus:
+    """The running process. `uptime`: seconds."""
+
+    pid: int
+    version: str
+    uptime: int
+    generation: int | None = None
+
+
+@frozen(kw_only=True)
+class EventStatus:
+    """What happened between changes, `count` times."""
+
+    event: str
+    message: str
+    count: int
+    at: str
+    subject: str = ""
+    until: str = ""
+
+
+@frozen(kw_only=True)
+class Status:
+    """All of status.json. `desired` and `outcome` None: nothing was reconciled yet. `haproxy` None: no answer."""
+
+    schema: int
+    at: str
+    agent: AgentStatus
+    desired: DesiredStatus | None
+    live: LiveStatus | None
+    outcome: str | None
+    exit_code: int | None
+    message: str
+    remedy: str
+    held: HoldStatus | None
+    findings: tuple[FindingStatus, ...]
+    frontends: tuple[FrontendStatus, ...]
+    backends: tuple[BackendStatus, ...]
+    haproxy: HAProxyStatus | None
+    in_sync: bool = True
+    not_in_sync: NotInSync | None = None
+    violations: tuple[ViolationStatus, ...] = ()
+    violations_total: int = 0
+    timings: Mapping[str, float] = attrs.field(factory=dict)
+    plan: str | None = None
+    reasons: tuple[str, ...] = ()
+    counters: Mapping[str, int] = attrs.field(factory=dict)
+    events: tuple[EventStatus, ...] = ()
+
+    @property
+    def not_up(self) -> tuple[FrontendStatus, ...]:
+        """The frontends that do not serve fully."""
+        return tuple(frontend for frontend in self.frontends if frontend.state != "up")
+
+    @property
+    def headline(self) -> str:
+        """What is wrong with the desired state, if anything, and what serves: all frontends, or which do not."""
+        if self.not_in_sync is None:
+            return self._serving
+        if self.live is None:
+            return f"The desired state is not live: {self.not_in_sync.text}. Nothing is live."
+        return (
+            f"The desired state is not live: {self.not_in_sync.text}. "
+            f"Generation {self.live.generation} is live: {self._serving}"
+        )
+
+    @property
+    def _serving(self) -> str:
+        """One sentence: all are serving, or which is not."""
+        total, bad = len(self.frontends), self.not_up
+        if not total:
+            return "Nothing is live." if self.live is None else "What is live has no frontend."
+        if not bad:
+            return f"All {total} frontends are serving." if total > 1 else "The one frontend is serving."
+        names = ", ".join(f"{frontend.name} is {frontend.state} ({frontend.why})" for frontend in bad[:MAX_NAMED])
+        rest = f" and {len(bad) - MAX_NAMED} more" if len(bad) > MAX_NAMED else ""
+        return f"{total - len(bad)} of {total} frontends are fully serving; {names}{rest}."
 
 
 def when(seconds: float) -> str:
@@ -44,282 +273,77 @@ def moment(text: str) -> float:
     return dt.datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=dt.UTC).timestamp()
 
 
-def document(
-    *,
-    agent: Agent,
-    report: Report | None,
-    live: Generation | None,
-    state: DesiredState | None,
-    hold: Hold | None,
-    observed: Observation | None,
-    now: float,
-    handshakes: Mapping[Asked, Handshake] | None = None,
-    arrivals: Sequence[Arrival] = (),
-    file_id: tuple[int, int] | None = None,
-    counters: dict[str, int] | None = None,
-    trouble: NotInSync | None = None,
-    events: Sequence[Mapping[str, Any]] = (),
-) -> dict[str, Any]:
-    """All of status.json.
+# --- JSON
 
-    `report`: of the last reconcile, None before the first. `live`: the live generation; `state`: its state, None where
-    this version of the agent cannot read it. `observed` None: HAProxy does not answer. `trouble`: why the desired state
-    is not live, None where it is. `events`: what happened lately, oldest first.
+
+def to_json(value: object, *, indent: int | None = None) -> str:
+    """A value of these types, as JSON."""
+    return json.dumps(value, default=_fields, indent=indent)
+
+
+def as_json(value: object) -> Any:
+    """The same as dicts and lists."""
+    return json.loads(to_json(value))
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    return {name: getattr(value, name) for name, _, _ in _shape(type(value))}
+
+
+def from_json(document: object, kind: type[T]) -> T | None:
+    """A value of `kind` out of JSON; None where that has not this shape: a crash, a person or another version wrote it.
+
+    Every key that a reader relies on is there, and of its type. Further keys are ignored.
     """
-    index = Index.of(observed)
-    aside = {(one.frontend, one.address): one for one in live.quarantined} if live else {}
-    pools = {one.name: one for one in state.backends} if state else {}
-    return {
-        "schema": SCHEMA,
-        "at": when(now),
-        "agent": {
-            "version": agent.version,
-            "pid": agent.pid,
-            "command": agent.command,
-            "started": when(agent.started),
-        },
-        "desired": _desired(report, file_id),
-        "live": None if live is None else _live(live),
-        "outcome": report.outcome.value if report else None,
-        "exit_code": int(report.exit_code) if report else None,
-        "message": report.message if report else "",
-        "remedy": report.remedy if report else "",
-        "in_sync": trouble is None,
-        "not_in_sync": None if trouble is None else trouble.document(),
-        "held": None if hold is None else {"digest": hold.digest, "reason": hold.reason, "since": when(hold.since)},
-        "violations": [_violation(report, one) for one in report.violations[:_MOST]] if report else [],
-        "violations_total": report.violations_total if report else 0,
-        "findings": [_finding(one) for one in (report.findings if report else ())[:_MOST]]
-        + [_finding(one) for one in canary.findings(arrivals)[:_MOST]],
-        "frontends": [_frontend(one, pools, index, aside) | _canary(one, arrivals) for one in state.frontends]
-        if state
-        else [],
-        "backends": [_backend(one, index, handshakes or {}) for one in state.backends] if state else [],
-        "haproxy": None if observed is None else _haproxy(observed),
-        "timings": dict(report.timings) if report else {},
-        "plan": report.plan if report else None,
-        "reasons": list(report.reasons[:_MOST]) if report else [],
-        "counters": counters or {},
-        "events": list(events),
-    }
-
-
-def headline(document: dict[str, Any]) -> str:
-    """What is wrong with the desired state, if anything, and what serves: all frontends, or which do not."""
-    trouble, live = document.get("not_in_sync"), document["live"]
-    if trouble is None:
-        return _serving(document)
-    if live is None:
-        return f"The desired state is not live: {trouble['text']}. Nothing is live."
-    return (
-        f"The desired state is not live: {trouble['text']}. "
-        f"Generation {live['generation']} is live: {_serving(document)}"
-    )
-
-
-def _serving(document: dict[str, Any]) -> str:
-    """One sentence: all are serving, or which is not."""
-    frontends = document["frontends"]
-    if not frontends:
-        return "Nothing is live." if document["live"] is None else "What is live has no frontend."
-    bad = [one for one in frontends if one["state"] != "up"]
-    if not bad:
-        return f"All {len(frontends)} frontends are serving." if len(frontends) > 1 else "The one frontend is serving."
-    names = ", ".join(f"{one['name']} is {one['state']} ({why(one)})" for one in bad[:_NAMED])
-    rest = f" and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
-    return f"{len(frontends) - len(bad)} of {len(frontends)} frontends are fully serving; {names}{rest}."
-
-
-def why(frontend: dict[str, Any]) -> str:
-    """Why it is not up: its addresses that do not listen, else its servers that are not up."""
-    closed = [f"{one['address']}: {one['reason']}" for one in frontend["binds"] if one["state"] != "listening"]
-    rest = f" and {len(closed) - 2} more" if len(closed) > 2 else ""
-    up, total = frontend["servers_up"], frontend["servers_total"]
-    return "; ".join(closed[:2]) + rest or f"{up} of {total} servers up"
-
-
-def _desired(report: Report | None, file_id: tuple[int, int] | None) -> dict[str, Any] | None:
-    """`file_id`: inode and modification time (ns) of the very file that the report is about."""
-    if report is None:
+    try:
+        return _read(kind, document)
+    except (TypeError, KeyError):
         return None
-    return {
-        "file": report.file,
-        "digest": report.digest,
-        "name": report.name,
-        "serial": report.serial,
-        "read": when(report.at),
-        "file_id": None if file_id is None else list(file_id),
-    }
 
 
-def _live(live: Generation) -> dict[str, Any]:
-    return {
-        "generation": live.number,
-        "digest": live.digest,
-        "name": live.name,
-        "serial": live.serial,
-        "since": when(live.at),
-    }
+def _read(kind: type[T], value: object) -> T:
+    """Raises TypeError, KeyError."""
+    if not isinstance(value, dict):
+        raise TypeError(kind)
+    found = {}
+    for name, read, required in _shape(kind):
+        if name in value:
+            found[name] = read(value[name])
+        elif required:
+            raise KeyError(name)
+    return kind(**found)
 
 
-def _violation(report: Report, one: Violation) -> dict[str, Any]:
-    return {"file": report.file, "line": one.line, "path": dotted(one.path), "message": one.message}
+_SHAPES: dict[Any, tuple[tuple[str, Callable[[Any], Any], bool], ...]] = {}
 
 
-def _finding(one: Finding) -> dict[str, Any]:
-    return {"where": one.where, "line": one.line, "message": one.message, "remedy": one.remedy}
+def _shape(kind: Any) -> tuple[tuple[str, Callable[[Any], Any], bool], ...]:
+    """Of each field: its name, what reads its value (raises TypeError, KeyError), whether it must be there."""
+    if kind not in _SHAPES:
+        hints = typing.get_type_hints(kind)
+        _SHAPES[kind] = tuple(
+            (field.name, _reader(hints[field.name]), field.default is attrs.NOTHING) for field in attrs.fields(kind)
+        )
+    return _SHAPES[kind]
 
 
-def _haproxy(seen: Observation) -> dict[str, Any]:
-    process = seen.process
-    return {
-        "pid": process.pid,
-        "version": process.version,
-        "uptime": process.uptime,
-        "generation": process.generation,
-    }
+def _reader(hint: Any) -> Callable[[Any], Any]:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is types.UnionType:  # with None, always
+        inner = _reader(arguments[0])
+        return lambda value: None if value is None else inner(value)
+    if origin is tuple:
+        item = _reader(arguments[0])
+        return lambda value: tuple(item(one) for one in _of(list, value))
+    if origin is Mapping or origin is typing.get_origin(Mapping[str, float]):
+        return lambda value: _of(dict, value)
+    if attrs.has(hint):
+        return lambda value: _read(hint, value)
+    return lambda value: _of(hint, value)
 
 
-@frozen(kw_only=True)
-class Index:
-    """An observation by name. `answered`: whether there was one."""
-
-    answered: bool
-    frontends: dict[str, FrontendStats]
-    servers: dict[str, dict[str, ServerStats]]
-
-    @classmethod
-    def of(cls, seen: Observation | None) -> Index:
-        """Of one look at HAProxy, or of none."""
-        servers: dict[str, dict[str, ServerStats]] = {}
-        for one in seen.servers if seen else ():
-            servers.setdefault(one.backend, {})[one.name] = one
-        frontends = {one.name: one for one in seen.frontends} if seen else {}
-        return cls(answered=seen is not None, frontends=frontends, servers=servers)
-
-    def count(self, backend: Backend) -> tuple[int, int]:
-        """Servers that get clients, and servers that should: those taken out on purpose count in neither."""
-        if not self.answered:
-            return 0, sum(not server.disabled for server in backend.servers)
-        wanted = [one for one in self.servers.get(backend.name, {}).values() if one.wanted]
-        return sum(one.up for one in wanted), len(wanted)
-
-
-def _frontend(
-    frontend: Frontend, pools: dict[str, Backend], index: Index, aside: dict[tuple[str, str], Quarantined]
-) -> dict[str, Any]:
-    found = index.frontends.get(frontend.name)
-    is_open = found is not None and found.open
-    counts = [index.count(pools[name]) for name in frontend.backends]
-    gone = [one for one in frontend.binds if (frontend.name, str(one)) in aside]
-    return {
-        "name": frontend.name,
-        "state": frontend_state(frontend, gone, counts, is_open=is_open),
-        "binds": [
-            _bind(str(endpoint), aside.get((frontend.name, str(endpoint))), found, index) for endpoint in frontend.binds
-        ],
-        "backends": list(frontend.backends),
-        "routes": [
-            *({"sni": list(one.sni), "backend": one.backend} for one in frontend.routes),
-            # Clients that send no name, or match no route; null: they are refused.
-            {"sni": [], "backend": frontend.backend},
-        ],
-        "servers_up": sum(up for up, _ in counts),
-        "servers_total": sum(total for _, total in counts),
-        "sessions": found.sessions if found else 0,
-    }
-
-
-def _canary(frontend: Frontend, arrivals: Sequence[Arrival]) -> dict[str, Any]:
-    """Whether clients' addresses get through, where it was tried; None: nobody knows."""
-    return {
-        "client_ip_preserved": canary.preserved(arrivals, frontend.name),
-        "canary": [arrival_document(one) for one in arrivals if one.frontend == frontend.name],
-    }
-
-
-def arrival_document(one: Arrival) -> dict[str, Any]:
-    """What came of one passage through a frontend, for programs."""
-    return {
-        "address": one.address,
-        "used": one.used,
-        "told": one.told,
-        "preserved": one.preserved,
-        "detail": one.detail,
-        "milliseconds": one.milliseconds,
-    }
-
-
-def _bind(address: str, aside: Quarantined | None, found: FrontendStats | None, index: Index) -> dict[str, Any]:
-    if aside is not None:
-        return {"address": address, "state": "quarantined", "reason": aside.detail}
-    if found is not None and found.open:
-        return {"address": address, "state": "listening", "reason": ""}
-    return {"address": address, "state": "closed", "reason": _why_closed(found, index)}
-
-
-def frontend_state(
-    frontend: Frontend, gone: Collection[Endpoint], counts: list[tuple[int, int]], *, is_open: bool
-) -> str:
-    """`up`, `degraded`, `down` or `quarantined`. `gone`: its addresses that are; `counts`: see Index.count."""
-    if len(gone) == len(frontend.binds):
-        return "quarantined"
-    state = _state(counts) if is_open else "down"
-    return "degraded" if gone and state == "up" else state
-
-
-def _state(counts: list[tuple[int, int]]) -> str:
-    """Of an open frontend. `up`: all servers get clients; `degraded`: not all; `down`: none does."""
-    if not any(up for up, _ in counts):
-        return "down"
-    return "up" if all(up == total for up, total in counts) else "degraded"
-
-
-def _why_closed(found: FrontendStats | None, index: Index) -> str:
-    if not index.answered:
-        return "HAProxy does not answer"
-    return "not in the running HAProxy" if found is None else "the frontend is stopped in HAProxy"
-
-
-def _backend(backend: Backend, index: Index, handshakes: Mapping[Asked, Handshake]) -> dict[str, Any]:
-    found = index.servers.get(backend.name, {})
-    up, total = index.count(backend)
-    return {
-        "name": backend.name,
-        "application": backend.application.value,
-        "proxy_protocol": backend.proxy_protocol.value,
-        "servers_up": up,
-        "servers_total": total,
-        "servers": [
-            {
-                "name": server.name,
-                "address": str(server.address),
-                "weight": server.weight,
-                "backup": server.backup,
-                "status": found[server.name].status if server.name in found else "unknown",
-                "check": found[server.name].check if server.name in found else "",
-                "sessions": found[server.name].sessions if server.name in found else 0,
-                "handshake": _handshake(handshakes, backend, server),
-            }
-            for server in backend.servers
-        ],
-    }
-
-
-def _handshake(found: Mapping[Asked, Handshake], backend: Backend, server: Server) -> dict[str, Any] | None:
-    """What a server was last found to be; None where nobody has asked it as it is now."""
-    asked = (backend.name, server.name, str(server.address), backend.application.value, backend.proxy_protocol.value)
-    one = found.get(asked)
-    return None if one is None else handshake_document(one)
-
-
-def handshake_document(one: Handshake) -> dict[str, Any]:
-    """What a server was found to be, for programs."""
-    return {
-        "result": one.result,
-        "mismatch": mismatch(one.version, one.result),
-        "detail": one.detail,
-        "subject": one.subject,
-        "milliseconds": one.milliseconds,
-        "at": when(one.at),
-    }
+def _of(kind: type[T], value: object) -> T:
+    """A boolean is no number. Raises TypeError."""
+    if type(value) is not kind:
+        raise TypeError(value)
+    return value

@@ -14,8 +14,8 @@ from agent.model.generation import Generation, Handshake
 from agent.model.handshake import Question, Seen, mismatch
 from agent.model.observed import Key
 from agent.model.plan import Plan, Runtime, Unchanged
-from agent.view.news import event_document
-from agent.view.status import handshake_document, headline, moment, when
+from agent.view.assemble import event_status, handshake_status
+from agent.view.status import BindStatus, HandshakeStatus, Status, as_json, moment, when
 
 _PRESERVED = {True: "yes", False: "no", None: "unknown"}
 _COLOURS = {"up": "green", "listening": "green", "degraded": "yellow", "quarantined": "magenta"}
@@ -38,84 +38,82 @@ def _state(word: str) -> str:
     return click.style(word, fg=_COLOURS.get(word, "red"))
 
 
-def status(document: dict[str, Any], *, running: bool) -> str:
-    """The status document, in a screenful. `running`: whether an agent holds these folders now."""
-    text = headline(document) + "\n\n"
+def status(now: Status, *, running: bool) -> str:
+    """The status, in a screenful. `running`: whether an agent holds these folders now."""
+    text = now.headline + "\n\n"
     text += table(
         ("FRONTEND", "STATE", "SERVERS", "SESSIONS", "ADDRESSES"),
         (
             (
-                one["name"],
-                _state(one["state"]),
-                f"{one['servers_up']}/{one['servers_total']}",
-                one["sessions"],
-                ", ".join(_bind(bind) for bind in one["binds"]),
+                frontend.name,
+                _state(frontend.state),
+                f"{frontend.servers_up}/{frontend.servers_total}",
+                frontend.sessions,
+                ", ".join(_bind(bind) for bind in frontend.binds),
             )
-            for one in document["frontends"]
+            for frontend in now.frontends
         ),
     )
     text += "\n" + table(
         ("BACKEND", "SERVER", "ADDRESS", "STATUS", "CHECK", "PROXY", "SESSIONS"),
         (
             (
-                pool["name"],
-                one["name"],
-                one["address"],
-                one["status"],
-                one["check"],
-                _proxy(one["handshake"]),
-                one["sessions"],
+                backend.name,
+                server.name,
+                server.address,
+                server.status,
+                server.check,
+                _proxy(server.handshake),
+                server.sessions,
             )
-            for pool in document["backends"]
-            for one in pool["servers"]
+            for backend in now.backends
+            for server in backend.servers
         ),
     )
-    return text + "\n" + "\n".join(_facts(document, running=running)) + "\n"
+    return text + "\n" + "\n".join(_facts(now, running=running)) + "\n"
 
 
-def _proxy(handshake: dict[str, Any] | None) -> str:
+def _proxy(handshake: HandshakeStatus | None) -> str:
     if handshake is None:
         return "-"
-    return click.style(handshake["result"], fg="red" if handshake["mismatch"] else None)
+    return click.style(handshake.result, fg="red" if handshake.mismatch else None)
 
 
-def _bind(bind: dict[str, Any]) -> str:
-    if bind["state"] == "listening":
-        return str(bind["address"])
-    return f"{bind['address']} ({bind['state']}: {bind['reason']})"
+def _bind(bind: BindStatus) -> str:
+    return bind.address if bind.state == "listening" else f"{bind.address} ({bind.state}: {bind.reason})"
 
 
-def _facts(document: dict[str, Any], *, running: bool) -> Iterable[str]:
-    live, haproxy, agent = document["live"], document["haproxy"], document["agent"]
-    if live:
-        serial = f", serial {live['serial']}" if live["serial"] is not None else ""
-        yield f"live:    generation {live['generation']}{serial}, sha256 {live['digest'][:12]}, since {live['since']}"
-    if haproxy:
+def _facts(now: Status, *, running: bool) -> Iterable[str]:
+    if live := now.live:
+        serial = f", serial {live.serial}" if live.serial is not None else ""
+        yield f"live:    generation {live.generation}{serial}, sha256 {live.digest[:12]}, since {live.since}"
+    if haproxy := now.haproxy:
         # Not "up N s": that would be as old as the status, and this stays true.
-        since = when(moment(document["at"]) - haproxy["uptime"])
-        yield f"haproxy: {haproxy['version']}, pid {haproxy['pid']}, up since {since}"
+        since = when(moment(now.at) - haproxy.uptime)
+        yield f"haproxy: {haproxy.version}, pid {haproxy.pid}, up since {since}"
     else:
         yield "haproxy: " + click.style("does not answer", fg="red")
     if running:
-        yield f"agent:   {agent['version']}, pid {agent['pid']}"
+        yield f"agent:   {now.agent.version}, pid {now.agent.pid}"
     else:
         yield "agent:   " + click.style("not running", fg="red") + " (start it with `agent run`, or its service)"
-    if document["outcome"] is not None:
-        yield f"last:    {document['outcome']}, desired sha256 {(document['desired']['digest'] or 'none')[:12]}"
-    if held := document["held"]:
-        reason = f"sha256 {held['digest'][:12]} since {held['since']}: {held['reason']}"
+    if now.outcome is not None:
+        digest = now.desired.digest if now.desired else None
+        yield f"last:    {now.outcome}, desired sha256 {(digest or 'none')[:12]}"
+    if held := now.held:
+        reason = f"sha256 {held.digest[:12]} since {held.since}: {held.reason}"
         yield f"held:    {reason} (change it, or `agent apply --retry`)"
-    if document["message"]:
-        yield f"why:     {document['message']}"
-    if document["remedy"]:
-        yield f"do:      {document['remedy']}"
-    for event in document.get("events", ())[-3:]:
-        times = f" ({event['count']} times)" if event["count"] > 1 else ""
-        yield f"event:   {event['at']} {event['message']}{times}"
-    for finding in document["findings"]:
-        where = f"{finding['where']}: " if finding["where"] else ""
-        remedy = f" ({finding['remedy']})" if finding["remedy"] else ""
-        yield f"note:    {where}{finding['message']}{remedy}"
+    if now.message:
+        yield f"why:     {now.message}"
+    if now.remedy:
+        yield f"do:      {now.remedy}"
+    for event in now.events[-3:]:
+        times = f" ({event.count} times)" if event.count > 1 else ""
+        yield f"event:   {event.at} {event.message}{times}"
+    for finding in now.findings:
+        where = f"{finding.where}: " if finding.where else ""
+        remedy = f" ({finding.remedy})" if finding.remedy else ""
+        yield f"note:    {where}{finding.message}{remedy}"
 
 
 def handshakes(asked: Sequence[Question], found: Mapping[Key, Seen]) -> str:
@@ -216,7 +214,7 @@ def history_document(generations: Sequence[Generation], events: Sequence[Event])
         (generation.at, {"kind": "generation", **asdict(generation), "at": when(generation.at)})
         for generation in generations
     ]
-    entries += [(event.at, {"kind": "event", **event_document(event)}) for event in events]
+    entries += [(event.at, {"kind": "event", **as_json(event_status(event))}) for event in events]
     return [entry for _, entry in sorted(entries, key=lambda entry: entry[0])]
 
 
@@ -238,7 +236,7 @@ def plan_document(step: Plan, difference: str, sessions: int, handshakes: Sequen
         "commands": [str(one) for one in step.commands] if isinstance(step, Runtime) else [],
         "sessions": sessions,
         "handshakes": [
-            {"backend": one.backend, "server": one.server, "address": one.address, **handshake_document(one)}
+            {"backend": one.backend, "server": one.server, "address": one.address, **as_json(handshake_status(one))}
             for one in handshakes
         ],
         "diff": difference,

@@ -20,6 +20,7 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 
 from agent.view import page
+from agent.view.status import Status, from_json
 
 SHOTS = Path(__file__).parents[2] / ".cache/screenshots"  # for people to look at; git ignores them
 CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
@@ -116,9 +117,19 @@ def test_a_frontend_goes_up_degraded_down_and_quarantined(one_edge: Edge, browse
             assert "goes live by itself" in body
 
 
+def status(document: dict[str, Any]) -> Status:
+    """Only what has the shape of a status is drawn."""
+    read = from_json(document, Status)
+    assert read is not None
+    return read
+
+
 def many(frontends: int, **more: Any) -> dict[str, Any]:
     names = [f"{n:03d}-{'x' * 59}" for n in range(frontends)]
     return {
+        "schema": 1,
+        "exit_code": 0,
+        "desired": None,
         "at": "2026-01-01T00:00:00Z",
         "live": {"generation": 7, "serial": None, "digest": "ab" * 32, "since": "2026-01-01T00:00:00Z", "name": ""},
         "haproxy": {"version": "3.0.11", "pid": 1, "uptime": 1, "generation": 7},
@@ -186,7 +197,7 @@ def test_nothing_from_a_document_is_markup(browser: Chrome, tmp_path: Path):
     document = many(2, message=nasty, remedy=nasty, outcome=nasty)
     document["findings"] = [{"where": nasty, "line": None, "message": nasty, "remedy": nasty}]
     document["frontends"][0]["binds"][0] |= {"state": "closed", "reason": nasty}
-    text = page.render(document, ())
+    text = page.render(status(document), ())
     assert "<script" not in text
     file = tmp_path / "page.html"
     file.write_text(text)
@@ -195,9 +206,13 @@ def test_nothing_from_a_document_is_markup(browser: Chrome, tmp_path: Path):
     assert nasty in browser.find_element(By.TAG_NAME, "body").text
 
 
-@pytest.mark.parametrize("document", [{}, many(0), many(1), many(1, haproxy=None), many(1, live=None)])
-def test_every_document_is_a_page(document: dict[str, Any]):
-    assert page.render(document, ()).startswith("<!doctype html>")
+@pytest.mark.parametrize("document", [many(0), many(1), many(1, haproxy=None), many(1, live=None)])
+def test_every_status_is_a_page(document: dict[str, Any]):
+    assert page.render(status(document), ()).startswith("<!doctype html>")
+
+
+def test_there_is_a_page_before_the_first_status():
+    assert "HAProxy does not answer" in page.render(None, ())
 
 
 def test_routes_carry_their_names():
@@ -209,6 +224,6 @@ def test_routes_carry_their_names():
             {"sni": [], "backend": document["backends"][0]["name"]},
         ],
     }
-    labels = [one.label for one in page.picture(document).edges]
+    labels = [one.label for one in page.picture(status(document)).edges]
     assert [one for one in labels if one] == ["a.example.org, *.e…"]
-    assert "a.example.org, *.example.net → " in page.render(document, ())
+    assert "a.example.org, *.example.net → " in page.render(status(document), ())

@@ -14,10 +14,11 @@ from agent.model.generation import Generation, Hold
 from agent.model.observed import FrontendStats, Observation, Running, ServerStats
 from agent.model.plan import Reload, Unchanged
 from agent.model.report import Report
-from agent.view import status as view
 from agent.view import tables
+from agent.view.assemble import assemble
+from agent.view.status import AgentStatus, Status, from_json, to_json
 
-AGENT = view.Agent(version="1.2.3", pid=7, started=0.0, command="run")
+AGENT = AgentStatus(version="1.2.3", pid=7, started="1970-01-01T00:00:00Z", command="run")
 
 
 LIVE = Generation(
@@ -35,11 +36,13 @@ def seen(*statuses: str, is_open: bool = True) -> Observation:
     return Observation(process=process, frontends=(frontend,), servers=tuple(servers))
 
 
-def document(observation: Observation | None, report: Report | None = None, hold: Hold | None = None):
+def status(observation: Observation | None, report: Report | None = None, hold: Hold | None = None) -> Status:
     desired = parse(json.dumps(state(a=2)).encode(), file="d").state
-    return view.document(
-        agent=AGENT, report=report, live=LIVE, state=desired, hold=hold, observed=observation, now=120.0
-    )
+    return assemble(agent=AGENT, report=report, live=LIVE, state=desired, hold=hold, observed=observation, now=120.0)
+
+
+def document(observation: Observation | None, report: Report | None = None, hold: Hold | None = None):
+    return json.loads(to_json(status(observation, report, hold)))
 
 
 @pytest.mark.parametrize(
@@ -117,16 +120,48 @@ def test_the_document_has_all_of_the_contract_and_is_json():
     }
 
 
+@pytest.mark.parametrize("observation", [None, seen("UP", "DOWN")])
+def test_a_status_is_read_as_it_was_written(observation: Observation | None):
+    written = status(observation, hold=Hold(digest="d", reason="r", since=0.0))
+    assert from_json(json.loads(to_json(written)), Status) == written
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"schema": "1"},
+        {"exit_code": True},
+        {"frontends": {}},
+        {"frontends": [{"name": "a"}]},
+        {"haproxy": {"pid": 1, "version": None, "uptime": 1}},
+        {"held": []},
+        {"at": None},
+    ],
+)
+def test_what_has_not_the_shape_of_a_status_is_none(wrong: dict):
+    assert from_json({**document(None), **wrong}, Status) is None
+    assert from_json([], Status) is None
+
+
+def test_an_older_agents_status_is_read_and_further_keys_are_ignored():
+    """An agent before 0.2 wrote neither `in_sync` nor `events`."""
+    older = {key: value for key, value in document(None).items() if key not in ("in_sync", "not_in_sync", "events")}
+    read = from_json({**older, "colour": "red"}, Status)
+    assert read is not None
+    assert (read.in_sync, read.events) == (True, ())
+    assert from_json({key: value for key, value in older.items() if key != "live"}, Status) is None
+
+
 def test_the_status_table_says_in_one_sentence_what_is_wrong():
-    text = click.unstyle(tables.status(document(seen("UP", "DOWN")), running=True))
+    text = click.unstyle(tables.status(status(seen("UP", "DOWN")), running=True))
     assert text.startswith("0 of 1 frontends are fully serving; a is degraded (1 of 2 servers up).\n")
     assert "a         degraded  1/2      4         192.0.2.1:1000\n" in text
     assert "live:    generation 3, serial 9, sha256 abababababab, since 1970-01-01T00:01:00Z\n" in text
     assert "agent:   1.2.3, pid 7\n" in text
-    assert click.unstyle(tables.status(document(seen("UP", "UP")), running=True)).startswith(
+    assert click.unstyle(tables.status(status(seen("UP", "UP")), running=True)).startswith(
         "The one frontend is serving."
     )
-    silent = click.unstyle(tables.status(document(None), running=False))
+    silent = click.unstyle(tables.status(status(None), running=False))
     assert "192.0.2.1:1000 (closed: HAProxy does not answer)" in silent
     assert "haproxy: does not answer\n" in silent
     assert "agent:   not running" in silent

@@ -15,7 +15,7 @@ from agent.model.desired import digest_of
 from agent.remote import push, signature
 from agent.remote.cluster.merge import as_json
 from agent.remote.cluster.pools import NOBODY
-from agent.view.status import why
+from agent.view.status import FrontendStatus, from_json
 
 _LIVE = (ExitCode.LIVE, ExitCode.DEGRADED)
 _ANSWERS = (*_LIVE, ExitCode.REFUSED, ExitCode.INVALID, ExitCode.ROLLED_BACK)
@@ -272,11 +272,11 @@ def _down(frontends: object) -> dict[str, str]:
     return found
 
 
-def _why(one: Mapping[str, Any]) -> str:
-    try:
-        return push.printable(f"{one['state']}: {why(dict(one))}", 300)
-    except (KeyError, TypeError):  # another version's words
-        return push.printable(one.get("state"), 40)
+def _why(document: Mapping[str, Any]) -> str:
+    frontend = from_json(document, FrontendStatus)
+    if frontend is None:  # of another version
+        return push.printable(document.get("state"), 40)
+    return push.printable(f"{frontend.state}: {frontend.why}", 300)
 
 
 def _nothing(*_: object) -> None:
