@@ -24,9 +24,12 @@ from agent.errors import (
     Violation,
     WorseError,
 )
+from agent.host import templates
 from agent.host.store import Store
+from agent.model import render
 from agent.model.desired import digest_of
 from agent.model.observed import Running
+from agent.model.render import CONFIG_TEMPLATE, Template
 from agent.reconcile.reconciler import Reconciler
 
 
@@ -640,3 +643,23 @@ def test_a_leftover_that_haproxy_does_not_delete_is_a_finding(reconciler: Reconc
     report = reconciler.reconcile(data(a=1))
     assert (report.outcome, report.generation) == (Outcome.UNCHANGED, 2)
     assert "del server a/b" in report.findings[-1].message
+
+
+def test_an_upgrade_that_writes_the_same_file_costs_no_reload(
+    reconciler: Reconciler, proxy: FakeProxy, monkeypatch: pytest.MonkeyPatch
+):
+    reconciler.reconcile(data(a=1))
+    monkeypatch.setattr(render, "__version__", "99")
+    assert reconciler.reconcile(data(a=1)).plan == "unchanged"
+    assert reconciler.reconcile(data(a=2)).plan == "runtime"
+
+
+def test_an_upgrade_that_writes_another_file_costs_one_reload_at_the_next_change(
+    reconciler: Reconciler, proxy: FakeProxy
+):
+    reconciler.reconcile(data(a=1))
+    text = templates.load(CONFIG_TEMPLATE, "").text
+    later = evolve(
+        reconciler, assessor=evolve(reconciler.assessor, template=lambda: Template(file="t", text=f"{text}# later\n"))
+    )
+    assert [later.reconcile(data(a=count)).plan for count in (2, 3, 2)] == ["reload", "runtime", "runtime"]
