@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Protocol, TypeVar
 
 import attrs
 from attrs import AttrsInstance, evolve, frozen
@@ -417,30 +418,41 @@ def changes(before: DesiredState | None, after: DesiredState) -> list[str]:
     """What is different between two states, a sentence each, in the order of the file."""
     if before is None:
         return ["what is live cannot be read by this version of the agent"]
-    found = []
+    sentences = []
     if (before.maxconn, before.timeouts) != (after.maxconn, after.timeouts):
-        found.append("defaults changed")
-    found += _named("frontend", {one.name: one for one in before.frontends}, {one.name: one for one in after.frontends})
-    old = {one.name: one for one in before.backends}
-    new = {one.name: one for one in after.backends}
+        sentences.append("defaults changed")
+    sentences += _named("frontend", _by_name(before.frontends), _by_name(after.frontends))
+    old, new = _by_name(before.backends), _by_name(after.backends)
     for name in sorted(old.keys() | new.keys()):
         if name in old and name in new:
-            found += _backend(old[name], new[name])
+            sentences += _backend(old[name], new[name])
         else:
-            found.append(f"backend {name} {'added' if name in new else 'removed'}")
-    return found
+            sentences.append(f"backend {name} {'added' if name in new else 'removed'}")
+    return sentences
+
+
+class _Named(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+N = TypeVar("N", bound=_Named)
+
+
+def _by_name(items: Iterable[N]) -> dict[str, N]:
+    return {item.name: item for item in items}
 
 
 def _named(kind: str, old: dict[str, Frontend], new: dict[str, Frontend]) -> list[str]:
-    found = []
+    sentences = []
     for name in sorted(old.keys() | new.keys()):
         if name not in old:
-            found.append(f"{kind} {name} added")
+            sentences.append(f"{kind} {name} added")
         elif name not in new:
-            found.append(f"{kind} {name} removed")
+            sentences.append(f"{kind} {name} removed")
         elif old[name] != new[name]:
-            found.append(f"{kind} {name} changed: {', '.join(_fields(old[name], new[name]))}")
-    return found
+            sentences.append(f"{kind} {name} changed: {', '.join(_fields(old[name], new[name]))}")
+    return sentences
 
 
 def _fields(old: AttrsInstance, new: AttrsInstance) -> list[str]:
@@ -449,13 +461,12 @@ def _fields(old: AttrsInstance, new: AttrsInstance) -> list[str]:
 
 
 def _backend(old: Backend, new: Backend) -> list[str]:
-    found = []
+    sentences = []
     if fields := [name for name in _fields(old, new) if name != "servers"]:
-        found.append(f"backend {new.name} changed: {', '.join(fields)}")
-    before = {one.name: one for one in old.servers}
-    after = {one.name: one for one in new.servers}
-    words = {name: _server(before.get(name), after.get(name)) for name in sorted(before.keys() | after.keys())}
-    return found + [f"server {new.name}/{name} {word}" for name, word in words.items() if word]
+        sentences.append(f"backend {new.name} changed: {', '.join(fields)}")
+    before, after = _by_name(old.servers), _by_name(new.servers)
+    changed = {name: _server(before.get(name), after.get(name)) for name in sorted(before.keys() | after.keys())}
+    return [*sentences, *(f"server {new.name}/{name} {how}" for name, how in changed.items() if how)]
 
 
 def _server(old: Server | None, new: Server | None) -> str:
@@ -463,7 +474,7 @@ def _server(old: Server | None, new: Server | None) -> str:
         return "added"
     if new is None:
         return "removed"
-    words = [f"moved from {old.address} to {new.address}"] if old.address != new.address else []
+    changed = [f"moved from {old.address} to {new.address}"] if old.address != new.address else []
     if fields := [name for name in _fields(old, new) if name != "address"]:
-        words.append(f"changed: {', '.join(fields)}")
-    return ", ".join(words)
+        changed.append(f"changed: {', '.join(fields)}")
+    return ", ".join(changed)

@@ -1,7 +1,7 @@
-"""Before anything is touched: which addresses and servers must be asked, and what the answers make of a state. Pure.
+"""Before anything is touched: which addresses and servers must be asked, and what follows from the answers. Pure.
 
 HAProxy starts whole or not at all: one address that cannot be bound would take every frontend down (FACTS, HAProxy
-1). So such an address is left out, and only it. And nobody is sent to a server that nobody has reached (FACTS,
+1). So such an address is left out, and only it. And no client is sent to a server that has not answered (FACTS,
 HAProxy 5).
 """
 
@@ -19,8 +19,8 @@ from agent.model.handshake import Question
 from agent.model.observed import Key, Observation, ServerStats
 from agent.model.schema import WILDCARDS, Endpoint, HealthType
 
-_MOST_NAMED = 5
-_MOST_SILENT = 50  # servers that are named one by one
+_MAX_NAMED = 5
+_MAX_SILENT = 50  # servers that are named one by one
 _BY_ITSELF = "it goes live by itself at the next resync"
 _REMEDIES = {
     "in_use": f"end that listener, or take the address out; once it is free, {_BY_ITSELF}",
@@ -50,7 +50,7 @@ class Checks:
     """What has to be asked of this host and of the servers.
 
     `servers`: of each, the addresses that must all answer. `unproven`: those that are new, moved, enabled, or checked
-    in another way. `handshakes`: of whom to ask whether they speak PROXY.
+    in another way. `handshakes`: the servers to be asked whether they speak PROXY.
     """
 
     binds: tuple[Endpoint, ...]
@@ -59,65 +59,69 @@ class Checks:
     handshakes: tuple[Question, ...] = ()
 
 
-def questions(
-    wanted: DesiredState,
+def checks(
+    target: DesiredState,
     *,
     live: DesiredState | None,
-    seen: Observation | None,
+    observed: Observation | None,
     held: Callable[[Endpoint], bool],
     dirty: frozenset[Key] = frozenset(),
-    unreached: frozenset[Key] = frozenset(),
+    unreachable: frozenset[Key] = frozenset(),
 ) -> Checks:
-    """What to ask before `wanted` goes live.
+    """What to ask before `target` goes live.
 
-    `live`: what is now; `seen`: the process that serves it; `held`: whether that one has an address bound already.
-    `dirty`: servers that an interrupted step has changed, so that nothing is known of them. `unreached`: servers
+    `live`: what is now; `observed`: the process that serves it; `held`: whether that process has an address bound.
+    `dirty`: servers that an interrupted step has changed, so that nothing is known of them. `unreachable`: servers
     without a check that have never answered.
     """
-    binds = tuple(endpoint for frontend in wanted.frontends for endpoint in frontend.binds if not held(endpoint))
-    servers = {(pool.name, server.name) for pool in wanted.backends for server in pool.servers}
-    new = _unproven(live, wanted) | (dirty & servers)
-    now = {one.key: one for one in seen.servers} if seen is not None else None
+    binds = tuple(endpoint for frontend in target.frontends for endpoint in frontend.binds if not held(endpoint))
+    servers = {(backend.name, server.name) for backend in target.backends for server in backend.servers}
+    unproven = _unproven(live, target) | (dirty & servers)
+    stats = {server.key: server for server in observed.servers} if observed is not None else None
     asked = {
-        key: _endpoints(pool, server)
-        for pool in wanted.backends
-        for server in pool.servers
+        key: _endpoints(backend, server)
+        for backend in target.backends
+        for server in backend.servers
         if not server.disabled
-        and ((key := (pool.name, server.name)) in new or key in unreached or _unsure(pool, server, key, now))
+        and (
+            (key := (backend.name, server.name)) in unproven
+            or key in unreachable
+            or _is_unknown(backend, server, key, stats)
+        )
     }
-    return Checks(binds=binds, servers=asked, unproven=new, handshakes=proof.servers_to_probe(live, wanted))
+    return Checks(binds=binds, servers=asked, unproven=unproven, handshakes=proof.servers_to_probe(live, target))
 
 
 def _unproven(before: DesiredState | None, after: DesiredState) -> frozenset[Key]:
     """Servers of `after` of which nothing is known from `before`: new, moved, enabled, or checked in another way."""
-    pools = {one.name: one for one in before.backends} if before else {}
-    found = set()
-    for pool in after.backends:
-        old = pools.get(pool.name)
-        same_check = old is not None and (old.health, old.proxy_protocol) == (pool.health, pool.proxy_protocol)
-        known = {one.name: one for one in old.servers} if old and same_check else {}
-        for server in pool.servers:
+    old_backends = {backend.name: backend for backend in before.backends} if before else {}
+    unproven = set()
+    for backend in after.backends:
+        old = old_backends.get(backend.name)
+        same_check = old is not None and (old.health, old.proxy_protocol) == (backend.health, backend.proxy_protocol)
+        known = {server.name: server for server in old.servers} if old and same_check else {}
+        for server in backend.servers:
             was = known.get(server.name)
             if was is None or was.address != server.address or was.disabled:
-                found.add((pool.name, server.name))
-    return frozenset(found)
+                unproven.add((backend.name, server.name))
+    return frozenset(unproven)
 
 
-def _unsure(pool: Backend, server: Server, key: Key, seen: Mapping[Key, ServerStats] | None) -> bool:
-    """Whether nobody knows of a server that is as it was that it answers. `seen` None: HAProxy does not run."""
-    unchecked = pool.health.type is HealthType.NONE
-    if seen is None:
+def _is_unknown(backend: Backend, server: Server, key: Key, stats: Mapping[Key, ServerStats] | None) -> bool:
+    """Whether it is not known that an unchanged server answers. `stats` None: HAProxy does not run."""
+    unchecked = backend.health.type is HealthType.NONE
+    if stats is None:
         # A fresh process would take it for up. Without a check nothing but this agent would bring it up again, so
         # such a one, which answered when it came, is believed.
         return not unchecked
-    # Somebody changed it at the socket; or it did not answer when it came, and has no check that would look again.
-    now = seen.get(key)
+    # It was changed at the socket; or it did not answer when it came, and has no check that would look again.
+    now = stats.get(key)
     return now is None or now.address != str(server.address) or (unchecked and now.down)
 
 
-def _endpoints(pool: Backend, server: Server) -> tuple[Endpoint, ...]:
-    """The server's own address, and where a plain TCP check knocks: one that is shut would have it dead in seconds."""
-    health = pool.health
+def _endpoints(backend: Backend, server: Server) -> tuple[Endpoint, ...]:
+    """The server's own address, and that of a plain TCP check: where that is closed, the server is down in seconds."""
+    health = backend.health
     if health.type is HealthType.TCP and health.port not in (None, server.address.port):
         return (server.address, evolve(server.address, port=health.port))
     return (server.address,)
@@ -127,79 +131,85 @@ def endpoints(state: DesiredState, keys: Iterable[Key]) -> dict[Key, tuple[Endpo
     """The addresses that must answer, of those servers of `state`."""
     wanted = frozenset(keys)
     return {
-        key: _endpoints(pool, server)
-        for pool in state.backends
-        for server in pool.servers
-        if (key := (pool.name, server.name)) in wanted and not server.disabled
+        key: _endpoints(backend, server)
+        for backend in state.backends
+        for server in backend.servers
+        if (key := (backend.name, server.name)) in wanted and not server.disabled
     }
 
 
 def still_unreachable(
-    known: frozenset[Key], wanted: DesiredState, asked: Mapping[Key, object], reached: frozenset[Key]
+    known: frozenset[Key], target: DesiredState, asked: Mapping[Key, object], reachable: frozenset[Key]
 ) -> frozenset[Key]:
     """The servers without a check that have never answered: known before, or asked now and silent."""
     unchecked = {
-        (pool.name, server.name)
-        for pool in wanted.backends
-        if pool.health.type is HealthType.NONE
-        for server in pool.servers
+        (backend.name, server.name)
+        for backend in target.backends
+        if backend.health.type is HealthType.NONE
+        for server in backend.servers
     }
-    return ((known - asked.keys()) | (asked.keys() - reached)) & unchecked
+    return ((known - asked.keys()) | (asked.keys() - reachable)) & unchecked
 
 
 def unprobed(
     endpoints: Mapping[Key, tuple[Endpoint, ...]], handshakes: Iterable[Handshake]
 ) -> dict[Key, tuple[Endpoint, ...]]:
-    """Where to knock although handshakes were held: where a check knocks, not at the same address again.
+    """The addresses left to a TCP probe: not those that a PROXY probe has reached.
 
-    A mail server logs each knock without a header as a warning.
+    A mail server logs each connection without a header as a warning.
     """
-    met = {(one.key, one.address) for one in handshakes}
-    return {key: tuple(one for one in ends if (key, str(one)) not in met) for key, ends in endpoints.items()}
+    probed = {(handshake.key, handshake.address) for handshake in handshakes}
+    return {key: tuple(end for end in ends if (key, str(end)) not in probed) for key, ends in endpoints.items()}
 
 
 # --- addresses
 
 
-def quarantine(state: DesiredState, unbound: Mapping[Endpoint, BindFailure]) -> tuple[Quarantined, ...]:
+def quarantine(state: DesiredState, failures: Mapping[Endpoint, BindFailure]) -> tuple[Quarantined, ...]:
     """The addresses of `state` that have to be left out."""
     return tuple(
-        Quarantined(frontend=one.name, address=str(endpoint), reason=why.reason, detail=why.detail, holder=why.holder)
-        for one in state.frontends
-        for endpoint in one.binds
-        if (why := unbound.get(endpoint)) is not None
+        Quarantined(
+            frontend=frontend.name,
+            address=str(endpoint),
+            reason=failure.reason,
+            detail=failure.detail,
+            holder=failure.holder,
+        )
+        for frontend in state.frontends
+        for endpoint in frontend.binds
+        if (failure := failures.get(endpoint)) is not None
     )
 
 
 def without(state: DesiredState, quarantined: Iterable[Quarantined]) -> DesiredState:
     """`state` without those addresses; a frontend without any other is left out whole."""
-    gone = {(one.frontend, one.address) for one in quarantined}
+    gone = {(bind.frontend, bind.address) for bind in quarantined}
     if not gone:
         return state
     kept = (
-        evolve(one, binds=tuple(endpoint for endpoint in one.binds if (one.name, str(endpoint)) not in gone))
-        for one in state.frontends
+        evolve(frontend, binds=tuple(end for end in frontend.binds if (frontend.name, str(end)) not in gone))
+        for frontend in state.frontends
     )
-    return evolve(state, frontends=tuple(one for one in kept if one.binds))
+    return evolve(state, frontends=tuple(frontend for frontend in kept if frontend.binds))
 
 
 def findings(quarantined: Iterable[Quarantined]) -> tuple[Finding, ...]:
-    """What people are told of quarantined addresses."""
+    """What people should know of quarantined addresses."""
     return tuple(
         Finding(
-            f"frontends.{one.frontend}",
-            f"{one.address} is quarantined: {one.detail}",
-            _REMEDIES.get(one.reason, _OTHER_REMEDY),
+            f"frontends.{bind.frontend}",
+            f"{bind.address} is quarantined: {bind.detail}",
+            _REMEDIES.get(bind.reason, _OTHER_REMEDY),
         )
-        for one in quarantined
+        for bind in quarantined
     )
 
 
-def shared(found: Iterable[tuple[Endpoint, str]]) -> list[Finding]:
+def shared(listeners: Iterable[tuple[Endpoint, str]]) -> list[Finding]:
     """What people should know of addresses on which a foreign program listens as well."""
     return [
         Finding("haproxy", f"{endpoint} is also listened on by {program}: it takes a share of the clients", "end it")
-        for endpoint, program in found
+        for endpoint, program in listeners
     ]
 
 
@@ -215,39 +225,39 @@ class ServingBackend:
 
 
 def serving_backends(
-    live: DesiredState | None, seen: Observation | None, wanted: DesiredState
+    live: DesiredState | None, observed: Observation | None, target: DesiredState
 ) -> tuple[ServingBackend, ...]:
-    """What is at stake in going from `live`, as it is `seen`, to `wanted`. A backend already down blocks nothing.
+    """What must not get worse in going from `live`, as it is observed, to `target`. What is down blocks nothing.
 
-    A frontend inherits the stake of every live frontend of its name or with an address that overlaps one of its own:
+    A frontend of `target` stands for every live frontend of its name or with an address that overlaps one of its own:
     clients know addresses, not names.
     """
-    if live is None or seen is None:
+    if live is None or observed is None:
         return ()
-    serving = {one.backend for one in seen.servers if one.up and one.weight > 0}
-    is_open = {one.name for one in seen.frontends if one.open}
-    before = [one for one in live.frontends if one.name in is_open and serving & set(one.backends)]
-    names = {one.name for one in before}
+    up = {server.backend for server in observed.servers if server.up and server.weight > 0}
+    is_open = {frontend.name for frontend in observed.frontends if frontend.open}
+    before = [frontend for frontend in live.frontends if frontend.name in is_open and up & set(frontend.backends)]
+    names = {frontend.name for frontend in before}
     hosts: dict[tuple[int, int], set[str]] = {}  # by family and port
-    for old in before:
-        for endpoint in old.binds:
+    for frontend in before:
+        for endpoint in frontend.binds:
             hosts.setdefault((endpoint.family, endpoint.port), set()).add(endpoint.host)
-    found = []
-    for frontend in wanted.frontends:
+    serving = []
+    for frontend in target.frontends:
         if frontend.name not in names and not any(_overlaps(endpoint, hosts) for endpoint in frontend.binds):
             continue
-        kept = [name for name in frontend.backends if name in serving]
-        found += [ServingBackend(frontend=frontend.name, backends=(name,)) for name in kept]
+        kept = [name for name in frontend.backends if name in up]
+        serving += [ServingBackend(frontend=frontend.name, backends=(name,)) for name in kept]
         if not kept:
-            found.append(ServingBackend(frontend=frontend.name, backends=frontend.backends))
-    return tuple(found)
+            serving.append(ServingBackend(frontend=frontend.name, backends=frontend.backends))
+    return tuple(serving)
 
 
 def recorded_serving(
-    recorded: Iterable[tuple[str, tuple[str, ...]]], wanted: DesiredState
+    recorded: Iterable[tuple[str, tuple[str, ...]]], target: DesiredState
 ) -> tuple[ServingBackend, ...]:
-    """What an interrupted step had at stake, as far as `wanted` has those frontends and backends."""
-    frontends = {one.name: set(one.backends) for one in wanted.frontends}
+    """What served before an interrupted step, as far as `target` has those frontends and backends."""
+    frontends = {frontend.name: set(frontend.backends) for frontend in target.frontends}
     return tuple(
         ServingBackend(frontend=frontend, backends=backends)
         for frontend, backends in recorded
@@ -262,42 +272,48 @@ def _overlaps(endpoint: Endpoint, hosts: Mapping[tuple[int, int], set[str]]) -> 
 
 def outages(
     serving: Iterable[ServingBackend],
-    wanted: DesiredState,
-    seen: Observation | None,
+    target: DesiredState,
+    observed: Observation | None,
     asked: Checks,
-    reached: frozenset[Key],
+    reachable: frozenset[Key],
 ) -> dict[ServingBackend, str]:
-    """Each stake that would be lost, and why: none of its servers is known to work. See `told`."""
-    works = working(wanted, seen, asked, reached)
-    questioned = {key[0] for key in asked.servers}
+    """What would no longer be served, and why: none of its servers is known to work. See `sentences`."""
+    works = working(target, observed, asked, reachable)
+    backends_asked = {backend for backend, _ in asked.servers}
     return {
-        one: f"no server of backend {' or '.join(one.backends)} "
-        f"{'answers' if questioned & set(one.backends) else 'would be in use'}"
-        for one in serving
-        if not works & set(one.backends)
+        lost: f"no server of backend {' or '.join(lost.backends)} "
+        f"{'answers' if backends_asked & set(lost.backends) else 'would be in use'}"
+        for lost in serving
+        if not works & set(lost.backends)
     }
 
 
-def working(wanted: DesiredState, seen: Observation | None, asked: Checks, reached: frozenset[Key]) -> frozenset[str]:
-    """The backends of `wanted` with a server that is known to work: it was reached just now, or HAProxy has it up."""
-    up = {one.key for one in seen.servers if one.up} if seen else set()
+def working(
+    target: DesiredState, observed: Observation | None, asked: Checks, reachable: frozenset[Key]
+) -> frozenset[str]:
+    """The backends of `target` with a server that is known to work: it answered just now, or HAProxy has it up."""
+    up = {server.key for server in observed.servers if server.up} if observed else set()
     return frozenset(
-        pool.name
-        for pool in wanted.backends
-        for server in pool.servers
+        backend.name
+        for backend in target.backends
+        for server in backend.servers
         if server.weight > 0
         and not server.disabled
-        and (key in reached if (key := (pool.name, server.name)) in asked.servers else key in up)
+        and (key in reachable if (key := (backend.name, server.name)) in asked.servers else key in up)
     )
 
 
 def unserved(
-    live: DesiredState | None, wanted: DesiredState, works: frozenset[str], *, since: Iterable[str] = ()
+    live: DesiredState | None, target: DesiredState, works: frozenset[str], *, since: Iterable[str] = ()
 ) -> tuple[str, ...]:
-    """Frontends that serve nobody: new ones (not in `live`), and those of `since`, which did so when they came."""
-    before = {one.name for one in live.frontends} if live else set()
-    watched = {one.name for one in wanted.frontends if one.name not in before} | set(since)
-    return tuple(one.name for one in wanted.frontends if one.name in watched and not works & set(one.backends))
+    """Frontends without a server: new ones (not in `live`), and those of `since`, which had none when they came."""
+    before = {frontend.name for frontend in live.frontends} if live else set()
+    watched = {frontend.name for frontend in target.frontends if frontend.name not in before} | set(since)
+    return tuple(
+        frontend.name
+        for frontend in target.frontends
+        if frontend.name in watched and not works & set(frontend.backends)
+    )
 
 
 def unserved_findings(names: Iterable[str]) -> list[Finding]:
@@ -306,30 +322,30 @@ def unserved_findings(names: Iterable[str]) -> list[Finding]:
 
 
 def silent(down: Iterable[Key]) -> list[Finding]:
-    """What people are told of new servers that do not answer."""
+    """What people should know of new servers that do not answer."""
     names = sorted(down)
-    found = [
-        Finding(f"backends.{pool}.servers.{name}", "does not answer: no client is sent there before it does")
-        for pool, name in names[:_MOST_SILENT]
+    silent = [
+        Finding(f"backends.{backend}.servers.{name}", "does not answer: no client is sent there before it does")
+        for backend, name in names[:_MAX_SILENT]
     ]
-    if len(names) > _MOST_SILENT:
-        found.append(Finding("backends", f"{len(names) - _MOST_SILENT:,} more servers do not answer"))
-    return found
+    if len(names) > _MAX_SILENT:
+        silent.append(Finding("backends", f"{len(names) - _MAX_SILENT:,} more servers do not answer"))
+    return silent
 
 
-def told(found: Iterable[tuple[ServingBackend, str]], *, one: str, many: str) -> tuple[str, ...]:
+def sentences(reasons: Iterable[tuple[ServingBackend, str]], *, singular: str, plural: str) -> tuple[str, ...]:
     """A sentence for each reason, with the frontends it is true of: hundreds can share one backend.
 
-    `one`, `many`: what they do, `serves now` and `serve now`.
+    `singular`, `plural`: what they do, `serves now` and `serve now`.
     """
     frontends: dict[str, list[str]] = {}
-    for stake, reason in found:
-        frontends.setdefault(reason, []).append(stake.frontend)
-    sentences = []
+    for backend, reason in reasons:
+        frontends.setdefault(reason, []).append(backend.frontend)
+    lines = []
     for reason, names in frontends.items():
         if len(names) == 1:
-            sentences.append(f"frontend {names[0]} {one}, and {reason}")
+            lines.append(f"frontend {names[0]} {singular}, and {reason}")
         else:
-            rest = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-            sentences.append(f"frontends {', '.join(names[:_MOST_NAMED])}{rest} {many}, and {reason}")
-    return tuple(sentences)
+            rest = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
+            lines.append(f"frontends {', '.join(names[:_MAX_NAMED])}{rest} {plural}, and {reason}")
+    return tuple(lines)

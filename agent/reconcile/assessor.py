@@ -147,13 +147,13 @@ class Assessor:
         """
         before, store, prober = live.state if live else None, self.environment.store, self.environment.prober
         dirty = frozenset(journal.servers) if journal else frozenset()
-        checks = preflight.questions(
+        checks = preflight.checks(
             parsed.state,
             live=before,
-            seen=observed,
+            observed=observed,
             held=_held(live, observed),
             dirty=dirty,
-            unreached=store.unreachable() if observed is None else frozenset(),
+            unreachable=store.unreachable() if observed is None else frozenset(),
         )
         unbound = prober.unbound(checks.binds) if checks.binds else {}
         quarantined = preflight.quarantine(parsed.state, unbound)
@@ -271,7 +271,7 @@ def plan_of(assessment: Assessment) -> Plan:
 
 def outage_sentences(outages: Mapping[ServingBackend, str]) -> tuple[str, ...]:
     """Outages, for people."""
-    return preflight.told(outages.items(), one="serves now", many="serve now")
+    return preflight.sentences(outages.items(), singular="serves now", plural="serve now")
 
 
 def outages_of(assessment: Assessment) -> dict[ServingBackend, str]:

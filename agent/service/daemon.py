@@ -49,10 +49,10 @@ class Service:
         # SimpleQueue.put is reentrant: safe in a signal handler, where an Event or a Lock could deadlock.
         mailbox: queue.SimpleQueue[str] = queue.SimpleQueue()
 
-        def told(number: int, _: FrameType | None) -> None:
+        def received(number: int, _: FrameType | None) -> None:
             mailbox.put(LOOK if number == signal.SIGHUP else STOP)
 
-        before = {number: signal.signal(number, told) for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)}
+        before = {number: signal.signal(number, received) for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)}
         try:
             with watching(self.settings.desired, lambda: mailbox.put(HINT), self.writes) as watch:
                 self._loop(mailbox, watch)

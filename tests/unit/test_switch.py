@@ -47,7 +47,7 @@ def seen(*servers: str, check: str = "", closed: tuple[str, ...] = (), **status:
 
 
 def ask(before: object | None, after: object, now: Observation | None) -> dict[str, list[str]]:
-    asked = preflight.questions(of(after), live=of(before) if before else None, seen=now, held=lambda _: True)
+    asked = preflight.checks(of(after), live=of(before) if before else None, observed=now, held=lambda _: True)
     return {"/".join(key): [str(end) for end in ends] for key, ends in asked.servers.items()}
 
 
@@ -95,8 +95,8 @@ def test_what_somebody_changed_at_the_socket_and_what_has_no_check_but_is_down_i
 
 
 def test_addresses_that_are_held_already_are_never_tried():
-    asked = preflight.questions(
-        of(state(a=1, b=1)), live=None, seen=None, held=lambda endpoint: endpoint == Endpoint(4, "192.0.2.1", 1000)
+    asked = preflight.checks(
+        of(state(a=1, b=1)), live=None, observed=None, held=lambda endpoint: endpoint == Endpoint(4, "192.0.2.1", 1000)
     )
     assert asked.binds == (Endpoint(4, "192.0.2.1", 1001),)
 
@@ -130,7 +130,7 @@ def test_a_frontend_that_serves_must_not_lose_its_last_server():
     now = seen("a/a", "b/a")
     serving = preflight.serving_backends(of(before), now, of(after))
     assert serving == (ServingBackend(frontend="a", backends=("a",)), ServingBackend(frontend="b", backends=("b",)))
-    asked = preflight.questions(of(after), live=of(before), seen=now, held=lambda _: True)
+    asked = preflight.checks(of(after), live=of(before), observed=now, held=lambda _: True)
     assert preflight.outages(serving, of(after), now, asked, frozenset({("a", "a"), ("b", "a")})) == {}
     assert preflight.outages(serving, of(after), now, asked, frozenset({("a", "a")})) == {
         ServingBackend(frontend="b", backends=("b",)): "no server of backend b answers"
@@ -292,11 +292,13 @@ def test_what_another_check_found_is_forgotten():
 
 def test_what_many_frontends_share_is_told_once():
     serving_backends = [ServingBackend(frontend=f"f{n}", backends=("b",)) for n in range(8)]
-    told = preflight.told(
-        [(one, "no server of backend b answers") for one in serving_backends], one="serves now", many="serve now"
+    told = preflight.sentences(
+        [(one, "no server of backend b answers") for one in serving_backends], singular="serves now", plural="serve now"
     )
     assert told == ("frontends f0, f1, f2, f3, f4 and 3 more serve now, and no server of backend b answers",)
-    told = preflight.told([(serving_backends[0], "x"), (serving_backends[1], "y")], one="serves now", many="serve now")
+    told = preflight.sentences(
+        [(serving_backends[0], "x"), (serving_backends[1], "y")], singular="serves now", plural="serve now"
+    )
     assert told == ("frontend f0 serves now, and x", "frontend f1 serves now, and y")
 
 
