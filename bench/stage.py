@@ -26,9 +26,9 @@ BINARY = binaries()[min(binaries())]
 
 
 @contextlib.contextmanager
-def edge() -> Iterator[Edge]:
+def edge(binary: Path = BINARY) -> Iterator[Edge]:
     """An agent's folders; whatever was started in them is ended."""
-    one = Edge(Path(tempfile.mkdtemp(prefix="edge-")), BINARY, maxconn=2_000)
+    one = Edge(Path(tempfile.mkdtemp(prefix="edge-")), binary, maxconn=2_000)
     try:
         yield one
     finally:

@@ -165,6 +165,10 @@ class HAProxy:
         """What serves now, in detail. Raises NoAnswerError."""
         return self.socket.observe()
 
+    def observe_brief(self) -> Observation:
+        """The same with less of each server. Raises NoAnswerError."""
+        return self.socket.observe_brief()
+
     def backends_up(self) -> frozenset[str]:
         """The backends that have a server for clients now. Raises NoAnswerError."""
         return self.socket.backends_up()

@@ -413,8 +413,14 @@ class Store:
 
     def write_progress(self, digest: str | None, stage: str) -> None:
         """Where the service is with a document: whoever waits for it may look."""
-        document = json.dumps({"digest": digest, "stage": stage}).encode()
-        write(self.progress_file, document, mode=0o644, durable=False)
+        # In place, at every stage of every change: a reader that comes in between finds no progress.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK
+        with _telling("write", self.progress_file):
+            descriptor = os.open(self.progress_file, flags, 0o644)
+            try:
+                os.write(descriptor, json.dumps({"digest": digest, "stage": stage}).encode())
+            finally:
+                os.close(descriptor)
 
     def progress(self) -> tuple[str, str] | None:
         """The document that the service is at, and its stage; None where nobody can tell."""

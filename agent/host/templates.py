@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from importlib import resources
 from pathlib import Path
 
@@ -24,4 +25,9 @@ def load(name: str, folder: str) -> Template:
                 return Template(file=str(file), text=read_regular(file).decode("utf-8"))
             except (OSError, UnicodeDecodeError) as error:
                 raise InvalidError(str(file), (Violation((), f"cannot be read: {error}"),)) from None
+    return _built_in(name)
+
+
+@functools.cache
+def _built_in(name: str) -> Template:
     return Template(file=name, text=resources.files("agent.templates").joinpath(name).read_text(encoding="utf-8"))

@@ -28,7 +28,8 @@ class LiveGeneration:
     """The live generation: its number, the one whose process may carry it (`loaded`), its digest and exact bytes.
 
     `state`: what it serves, without its quarantined addresses; None where this version of the agent can no longer
-    read it. `is_current`: whether the template and the settings of today would write it as it is.
+    read it. `is_current`: whether the template and the settings of today would write it as it is. `unserved`: its new
+    frontends without a server that answered.
     """
 
     number: int
@@ -38,6 +39,7 @@ class LiveGeneration:
     state: DesiredState | None
     is_current: bool = False
     quarantined: tuple[Quarantined, ...] = ()
+    unserved: tuple[str, ...] = ()
 
 
 @frozen(kw_only=True)
@@ -338,16 +340,19 @@ def _has_fixed_words(server: _Server) -> bool:
 
 def _moved(server: _Server) -> _Steps:
     key, stats, address = server.key, server.stats, server.server.address
-    up = (of_server(Verb.SET_HEALTH, key, "up"),) if stats.down and server.reachable else ()
+    up = of_server(Verb.SET_HEALTH, key, "up")
     if stats.address == str(address):
         # Nothing but this agent takes an unchecked server for dead, so nothing else brings it up again.
-        return _Steps(enter=up, reasons=(f"{server} answers",)) if up and not server.checked else _NOTHING
+        answers = stats.down and server.reachable and not server.checked
+        return _Steps(enter=(up,), reasons=(f"{server} answers",)) if answers else _NOTHING
     move = of_server(Verb.SET_ADDRESS, key, f"{address.host} port {address.port}")
     was_there = server.before is not None and server.before.address == address
     drift = (f"{server} was at {stats.address}, not at {address}",) if was_there else ()
     if not server.reachable and not stats.maintenance:
         return _Steps(leave=(of_server(Verb.SET_HEALTH, key, "down"), move), drift=drift)
-    return _Steps(enter=(move, *up), drift=drift)  # up: it was dead at the address it had before
+    # What checks found at the address it had before is no finding of this one, and one may fail there even now.
+    judged = server.reachable and (stats.up or stats.down)
+    return _Steps(enter=(move, up) if judged else (move,), drift=drift)
 
 
 def _weighted(server: _Server) -> _Steps:
@@ -461,6 +466,8 @@ def _fields(old: AttrsInstance, new: AttrsInstance) -> list[str]:
 
 
 def _backend(old: Backend, new: Backend) -> list[str]:
+    if old == new:
+        return []
     sentences = []
     if fields := [name for name in _fields(old, new) if name != "servers"]:
         sentences.append(f"backend {new.name} changed: {', '.join(fields)}")

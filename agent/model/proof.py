@@ -41,8 +41,16 @@ def servers_to_probe(live: DesiredState | None, wanted: DesiredState) -> tuple[Q
     Those that are new, moved or enabled, or that would be sent another header or are said to speak something else.
     Nothing can be told of a raw one, so it is not asked.
     """
-    known = {asked(one) for one in questions(live)} if live else set()
-    return tuple(one for one in questions(wanted) if one.application is not Application.RAW and asked(one) not in known)
+    before = {backend.name: backend for backend in live.backends} if live else {}
+    changed = [
+        backend.name
+        for backend in wanted.backends
+        if backend.application is not Application.RAW and backend != before.get(backend.name)
+    ]
+    if not changed:
+        return ()
+    known = {asked(question) for question in questions(live, changed)} if live else set()
+    return tuple(question for question in questions(wanted, changed) if asked(question) not in known)
 
 
 def servers_to_probe_again(

@@ -7,6 +7,7 @@ go, `Config.stamped` puts them in, and so two configurations can be compared wit
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import ipaddress
 import traceback
@@ -142,19 +143,11 @@ def render(state: DesiredState, process: Process, template: Template) -> Config:
             f"backends.{unverifiable[0]}.health.verify: this host has no bundle of certificate authorities",
             remedy="set haproxy.ca_file in agent.toml",
         )
-    environment = jinja2.Environment(  # noqa: S701  # haproxy.cfg is no HTML; what goes in was checked by `schema`
-        loader=jinja2.FunctionLoader(lambda _: (template.text, template.file, lambda: True)),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        auto_reload=False,
-    )
     servers = {
         (pool.name, server.name): _server(server, pool, process) for pool in state.backends for server in pool.servers
     }
     try:
-        text = environment.get_template(CONFIG_TEMPLATE).render(
+        text = _compiled(template).render(
             digest=_DIGEST_MARK,
             generation=_GENERATION_MARK,
             description=f"{DESCRIPTION}{_GENERATION_MARK}",
@@ -189,6 +182,20 @@ def render(state: DesiredState, process: Process, template: Template) -> Config:
         what = "rate limits need the section `peers {{ peers }}` with {{ peers_lines }}: see the built-in template"
         raise InvalidError(template.file, (Violation((), what),))
     return Config(text, process, servers, frozenset(line.strip() for line in text.splitlines()))
+
+
+@functools.lru_cache(maxsize=2)  # compiling costs milliseconds, more than rendering a small state
+def _compiled(template: Template) -> jinja2.Template:
+    """Raises TemplateSyntaxError."""
+    environment = jinja2.Environment(  # noqa: S701  # haproxy.cfg is no HTML; what goes in was checked by `schema`
+        loader=jinja2.FunctionLoader(lambda _: (template.text, template.file, lambda: True)),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        auto_reload=False,
+    )
+    return environment.get_template(CONFIG_TEMPLATE)
 
 
 def _template_line(error: BaseException, file: str) -> int | None:

@@ -6,6 +6,7 @@ from attrs import frozen
 
 from agent.errors import ExitCode, Finding, Outcome, Violation
 from agent.model.generation import Handshake
+from agent.model.observed import Observation
 
 STAGES = ("recover", "load", "preflight", "plan", "check", "swap", "switch", "verify", "commit")
 """Of one change that goes live, in their order."""
@@ -29,13 +30,13 @@ STAGE_WORDS = {
 
 @frozen(kw_only=True)
 class Report:
-    """One converge, told. `digest`: of the document looked at, None where there was none to read.
+    """What became of a document. `digest`: of the document looked at, None where there was none to read.
 
     `generation`: what is live now. `plan`: "unchanged", "runtime" or "reload", None where it did not come to a plan.
     `started`: whether no HAProxy ran before. `drift`: what was not as this agent had left it, and was corrected, by
     kind. `handshakes`: what the servers that are new in the document were found to be. `violations` stand in `file`;
     of more than a hundred only the first are listed, and `violations_total` counts all. `timings`: seconds by stage,
-    in order. `at`: seconds since the epoch.
+    in order. `at`: seconds since the epoch. `observed`: HAProxy after a step, None where it has to be asked.
     """
 
     outcome: Outcome
@@ -57,6 +58,7 @@ class Report:
     remedy: str = ""
     code: ExitCode | None = None
     timings: tuple[tuple[str, float], ...] = ()
+    observed: Observation | None = None
 
     @property
     def exit_code(self) -> ExitCode:

@@ -65,32 +65,29 @@ def too_much(tree: object) -> Iterator[Remark]:
     """Limits of number, looked at before anything is built, so that a huge list costs one line and no time."""
     if not isinstance(tree, dict):
         return
-    yield from _limit(tree, ("frontends",), MAX_FRONTENDS, "frontends")
-    yield from _limit(tree, ("backends",), MAX_BACKENDS, "backends")
-    for group in _keys(tree, "nodes"):
-        yield from _limit(tree, ("nodes", group), MAX_NODES, "nodes in one group")
-    for name in _keys(tree, "backends"):
-        yield from _limit(tree, ("backends", name, "servers"), MAX_SERVERS, "servers in one backend")
-    for name in _keys(tree, "frontends"):
-        yield from _limit(tree, ("frontends", name, "bind"), MAX_BINDS, "addresses of one frontend")
-        yield from _limit(tree, ("frontends", name, "routes"), MAX_ROUTES, "routes of one frontend")
+    yield from _limit(tree.get("frontends"), ("frontends",), MAX_FRONTENDS, "frontends")
+    yield from _limit(tree.get("backends"), ("backends",), MAX_BACKENDS, "backends")
+    groups: dict[str, int] = {}
+    for group, nodes in _items(tree, "nodes"):
+        yield from _limit(nodes, ("nodes", group), MAX_NODES, "nodes in one group")
+        groups[group] = _size(nodes)
+    # What all frontends and all backends have together: an alias makes many of one in a few bytes.
+    servers = binds = networks = names = 0
+    for name, backend in _items(tree, "backends"):
+        listed, group_name = _get(backend, "servers"), _get(backend, "nodes")
+        yield from _limit(listed, ("backends", name, "servers"), MAX_SERVERS, "servers in one backend")
+        servers += _size(listed) + (groups.get(group_name, 0) if isinstance(group_name, str) else 0)
+    for name, frontend in _items(tree, "frontends"):
+        at, bind, routes = ("frontends", name), _get(frontend, "bind"), _get(frontend, "routes")
+        yield from _limit(bind, (*at, "bind"), MAX_BINDS, "addresses of one frontend")
+        yield from _limit(routes, (*at, "routes"), MAX_ROUTES, "routes of one frontend")
+        binds += _size(bind)
         for key in _NETWORKS:
-            yield from _limit(tree, ("frontends", name, *key), MAX_NETWORKS, "networks in one list")
-    yield from _totals(tree)
-
-
-def _totals(tree: Mapping[str, object]) -> Iterator[Remark]:
-    """What all frontends and all backends have together: an alias makes many of one in a few bytes."""
-    frontends = [("frontends", name) for name in _keys(tree, "frontends")]
-    binds = sum(_size(tree, (*at, "bind")) for at in frontends)
-    networks = sum(_size(tree, (*at, *key)) for at in frontends for key in _NETWORKS)
-    routes = ((*at, "routes", index) for at in frontends for index in range(_size(tree, (*at, "routes"))))
-    names = sum(1 + _size(tree, (*at, "sni")) for at in routes)
-    groups = {name: _size(tree, ("nodes", name)) for name in _keys(tree, "nodes")}
-    servers = 0
-    for name in _keys(tree, "backends"):
-        group = _at(tree, ("backends", name, "nodes"))
-        servers += _size(tree, ("backends", name, "servers")) + (groups.get(group, 0) if isinstance(group, str) else 0)
+            listed = _at(frontend, key)
+            yield from _limit(listed, (*at, *key), MAX_NETWORKS, "networks in one list")
+            networks += _size(listed)
+        if isinstance(routes, list):
+            names += sum(1 + _size(_get(route, "sni")) for route in routes)
     for count, most, section, what in (
         (binds, MAX_ALL_BINDS, "frontends", "addresses in all"),
         (networks, MAX_ALL_NETWORKS, "frontends", "networks in all"),
@@ -101,19 +98,22 @@ def _totals(tree: Mapping[str, object]) -> Iterator[Remark]:
             yield Remark((section,), f"{count:,} {what}; at most {most:,} are taken")
 
 
-def _keys(tree: Mapping[str, object], key: str) -> Iterable[str]:
-    found = tree.get(key)
-    return found.keys() if isinstance(found, dict) else ()
+def _items(tree: Mapping[str, object], key: str) -> Iterable[tuple[str, object]]:
+    section = tree.get(key)
+    return section.items() if isinstance(section, dict) else ()
 
 
-def _limit(tree: object, path: Path, most: int, what: str) -> Iterator[Remark]:
-    if (size := _size(tree, path)) > most:
+def _get(value: object, key: str) -> object:
+    return value.get(key) if isinstance(value, dict) else None
+
+
+def _limit(value: object, path: Path, most: int, what: str) -> Iterator[Remark]:
+    if (size := _size(value)) > most:
         yield Remark(path, f"{size:,} {what}; at most {most:,} are taken")
 
 
-def _size(tree: object, path: Path) -> int:
-    """How many items the list or mapping at `path` has; 0 for anything else."""
-    value = _at(tree, path)
+def _size(value: object) -> int:
+    """How many items a list or mapping has; 0 for anything else."""
     return len(value) if isinstance(value, (dict, list)) else 0
 
 

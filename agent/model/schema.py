@@ -8,6 +8,7 @@ carry a space, a quote, a `#`, a `$` or a newline there.
 from __future__ import annotations
 
 import enum
+import functools
 import ipaddress
 import re
 from typing import NewType
@@ -251,6 +252,7 @@ def _address(value: object) -> Address:
     return Address(ip(value)[1])
 
 
+@functools.lru_cache(maxsize=4_096)  # a thousand backends have the same few nodes
 def ip(text: str) -> tuple[int, str]:
     """Family and shortest form of an IP literal. Raises ValueError with what is wrong with it."""
     if "%" in text:  # ipaddress takes any character, a newline too, behind the % of a scope

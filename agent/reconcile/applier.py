@@ -134,16 +134,16 @@ class Applier:
         store, proxy, live = self.environment.store, self.environment.proxy, assessment.live
         assert live is not None
         number = store.next_number() if step.new_generation else live.number
+        # Also where only drift is corrected: a server left draining by a crash is no operator's override.
+        store.write_journal(_journal(assessment, number, servers=assessment.dirty | step.servers, runtime=True))
+        report.commands_sent = True
+        with report.stage("switch"), proxy.conversation() as run:
+            for command in step.commands:
+                run(command)
         with contextlib.ExitStack() as beside:
             if step.new_generation:
                 staged = store.stage(number, desired=assessment.data, config=assessment.config(number))
                 wait_for_check = beside.enter_context(proxy.checking(staged))
-            # Also where only drift is corrected: a server left draining by a crash is no operator's override.
-            store.write_journal(_journal(assessment, number, servers=assessment.dirty | step.servers, runtime=True))
-            report.commands_sent = True
-            with report.stage("switch"), proxy.conversation() as run:
-                for command in step.commands:
-                    run(command)
             with report.stage("verify"):
                 observed = assessment.observed
                 known = frozenset(server.key for server in observed.servers) if observed else frozenset()
@@ -350,6 +350,7 @@ class Applier:
         `known`: servers that the running process had before; of one that was moved, the last check is an old one.
         """
         if not expected.serving:
+            report.observed = observed
             return
         state, clock, unproven = expected.state, self.environment.clock, expected.unproven
         # Until then a check that began before the move may be the last one that has ended.
@@ -365,8 +366,10 @@ class Applier:
             if judged.judgement is Judgement.REGRESSED:
                 raise WorseError("; ".join(judged.reasons))
             if judged.judgement is Judgement.OK:
+                report.observed = observed
                 return
             if passed >= self.verify_seconds:
+                report.observed = observed
                 report.findings += [verdict.undecided(reason) for reason in judged.reasons]
                 return
             if probed is None:

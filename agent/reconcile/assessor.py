@@ -9,7 +9,7 @@ from pathlib import Path
 
 from attrs import frozen
 
-from agent.errors import Finding, InvalidError, RefusedError, UsageError
+from agent.errors import Finding, InvalidError, NoAnswerError, RefusedError, UsageError
 from agent.model import preflight, proof
 from agent.model.desired import DesiredState, Limits, Parsed, parse
 from agent.model.generation import Asked, Generation, Handshake, Journal, Quarantined
@@ -115,11 +115,14 @@ class Assessor:
             state=state,
             is_current=state is not None and self._is_current(generation, state, config),
             quarantined=generation.quarantined,
+            unserved=generation.unserved,
         )
 
     def _is_current(self, generation: Generation, state: DesiredState, config: bytes) -> bool:
         """Whether template and settings are those of `generation`; after an upgrade: whether they write the same."""
-        with contextlib.suppress(InvalidError, RefusedError, UsageError):  # reported where the target is rendered
+        with contextlib.suppress(
+            InvalidError, NoAnswerError, RefusedError, UsageError
+        ):  # reported where the target is rendered
             template = self.template()
             if digest_of_template(template, self.process) == generation.template:
                 return True
@@ -127,9 +130,23 @@ class Assessor:
             return rendered.stamped(digest=generation.digest, generation=generation.number) == config
         return False
 
-    def observed(self) -> Observation | None:
-        """The running process in detail, None where none answers. Raises NoAnswerError for one that answers half."""
-        return None if self.environment.proxy.running() is None else self.environment.proxy.observe()
+    def observed(self, live: LiveGeneration | None) -> Observation | None:
+        """The running process, None where none answers. Raises NoAnswerError for one that answers half.
+
+        In brief where it has no other servers than the live document: only of a server that was removed and may come
+        back are the statistics needed, which tell whether it is a backup.
+        """
+        proxy = self.environment.proxy
+        if live is None or live.state is None:
+            return None if proxy.running() is None else proxy.observe()
+        try:
+            brief = proxy.observe_brief()
+        except NoAnswerError:
+            if proxy.running() is None:
+                return None
+            raise
+        known = {(backend.name, server.name) for backend in live.state.backends for server in backend.servers}
+        return brief if all(server.key in known for server in brief.servers) else proxy.observe()
 
     # --- preflight
 
@@ -233,7 +250,8 @@ class Assessor:
         """The plan for `data`, without a side effect. Raises InvalidError, RefusedError, and what `admit` raises."""
         parsed, store = self.read(data), self.environment.store
         admit(parsed)
-        live, observed = self.live(), self.observed()
+        live = self.live()
+        observed = self.observed(live)
         assessment = self.assess(parsed, data, live, observed)
         step, number, hold = plan_of(assessment), store.next_number(), store.hold()
         config = assessment.config(number)

@@ -221,7 +221,8 @@ class Reconciler:
 
     def _reach(self, report: ReportBuilder, parsed: Parsed, data: bytes, *, force: bool, proven: bool = True) -> Report:
         """`force`: whatever serving frontends would lose. `proven`: only where no PROXY probe speaks against it."""
-        live, observed = self.assessor.live(), self.assessor.observed()
+        live = self.assessor.live()
+        observed = self.assessor.observed(live)
         with report.stage("preflight"):
             assessment = self.assessor.assess(parsed, data, live, observed, report.interrupted)
             report.quarantined, report.handshakes = assessment.target.quarantined, assessment.handshakes
@@ -289,7 +290,7 @@ class Reconciler:
         return report.done(Outcome.UNCHANGED)
 
     def _unserved(self, assessment: Assessment) -> tuple[str, ...]:
-        live, state = self.environment.store.live(), assessment.target.state
+        live, state = assessment.live, assessment.target.state
         works = preflight.working(state, assessment.observed, assessment.checks, assessment.reachable)
         return preflight.unserved(assessment.before, state, works, since=live.unserved if live else ())
 
@@ -417,7 +418,7 @@ class Reconciler:
             store.unstage()
             if report.interrupted is None:
                 store.clear_journal()
-        if live is None or proxy.running() is not None:
+        if live is None or running is not None:
             return
         with report.stage("revive"):
             if trouble := self._keep_serving(report):  # the document may still bring one that starts

@@ -11,6 +11,7 @@ from agent.errors import AgentError, Finding, InvalidError, Outcome, StoreError
 from agent.model import preflight
 from agent.model.desired import Parsed
 from agent.model.generation import Handshake, Journal, Quarantined
+from agent.model.observed import Observation
 from agent.model.plan import Plan, Reload, Runtime
 from agent.model.report import Report
 from agent.reconcile.ports import Environment
@@ -23,7 +24,8 @@ class ReportBuilder:
     `started_generation`: the one that a process was started for, until it is committed. `commands_sent`: whether the
     running process was changed in a way that is not committed. `cold_start`: no HAProxy ran before. `interrupted`: a
     step that an earlier agent left undone, until it is settled. `switched`: a step was taken and failed. `restores`:
-    the earlier generation that is put back. `unserved`: frontends that are new and have no server that answers.
+    the earlier generation that is put back. `unserved`: frontends that are new and have no server that
+    answers. `observed`: HAProxy after the step.
     """
 
     environment: Environment
@@ -39,6 +41,7 @@ class ReportBuilder:
     interrupted: Journal | None = None
     restores: int | None = None
     unserved: tuple[str, ...] = ()
+    observed: Observation | None = None
     quarantined: tuple[Quarantined, ...] = ()
     handshakes: tuple[Handshake, ...] = ()
     findings: list[Finding] = field(default=Factory(list))
@@ -99,10 +102,12 @@ class ReportBuilder:
                 *self.findings,
             ),
             timings=tuple(self._timings),
+            observed=self.observed,
         )
 
     def failed(self, error: AgentError, trouble: str) -> Report:
         """The same for what ended in an error; `trouble`: what is wrong with what was live, "" where nothing is."""
+        self.observed = None  # of a step that failed
         if trouble:
             self.findings.append(Finding("haproxy", trouble, "look at HAProxy's log"))
         report = self.done(error.outcome or Outcome.REFUSED)

@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from attrs import evolve
+
 from agent import __version__
 from agent.errors import NoAnswerError, Outcome, StoreError, UsageError
 from agent.host.eventlog import EventLog
@@ -100,7 +102,7 @@ class Publisher:
 
     def note(self, report: Report) -> None:
         """Count, record and publish what became of a document."""
-        before, self.last, self.waiting = self.last, report, ""
+        before, self.last, self.waiting = self.last, evolve(report, observed=None), ""
         switched = report.outcome in (Outcome.COMMITTED, Outcome.DEGRADED, Outcome.ROLLED_BACK) and report.switched
         self._counters["reloads"] += switched and report.plan == "reload"
         self._counters["runtime_updates"] += switched and report.plan == "runtime"
@@ -111,7 +113,7 @@ class Publisher:
             self._record(events, report)
         if self._site is not None and (report.switched or news.is_news(before, report)):
             self._site.metrics.note(report)
-        self.publish()
+        self.publish(report.observed)
 
     def _record(self, events: list[Event], report: Report) -> None:
         """The service also sends them; what was rolled back is sent as its outcome."""
@@ -171,10 +173,13 @@ class Publisher:
         before, self._backends_up = self._backends_up, up
         return True if before == up else self.publish()
 
-    def publish(self) -> bool:
-        """Write the status. Whether HAProxy answered. A full run folder is logged once, and ends nothing."""
+    def publish(self, observed: Observation | None = None) -> bool:
+        """Write the status. Whether HAProxy answered. A full run folder is logged once, and ends nothing.
+
+        `observed`: HAProxy just now, None where it has to be asked.
+        """
         start = time.monotonic()
-        status = self.status()
+        status = self.status(observed)
         if self._site is not None:
             self._show(self._site, status)
         if self._events is not None:
@@ -191,11 +196,11 @@ class Publisher:
         self._publish_at = start + max(STATUS_SECONDS, (time.monotonic() - start) * STATUS_SHARE)
         return status.haproxy is not None
 
-    def status(self) -> Status:
+    def status(self, observed: Observation | None = None) -> Status:
         """The status as of now."""
-        live, observed = self._assessor.live_state(), None
+        live = self._assessor.live_state()
         with contextlib.suppress(NoAnswerError):  # said in the status: "haproxy": null
-            observed = self._proxy.observe()
+            observed = observed or self._proxy.observe()
             self._haproxy = observed.process.version
             if self._site is not None:
                 self._site.metrics.totals.seen(observed)

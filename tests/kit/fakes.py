@@ -121,6 +121,9 @@ class FakeProxy:
         self.fail.get("observe", lambda: None)()
         return self._observation(self.now)
 
+    def observe_brief(self) -> Observation:
+        return self.observe()
+
     def _observation(self, now: Running) -> Observation:
         seen = tuple(
             FrontendStats(
