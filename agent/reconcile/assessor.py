@@ -120,9 +120,7 @@ class Assessor:
 
     def _is_current(self, generation: Generation, state: DesiredState, config: bytes) -> bool:
         """Whether template and settings are those of `generation`; after an upgrade: whether they write the same."""
-        with contextlib.suppress(
-            InvalidError, NoAnswerError, RefusedError, UsageError
-        ):  # reported where the target is rendered
+        with contextlib.suppress(InvalidError, RefusedError, UsageError):  # reported where the target is rendered
             template = self.template()
             if digest_of_template(template, self.process) == generation.template:
                 return True

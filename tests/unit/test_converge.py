@@ -663,3 +663,12 @@ def test_an_upgrade_that_writes_another_file_costs_one_reload_at_the_next_change
         reconciler, assessor=evolve(reconciler.assessor, template=lambda: Template(file="t", text=f"{text}# later\n"))
     )
     assert [later.reconcile(data(a=count)).plan for count in (2, 3, 2)] == ["reload", "runtime", "runtime"]
+
+
+def test_a_server_that_moved_is_judged_by_its_new_address_alone(reconciler: Reconciler, proxy: FakeProxy):
+    """A check of the old address may have failed twice already, or fail a moment after the move."""
+    reconciler.reconcile(data(a=1))
+    document = state(a=1)
+    document["backends"]["a"]["servers"]["a"]["address"] = "198.51.100.9:9"
+    reconciler.reconcile(json.dumps(document).encode())
+    assert told(proxy) == ["set server a/a addr 198.51.100.9 port 9", "set server a/a health up"]
