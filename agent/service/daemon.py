@@ -1,6 +1,6 @@
-"""*When* to converge: a hint from the folder, a signal, a tick. What that means is `reconcile`'s.
+"""When to reconcile: after a hint from the folder, a signal, a tick. What is done then is `loop`'s.
 
-One thread decides; the watch and the signals only leave word in its mailbox.
+One thread decides; the watch and the signals only put a word into its mailbox.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _log = logging.getLogger(__name__)
 
 @frozen(kw_only=True)
 class Service:
-    """The loop, around three things the command line gives it.
+    """The loop of `agent run`, around what the wiring gives it.
 
-    `reconcile` makes the desired state live, or says in how many seconds that can be tried again. `changed`: is the
-    file another one than at that time. `writing`: for how many seconds more it must not be read, because somebody
-    writes it. `healthy`: does HAProxy answer. `writes`: learns of every event about the file. `keep_lock`:
-    raises LockLostError where another agent has the folders now; whether they were made anew.
+    `reconcile` makes the desired state live, or returns in how many seconds that can be tried again. `changed`: is the
+    file another one than at that time. `writing`: for how many seconds more it must not be read, because it is being
+    written. `healthy`: does HAProxy answer. `writes`: receives every event about the file. `keep_lock`: raises
+    LockLostError where another agent has the folders now; returns whether they were made anew.
     """
 
     settings: Settings

@@ -1,4 +1,4 @@
-"""The story, step by step, on a real store and a HAProxy that does as it is told."""
+"""The reconcile, step by step, on a real store and a HAProxy that does as it is told."""
 
 from __future__ import annotations
 
