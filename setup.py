@@ -6,7 +6,7 @@
 import re
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 VERSION = re.search(r'^__version__ = "([^"]+)"$', (HERE / "agent/__init__.py").read_text(), re.MULTILINE)
@@ -49,19 +49,7 @@ setup(
     license="BSD-2-Clause",
     license_files=["LICENSE"],
     python_requires=">=3.11",
-    packages=[
-        "agent",
-        "agent.host",
-        "agent.model",
-        "agent.once",
-        "agent.once.imports",
-        "agent.reconcile",
-        "agent.remote",
-        "agent.remote.cluster",
-        "agent.service",
-        "agent.view",
-        "agent.templates",
-    ],
+    packages=[*find_packages(include=["agent", "agent.*"]), "agent.templates"],
     package_dir={"agent.templates": "templates"},
     package_data={"agent": ["py.typed"], "agent.templates": ["*.j2"]},
     # What runs on the firewall; all of it runs as pure Python. psutil is used where it is there.

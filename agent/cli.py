@@ -25,7 +25,7 @@ from agent.once import commands as once
 from agent.printing import UNWRITABLE, end, lost, prepare_streams, show
 
 if TYPE_CHECKING:
-    from agent.model.report import Report
+    from agent.reconcile.report import Report
     from agent.service.wiring import Host
     from agent.settings import Settings
 
@@ -144,11 +144,11 @@ def check(settings_file: Path | None, file: Path | None) -> None:
     FILE is the configured desired state where it is left out, standard input where it is `-`. Exit 3 when
     invalid.
     """
+    from agent.desired.state import Limits, parse
+    from agent.haproxy.config import CONFIG_TEMPLATE, render
     from agent.host import templates
     from agent.host.haproxy import file_limit
     from agent.intake import label, read
-    from agent.model.desired import Limits, parse
-    from agent.model.render import CONFIG_TEMPLATE, render
     from agent.service.wiring import process_of
 
     settings = _settings(settings_file)
@@ -221,10 +221,10 @@ def apply(settings_file: Path | None, file: Path | None, *, force: bool, retry: 
     running agent, apply waits its turn. What would leave a frontend that serves now without a server that answers
     is refused.
     """
+    from agent.desired.state import parse
     from agent.host.signals import deferred
     from agent.host.writes import writer
     from agent.intake import beside, label, read
-    from agent.model.desired import parse
     from agent.service.wiring import Host
 
     settings = _settings(settings_file)
@@ -259,7 +259,7 @@ def _say_who_is_waited_for(holder: str) -> None:
 
 def _again(host: Host, settings: Settings, report: Report) -> str:
     """When a document that did not go live is tried again."""
-    from agent.model.structure import duration
+    from agent.desired.structure import duration
 
     if report.outcome is Outcome.ROLLED_BACK:
         return "it is held until it changes or --retry is given"
@@ -269,7 +269,7 @@ def _again(host: Host, settings: Settings, report: Report) -> str:
 
 
 def _seconds(_ctx: click.Context, _param: click.Parameter, value: str) -> float:
-    from agent.model.structure import milliseconds
+    from agent.desired.structure import milliseconds
 
     try:
         return milliseconds(value) / 1000
@@ -541,8 +541,8 @@ def echo(listen: str) -> None:
     import asyncio
     import signal
 
+    from agent.desired.schema import endpoint
     from agent.host.echo import listening
-    from agent.model.schema import endpoint
 
     try:
         address = endpoint(listen)
@@ -577,7 +577,7 @@ def _settings(file: Path | None) -> Settings:
 
 def _progress() -> Any:
     """Names the stage under way, on a terminal, in one line that the next one overwrites."""
-    from agent.model.report import STAGE_WORDS
+    from agent.reconcile.report import STAGE_WORDS
 
     if sys.stderr is None or not sys.stderr.isatty():
         return None

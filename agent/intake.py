@@ -10,12 +10,12 @@ from typing import NoReturn
 
 from attrs import frozen
 
+from agent.desired.state import Parsed, digest_of
 from agent.errors import InvalidError, PolicyError, UsageError, Violation
 from agent.host.files import read_regular
 from agent.host.store import Identity, Store, identity, write
-from agent.model import policy
-from agent.model.desired import Parsed, digest_of
-from agent.model.generation import Generation
+from agent.reconcile import policy
+from agent.reconcile.generation import Generation
 from agent.settings import Settings
 
 STALE_REMEDY = "set a higher serial; `agent rollback` puts an earlier state back"

@@ -9,15 +9,15 @@ import sys
 import click
 from attrs import asdict
 
+from agent.desired.schema import endpoint
+from agent.desired.state import parse
 from agent.errors import ExitCode, UsageError
 from agent.host import handshake as asking
 from agent.host import passage
 from agent.host.store import Store
 from agent.intake import read
-from agent.model import canary, handshake
-from agent.model.desired import parse
-from agent.model.schema import endpoint
 from agent.printing import print_json, show
+from agent.proxy_protocol import canary, greetings
 from agent.settings import Settings
 from agent.view import tables
 from agent.view.assemble import canary_status
@@ -34,9 +34,9 @@ def ask(settings: Settings, backends: tuple[str, ...], client: str | None, *, as
         named = endpoint(f"[{client}]:40000" if ":" in client else f"{client}:40000") if client else None
     except ValueError:
         raise click.BadParameter(f"{client} is no IP address", param_hint="--client") from None
-    asked = handshake.questions(state, backends, named)
+    asked = greetings.questions(state, backends, named)
     found = asking.ask(asked)
-    mismatch = any(handshake.mismatch(one.version, found[one.key].result) for one in asked)
+    mismatch = any(greetings.mismatch(one.version, found[one.key].result) for one in asked)
     code = ExitCode.REFUSED if mismatch else ExitCode.LIVE
     entries = [
         {"backend": one.key[0], "server": one.key[1], "address": str(one.address), **asdict(found[one.key])}

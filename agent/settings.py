@@ -15,9 +15,9 @@ from typing import NewType
 
 from attrs import frozen
 
+from agent.desired import structure
+from agent.desired.structure import Hook, expected, shown
 from agent.errors import UsageError, dotted
-from agent.model import structure
-from agent.model.structure import Hook, expected, shown
 
 ENVIRONMENT = "EDGEAGENT_SETTINGS"
 

@@ -13,12 +13,12 @@ from typing import Any
 
 from attrs import frozen
 
+from agent.desired.state import Parsed, digest_of
 from agent.errors import AgentError, ExitCode, InvalidError, NoAnswerError, Outcome, PolicyError
 from agent.host.store import Identity, identity
 from agent.intake import STALE_REMEDY
-from agent.model import policy
-from agent.model.desired import Parsed, digest_of
-from agent.model.generation import Request
+from agent.reconcile import policy
+from agent.reconcile.generation import Request
 from agent.service.wiring import Host
 from agent.view.status import Status, as_json, from_json
 

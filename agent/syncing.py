@@ -18,12 +18,12 @@ from typing import NoReturn
 import click
 from attrs import frozen
 
+from agent.desired.state import Limits, parse
 from agent.errors import AgentError, ExitCode, InvalidError, PolicyError, UsageError
 from agent.host.notice import AUTH, to_syslog
 from agent.intake import beside, label, read, read_in_time
-from agent.model.desired import Limits, parse
-from agent.model.report import STAGE_WORDS, STAGES
 from agent.printing import clear_line, end, print_json
+from agent.reconcile.report import STAGE_WORDS, STAGES
 from agent.remote import gate as gates
 from agent.remote import push, signature
 from agent.service.wiring import Host

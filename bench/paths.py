@@ -11,8 +11,8 @@ from typing import Any
 
 from stage import BINARY, edge, greeter, host, median, put, seconds, state  # first: it finds the tests' kit
 
-from agent.model.desired import digest_of
-from agent.model.report import Report
+from agent.desired.state import digest_of
+from agent.reconcile.report import Report
 
 from kit.binaries import binaries  # isort: skip
 from kit.edge import Edge, first_line, until  # isort: skip

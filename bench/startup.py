@@ -10,11 +10,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
+from agent.desired.state import parse
+from agent.haproxy.config import CONFIG_TEMPLATE, Process, render
+from agent.haproxy.observed import Running, ServerStats
+from agent.haproxy.plan import LiveGeneration, Target, plan
 from agent.host import templates
-from agent.model.desired import parse
-from agent.model.observed import Running, ServerStats
-from agent.model.plan import LiveGeneration, Target, plan
-from agent.model.render import CONFIG_TEMPLATE, Process, render
 
 ROUNDS = 15
 AGENT = Path(sys.executable).parent / "agent"

@@ -10,9 +10,9 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 
+from agent.desired.schema import Endpoint
 from agent.errors import UsageError
-from agent.model.proxyheader import LONGEST, ReportBuilder, parse
-from agent.model.schema import Endpoint
+from agent.proxy_protocol.header import LONGEST, ReportBuilder, parse
 
 HEADER_SECONDS = 5.0  # as long as Postfix waits for it
 MOST = 1_000  # clients at once

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from agent.errors import StoreError
 from agent.host.notice import Notices
 from agent.host.store import Store
-from agent.model.event import Damper, Event, frontend_changes
+from agent.reconcile.event import Damper, Event, frontend_changes
 
 _log = logging.getLogger("agent")
 

@@ -10,11 +10,11 @@ from collections.abc import Iterable
 
 from attrs import evolve
 
-from agent.model.certificate import common_name
-from agent.model.handshake import CHOKED, Heard, Question, Result, Seen, compared, judge, shown
-from agent.model.observed import Key
-from agent.model.proxyheader import header
-from agent.model.schema import Application, Endpoint, ProxyProtocol
+from agent.desired.schema import Application, Endpoint, ProxyProtocol
+from agent.desired.state import Key
+from agent.proxy_protocol.certificate import common_name
+from agent.proxy_protocol.greetings import CHOKED, Heard, Question, Result, Seen, compared, judge, shown
+from agent.proxy_protocol.header import header
 
 SECONDS = 2.0  # for each; Postfix greets at once, and what has not by then is silent
 QUIET_SECONDS = 0.5  # a plain server chokes on a header within a few milliseconds (FACTS), a busy one takes longer

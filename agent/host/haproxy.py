@@ -24,14 +24,14 @@ from pathlib import Path, PurePosixPath
 from attrs import frozen
 
 from agent.errors import NoAnswerError, RefusedError, StoreError, SwitchError, UsageError
+from agent.haproxy.commands import Command
+from agent.haproxy.observed import Observation, Running
+from agent.haproxy.trial_config import SOCKET, trial_config
 from agent.host import listeners, processes, subprocesses
 from agent.host.files import read_regular
 from agent.host.lock import make_private
 from agent.host.runtime import StatsSocket
 from agent.host.subprocesses import Program, Said
-from agent.model.commands import Command
-from agent.model.observed import Observation, Running
-from agent.model.trial_config import SOCKET, trial_config
 
 _log = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from attrs import frozen
 
-from agent.model.schema import Endpoint
+from agent.desired.schema import Endpoint
 
 
 @frozen(kw_only=True)

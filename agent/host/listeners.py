@@ -14,10 +14,10 @@ import sys
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
+from agent.desired.schema import Endpoint
 from agent.host import sockstat
 from agent.host.listener import Listener
-from agent.model.preflight import BindFailure
-from agent.model.schema import Endpoint
+from agent.reconcile.preflight import BindFailure
 
 IN_USE = BindFailure(reason="in_use", detail="the address is in use")
 _REASONS = {

@@ -7,9 +7,9 @@ import errno
 import time
 from collections.abc import Sequence
 
-from agent.model.canary import Arrival, Passage, announces, judge
-from agent.model.proxyheader import header
-from agent.model.schema import Endpoint, ProxyProtocol
+from agent.desired.schema import Endpoint, ProxyProtocol
+from agent.proxy_protocol.canary import Arrival, Passage, announces, judge
+from agent.proxy_protocol.header import header
 
 _MOST = 200  # bytes of an answer
 _AT_ONCE = 100

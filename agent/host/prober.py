@@ -8,12 +8,12 @@ from pathlib import Path
 
 from attrs import frozen
 
+from agent.desired.schema import Endpoint
+from agent.desired.state import Key
 from agent.host import listeners, processes, tcp_probe
 from agent.host.listener import Listener
-from agent.model.handshake import Question, Seen
-from agent.model.observed import Key
-from agent.model.preflight import BindFailure
-from agent.model.schema import Endpoint
+from agent.proxy_protocol.greetings import Question, Seen
+from agent.reconcile.preflight import BindFailure
 
 KERNEL_ALLOWS_OVERLAP = sys.platform != "linux"
 """Whether bind(2) with SO_REUSEADDR succeeds beside a listener on the wildcard, or the wildcard beside a listener.

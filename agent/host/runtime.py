@@ -20,9 +20,9 @@ from pathlib import Path
 from attrs import frozen
 
 from agent.errors import CommandError, NoAnswerError, UsageError
-from agent.model.commands import Command
-from agent.model.observed import FRONTEND_PREFIX, FrontendStats, Observation, Running, ServerStats
-from agent.model.render import DESCRIPTION, PEERS
+from agent.haproxy.commands import Command
+from agent.haproxy.config import DESCRIPTION, PEERS
+from agent.haproxy.observed import FRONTEND_PREFIX, FrontendStats, Observation, Running, ServerStats
 
 _GENERATION = re.compile(re.escape(DESCRIPTION) + r"(\d{1,18})")
 _FRONTEND, _SERVER = "0", "2"  # the `type` column of `show stat` (HAProxy's management guide, 9.1)
@@ -31,7 +31,8 @@ _BACKENDS = "show stat -1 2 -1"  # 2: backends
 _BRIEF = "show info;show stat -1 1 -1;show servers state"  # 1: frontends
 # The columns of `show servers state`, and what stands in two of them (its management guide; HAProxy, server-t.h).
 _BACKEND, _NAME, _ADDRESS, _OPERATIONAL, _ADMIN, _WEIGHT, _PORT = 1, 3, 4, 5, 6, 7, 18
-_IN_MAINTENANCE, _DRAINS = 0x01 | 0x02 | 0x04, 0x08 | 0x10
+_IN_MAINTENANCE = 0x01 | 0x02 | 0x20  # SRV_ADMF_MAINT; 0x04 only says that it once was so by the file, `ready` or not
+_DRAINS = 0x08 | 0x10  # SRV_ADMF_DRAIN
 _TAKES_CLIENTS = ("1", "2")  # starting, running
 
 _PROMPT = b"\n> "

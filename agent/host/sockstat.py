@@ -13,8 +13,8 @@ import re
 import subprocess
 from collections.abc import Iterable
 
+from agent.desired.schema import Endpoint
 from agent.host.listener import Listener
-from agent.model.schema import Endpoint
 
 _COMMAND = "/usr/bin/sockstat"
 _TIMEOUT_SECONDS = 5

@@ -18,13 +18,13 @@ from typing import Any
 
 from attrs import asdict, field, frozen
 
+from agent.desired.state import Key, digest_of
 from agent.errors import StoreError
 from agent.host.files import read_regular
 from agent.host.lock import ServiceLock, holder_pid, locked, make_private
-from agent.model.desired import digest_of
-from agent.model.event import Event, recorded
-from agent.model.generation import Generation, Handshake, Hold, Journal, Request, handshakes
-from agent.model.observed import Key
+from agent.proxy_protocol.record import Handshake, handshakes
+from agent.reconcile.event import Event, recorded
+from agent.reconcile.generation import Generation, Hold, Journal, Request
 
 _STAGED = ".staged"
 _NUMBER = re.compile(r"[0-9]{1,12}")

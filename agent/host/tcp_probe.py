@@ -10,8 +10,8 @@ import struct
 import time
 from collections.abc import Iterable, Mapping
 
-from agent.model.observed import Key
-from agent.model.schema import Endpoint
+from agent.desired.schema import Endpoint
+from agent.desired.state import Key
 
 _AT_ONCE = 200  # a fresh process may open 1,024 files on many systems
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: end with a reset, as HAProxy's own checks do

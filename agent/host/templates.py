@@ -7,8 +7,8 @@ from importlib import resources
 from pathlib import Path
 
 from agent.errors import InvalidError, UsageError, Violation
+from agent.haproxy.config import Template
 from agent.host.files import read_regular
-from agent.model.render import Template
 
 
 def load(name: str, folder: str) -> Template:

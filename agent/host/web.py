@@ -22,9 +22,9 @@ from pathlib import Path
 
 from attrs import frozen
 
+from agent.desired.schema import Endpoint
 from agent.errors import UsageError
 from agent.host.files import read_regular
-from agent.model.schema import Endpoint
 
 AT_ONCE = 64  # clients; the next ones are turned away
 MOST = 16_384  # bytes of a request; the standard library alone would parse six megabytes of headers

@@ -20,6 +20,8 @@ from pathlib import Path
 from attrs import frozen
 
 from agent import __version__
+from agent.desired.schema import Endpoint, endpoint
+from agent.desired.state import DesiredState, Limits, parse
 from agent.errors import AgentError, InvalidError, UsageError
 from agent.host import listeners
 from agent.host.files import read_regular
@@ -27,8 +29,6 @@ from agent.host.haproxy import HAProxy, file_limit
 from agent.host.listener import Listener
 from agent.host.store import Store
 from agent.intake import read
-from agent.model.desired import DesiredState, Limits, parse
-from agent.model.schema import Endpoint, endpoint
 from agent.once import basetools
 from agent.once.basetools import Address
 from agent.once.platform import System, detect

@@ -11,6 +11,8 @@ from collections.abc import Collection, Mapping
 
 from attrs import frozen
 
+from agent.desired.schema import Endpoint, HealthType
+from agent.desired.state import DesiredState, Key, digest_of
 from agent.errors import (
     CommandError,
     Finding,
@@ -21,18 +23,18 @@ from agent.errors import (
     SwitchError,
     WorseError,
 )
-from agent.model import preflight, serverstate, verdict
-from agent.model.commands import Command
-from agent.model.desired import DesiredState, digest_of
-from agent.model.generation import Generation, Handshake, Hold, Journal
-from agent.model.observed import Key, Observation, Running
-from agent.model.pace import Pace
-from agent.model.plan import LiveGeneration, Reload, Runtime, Target
-from agent.model.preflight import Checks, ServingBackend
-from agent.model.schema import Endpoint, HealthType
-from agent.model.verdict import Judgement
+from agent.haproxy import server_state
+from agent.haproxy.commands import Command
+from agent.haproxy.observed import Observation, Running
+from agent.haproxy.plan import LiveGeneration, Reload, Runtime, Target
+from agent.proxy_protocol.record import Handshake
+from agent.reconcile import preflight, verify
+from agent.reconcile.generation import Generation, Hold, Journal
+from agent.reconcile.pace import Pace
 from agent.reconcile.ports import Environment
-from agent.reconcile.report import ReportBuilder
+from agent.reconcile.preflight import Checks, ServingBackend
+from agent.reconcile.report_builder import ReportBuilder
+from agent.reconcile.verify import Judgement
 
 RETRY = "change it, or apply it again with --retry (`agent apply --retry`, `agent sync --retry`)"
 TCP_PROBE_SECONDS = 1.0  # for all servers together, side by side; a server that takes longer is as good as dead
@@ -322,12 +324,12 @@ class Applier:
         dirty: Collection[Key] = frozenset(),
     ) -> None:
         """What the old process knows of its servers, and which did not answer, for the next process."""
-        dump, state = "", serverstate.EMPTY
+        dump, state = "", server_state.EMPTY
         if old is not None:
             with contextlib.suppress(NoAnswerError):  # without it, new checks find out what is up
                 dump = self.environment.proxy.server_states()
         if after is not None:
-            state = serverstate.carried(dump, before, after, down=down, reached=reachable, dirty=dirty)
+            state = server_state.carried(dump, before, after, down=down, reached=reachable, dirty=dirty)
         self.environment.store.write_server_state(state)
 
     # --- the verdict
@@ -360,7 +362,7 @@ class Applier:
         while True:
             passed = clock.monotonic() - begin
             stale = frozenset(key for key in unproven & known if passed < stale_seconds.get(key[0], 0.0))
-            judged = verdict.judge(
+            judged = verify.judge(
                 expected.serving, observed, state=state, unproven=unproven, probed_open=probed or {}, stale=stale
             )
             if judged.judgement is Judgement.REGRESSED:
@@ -370,7 +372,7 @@ class Applier:
                 return
             if passed >= self.verify_seconds:
                 report.observed = observed
-                report.findings += [verdict.undecided(reason) for reason in judged.reasons]
+                report.findings += [verify.undecided(reason) for reason in judged.reasons]
                 return
             if probed is None:
                 probed = self._tcp_probe(expected)

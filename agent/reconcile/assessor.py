@@ -9,18 +9,21 @@ from pathlib import Path
 
 from attrs import frozen
 
+from agent.desired.schema import Endpoint
+from agent.desired.state import DesiredState, Key, Limits, Parsed, parse
 from agent.errors import Finding, InvalidError, NoAnswerError, RefusedError, UsageError
-from agent.model import preflight, proof
-from agent.model.desired import DesiredState, Limits, Parsed, parse
-from agent.model.generation import Asked, Generation, Handshake, Journal, Quarantined
-from agent.model.handshake import Question
-from agent.model.observed import Key, Observation
-from agent.model.plan import LiveGeneration, Plan, Reload, Target, Unchanged, diff, plan
-from agent.model.preflight import Checks, ServingBackend
-from agent.model.render import Config, Process, Template, digest_of_template, render
-from agent.model.schema import Endpoint
+from agent.haproxy.config import Config, Process, Template, digest_of_template, render
+from agent.haproxy.observed import Observation
+from agent.haproxy.plan import LiveGeneration, Plan, Reload, Target, Unchanged, diff, plan
+from agent.haproxy.quarantine import Quarantined
+from agent.proxy_protocol import policy
+from agent.proxy_protocol.greetings import Question
+from agent.proxy_protocol.record import Asked, Handshake
+from agent.reconcile import preflight
 from agent.reconcile.applier import RETRY, TCP_PROBE_SECONDS, Assessment
+from agent.reconcile.generation import Generation, Journal
 from agent.reconcile.ports import Environment
+from agent.reconcile.preflight import Checks, ServingBackend
 from agent.settings import ProbeMode
 
 
@@ -52,7 +55,7 @@ class Preview:
         """What people should know before it is done."""
         overrides = () if isinstance(self.plan, Reload) else self.plan.operator_overrides
         held = (Finding("", f"this document is held: {self.held}", RETRY),) if self.held else ()
-        warnings = proof.findings(self.parsed.state, {probed.asked: probed for probed in self.handshakes})
+        warnings = policy.findings(self.parsed.state, {probed.asked: probed for probed in self.handshakes})
         return (*held, *preflight.findings(self.quarantined), *preflight.silent(self.silent), *warnings, *overrides)
 
 
@@ -197,7 +200,7 @@ class Assessor:
         """The servers that answer a TCP or a PROXY probe."""
         unprobed = preflight.unprobed(checks.servers, handshakes)
         answered = self.environment.prober.reachable(unprobed, timeout=TCP_PROBE_SECONDS) if unprobed else frozenset()
-        return answered - {probed.key for probed in handshakes if probed.result in proof.AWAY}
+        return answered - {probed.key for probed in handshakes if probed.result in policy.AWAY}
 
     # --- PROXY probes
 
@@ -208,12 +211,13 @@ class Assessor:
         now, fresh = self.environment.clock.now(), {probed.asked for probed in just}
         known = {key: probed for key, probed in self.remembered().items() if key not in fresh}
         patience = self.believe_seconds
-        questions = proof.servers_to_probe_again(target.state, known, observed, now=now, patience=patience)
+        up = {server.key for server in observed.servers if server.up}
+        questions = policy.servers_to_probe_again(target.state, known, up, now=now, patience=patience)
         return self._ask(questions, target.digest)
 
     def probe_warnings(self, state: DesiredState) -> tuple[Finding, ...]:
         """What people should know of the servers of a state."""
-        return () if self.probe is ProbeMode.OFF else proof.findings(state, self.remembered())
+        return () if self.probe is ProbeMode.OFF else policy.findings(state, self.remembered())
 
     def remembered(self) -> Mapping[Asked, Handshake]:
         """What servers were last found to be."""
@@ -224,7 +228,7 @@ class Assessor:
         if self.probe is ProbeMode.OFF or not questions:
             return ()
         now, patience = self.environment.clock.now(), self.believe_seconds
-        known = proof.believed(questions, self.remembered(), digest=digest, now=now, patience=patience)
+        known = policy.believed(questions, self.remembered(), digest=digest, now=now, patience=patience)
         settled = {probed.key for probed in known}
         return (*known, *self._ask([question for question in questions if question.key not in settled], digest))
 
@@ -232,15 +236,15 @@ class Assessor:
         if not questions:
             return ()
         answers = self.environment.prober.handshakes(questions)
-        return proof.noted(questions, answers, digest=digest, at=self.environment.clock.now())
+        return policy.noted(questions, answers, digest=digest, at=self.environment.clock.now())
 
     def _objections(
         self, live: DesiredState | None, target: DesiredState, handshakes: tuple[Handshake, ...]
     ) -> tuple[str, ...]:
         if self.probe is ProbeMode.OFF:
             return ()
-        required = proof.unproven(live, target, handshakes) if self.probe is ProbeMode.REQUIRE else ()
-        return (*proof.mismatches(handshakes), *required)
+        required = policy.unproven(live, target, handshakes) if self.probe is ProbeMode.REQUIRE else ()
+        return (*policy.mismatches(handshakes), *required)
 
     # --- a plan, and nothing done
 

@@ -9,12 +9,14 @@ from typing import Protocol
 
 from attrs import frozen
 
-from agent.model.commands import Command
-from agent.model.generation import Generation, Handshake, Hold, Journal
-from agent.model.handshake import Question, Seen
-from agent.model.observed import Key, Observation, Running
-from agent.model.preflight import BindFailure
-from agent.model.schema import Endpoint
+from agent.desired.schema import Endpoint
+from agent.desired.state import Key
+from agent.haproxy.commands import Command
+from agent.haproxy.observed import Observation, Running
+from agent.proxy_protocol.greetings import Question, Seen
+from agent.proxy_protocol.record import Handshake
+from agent.reconcile.generation import Generation, Hold, Journal
+from agent.reconcile.preflight import BindFailure
 
 
 class Proxy(Protocol):

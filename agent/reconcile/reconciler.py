@@ -17,6 +17,7 @@ from collections.abc import Callable
 
 from attrs import evolve, field, frozen
 
+from agent.desired.state import DesiredState, Key, Parsed, digest_of
 from agent.errors import (
     AgentError,
     CommandError,
@@ -31,17 +32,18 @@ from agent.errors import (
     UsageError,
     WorseError,
 )
-from agent.model import preflight, proof
-from agent.model.desired import DesiredState, Parsed, digest_of
-from agent.model.generation import Generation, Handshake, Hold, Journal
-from agent.model.observed import Key, Running
-from agent.model.pace import Pace
-from agent.model.plan import LiveGeneration, Reload, Runtime, Unchanged
-from agent.model.report import Report
+from agent.haproxy.observed import Running
+from agent.haproxy.plan import LiveGeneration, Reload, Runtime, Unchanged
+from agent.proxy_protocol import policy
+from agent.proxy_protocol.record import Handshake
+from agent.reconcile import preflight
 from agent.reconcile.applier import RETRY, Applier, Assessment
 from agent.reconcile.assessor import Assessor, outage_sentences, outages_of, plan_of
+from agent.reconcile.generation import Generation, Hold, Journal
+from agent.reconcile.pace import Pace
 from agent.reconcile.ports import Environment
-from agent.reconcile.report import ReportBuilder
+from agent.reconcile.report import Report
+from agent.reconcile.report_builder import ReportBuilder
 
 RETRY_SECONDS = 30.0  # until a document is tried again whose step the world has made fail; doubled each time
 MAX_RETRY_SECONDS = 600.0
@@ -228,7 +230,7 @@ class Reconciler:
             report.quarantined, report.handshakes = assessment.target.quarantined, assessment.handshakes
             self._remember(assessment.handshakes, assessment.before, parsed.state)
         if assessment.objections and proven:
-            raise RefusedError("; ".join(assessment.objections), remedy=proof.REMEDY)
+            raise RefusedError("; ".join(assessment.objections), remedy=policy.REMEDY)
         with report.stage("plan"):
             step = report.step = plan_of(assessment)
         if isinstance(step, Unchanged) and report.interrupted is None:
@@ -297,7 +299,7 @@ class Reconciler:
     def _remember(self, handshakes: tuple[Handshake, ...], *states: DesiredState | None) -> None:
         """Keep what servers were found to be. A full disk costs that, and is reported where it costs more."""
         before = self.environment.store.handshakes()
-        if handshakes and (after := proof.remembered(before, handshakes, *states)) != before:
+        if handshakes and (after := policy.remembered(before, handshakes, *states)) != before:
             with contextlib.suppress(StoreError):
                 self.environment.store.set_handshakes(after)
 

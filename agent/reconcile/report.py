@@ -1,122 +1,76 @@
-"""One reconcile so far: gathered on the way, a Report at the end."""
+"""What became of one converge: the value that exit code, log, history, status.json and tables are made from."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from attrs import frozen
 
-from attrs import Factory, define, evolve, field
+from agent.errors import ExitCode, Finding, Outcome, Violation
+from agent.haproxy.observed import Observation
+from agent.proxy_protocol.record import Handshake
 
-from agent.errors import AgentError, Finding, InvalidError, Outcome, StoreError
-from agent.model import preflight
-from agent.model.desired import Parsed
-from agent.model.generation import Handshake, Journal, Quarantined
-from agent.model.observed import Observation
-from agent.model.plan import Plan, Reload, Runtime
-from agent.model.report import Report
-from agent.reconcile.ports import Environment
+STAGES = ("recover", "load", "preflight", "plan", "check", "swap", "switch", "verify", "commit")
+"""Of one change that goes live, in their order."""
+
+STAGE_WORDS = {
+    "recover": "looking at what runs",
+    "load": "reading the document",
+    "preflight": "trying addresses and servers",
+    "plan": "planning",
+    "check": "testing the configuration with haproxy -c and a trial start",
+    "swap": "writing the configuration",
+    "switch": "applying it to HAProxy",
+    "verify": "verifying that it serves",
+    "commit": "recording the generation",
+    "roll back": "putting the previous configuration back",
+    "keep": "looking after what is live",
+    "revive": "starting HAProxy",
+}
+"""The same, and what follows a failure, as people read them."""
 
 
-@define(kw_only=True)
-class ReportBuilder:
-    """Gathers what a Report says, and what the next step of the same reconcile has to know.
+@frozen(kw_only=True)
+class Report:
+    """What became of a document. `digest`: of the document looked at, None where there was none to read.
 
-    `started_generation`: the one that a process was started for, until it is committed. `commands_sent`: whether the
-    running process was changed in a way that is not committed. `cold_start`: no HAProxy ran before. `interrupted`: a
-    step that an earlier agent left undone, until it is settled. `switched`: a step was taken and failed. `restores`:
-    the earlier generation that is put back. `unserved`: frontends that are new and have no server that
-    answers. `observed`: HAProxy after the step.
+    `generation`: what is live now. `plan`: "unchanged", "runtime" or "reload", None where it did not come to a plan.
+    `started`: whether no HAProxy ran before. `drift`: what was not as this agent had left it, and was corrected, by
+    kind. `handshakes`: what the servers that are new in the document were found to be. `violations` stand in `file`;
+    of more than a hundred only the first are listed, and `violations_total` counts all. `timings`: seconds by stage,
+    in order. `at`: seconds since the epoch. `observed`: HAProxy after a step, None where it has to be asked.
     """
 
-    environment: Environment
+    outcome: Outcome
+    at: float
     file: str
-    on_stage: Callable[[str], None]
-    digest: str | None
-    parsed: Parsed | None = None
-    step: Plan | None = None
-    started_generation: int | None = None
-    commands_sent: bool = False
-    cold_start: bool = False
-    switched: bool = False
-    interrupted: Journal | None = None
-    restores: int | None = None
-    unserved: tuple[str, ...] = ()
-    observed: Observation | None = None
-    quarantined: tuple[Quarantined, ...] = ()
+    digest: str | None = None
+    name: str = ""
+    serial: int | None = None
+    generation: int | None = None
+    plan: str | None = None
+    reasons: tuple[str, ...] = ()
+    started: bool = False
+    drift: tuple[str, ...] = ()
     handshakes: tuple[Handshake, ...] = ()
-    findings: list[Finding] = field(default=Factory(list))
-    drift: list[str] = field(default=Factory(list))
-    _timings: list[tuple[str, float]] = field(default=Factory(list))
+    findings: tuple[Finding, ...] = ()
+    violations: tuple[Violation, ...] = ()
+    violations_total: int = 0
+    message: str = ""
+    remedy: str = ""
+    code: ExitCode | None = None
+    timings: tuple[tuple[str, float], ...] = ()
+    observed: Observation | None = None
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """Of the command that was told this: the error's own, where it was one, else the outcome's."""
+        return self.outcome.exit_code if self.code is None else self.code
+
+    @property
+    def switched(self) -> bool:
+        """Whether it came to a switch, by commands or by a new process."""
+        return any(stage == "switch" for stage, _ in self.timings)
 
     @property
     def seconds(self) -> float:
-        """How long all stages have taken so far."""
-        return sum(seconds for _, seconds in self._timings)
-
-    def for_live(self, digest: str) -> ReportBuilder:
-        """Another one, for the live document when the desired one cannot be reached. Only its drift is reported."""
-        return ReportBuilder(
-            environment=self.environment,
-            file=self.file,
-            on_stage=lambda _: None,
-            digest=digest,
-            drift=self.drift,
-            interrupted=self.interrupted,
-        )
-
-    @contextlib.contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """A stage of the reconcile, with its time."""
-        self.on_stage(name)
-        start = self.environment.clock.monotonic()
-        try:
-            yield
-        finally:
-            self._timings.append((name, round(self.environment.clock.monotonic() - start, 6)))
-
-    def done(self, outcome: Outcome) -> Report:
-        """What became of it. With an address in quarantine, what is live is degraded."""
-        if (self.quarantined or self.unserved) and outcome in (Outcome.COMMITTED, Outcome.UNCHANGED):
-            outcome = Outcome.DEGRADED
-        live = None
-        with contextlib.suppress(StoreError):  # reported already: this is the report of it
-            live = self.environment.store.live()
-        parsed, step = self.parsed, self.step
-        return Report(
-            outcome=outcome,
-            at=self.environment.clock.now(),
-            file=self.file,
-            digest=self.digest,
-            name=parsed.state.name if parsed else "",
-            serial=parsed.state.serial if parsed else None,
-            generation=live.number if live else None,
-            plan=None if step is None else type(step).__name__.lower(),
-            reasons=step.reasons if isinstance(step, (Reload, Runtime)) else (),
-            started=self.cold_start,
-            drift=tuple(self.drift),
-            handshakes=self.handshakes,
-            findings=(
-                *(parsed.findings if parsed else ()),
-                *preflight.findings(self.quarantined),
-                *preflight.unserved_findings(self.unserved),
-                *self.findings,
-            ),
-            timings=tuple(self._timings),
-            observed=self.observed,
-        )
-
-    def failed(self, error: AgentError, trouble: str) -> Report:
-        """The same for what ended in an error; `trouble`: what is wrong with what was live, "" where nothing is."""
-        self.observed = None  # of a step that failed
-        if trouble:
-            self.findings.append(Finding("haproxy", trouble, "look at HAProxy's log"))
-        report = self.done(error.outcome or Outcome.REFUSED)
-        return evolve(
-            report,
-            file=error.file if isinstance(error, InvalidError) else report.file,
-            message=str(error),
-            code=error.exit_code,
-            remedy=error.remedy,
-            violations=error.violations if isinstance(error, InvalidError) else (),
-            violations_total=error.total if isinstance(error, InvalidError) else 0,
-        )
+        """How long all stages took together."""
+        return sum(seconds for _, seconds in self.timings)

@@ -17,9 +17,9 @@ from typing import NoReturn
 import click
 from attrs import evolve, frozen
 
+from agent.desired.schema import endpoint
 from agent.errors import AgentError, ExitCode, InvalidError, UsageError, Violation
 from agent.host.web import Listen, serving
-from agent.model.schema import endpoint
 from agent.printing import end
 from agent.remote import push, signature
 from agent.remote.cluster import merge, objects

@@ -19,8 +19,8 @@ from typing import Any
 
 from attrs import evolve, frozen
 
+from agent.desired.state import digest_of
 from agent.errors import ExitCode, Outcome
-from agent.model.desired import digest_of
 
 CONNECT_SECONDS = 10
 GRACE_SECONDS = 15.0  # beyond the time the other side has: for connecting, and for its start

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import logging
 
+from agent.desired.state import Parsed
 from agent.errors import StoreError
 from agent.host.lock import ServiceLock
 from agent.host.store import Store
 from agent.intake import Intake
-from agent.model.desired import Parsed
-from agent.model.generation import Generation
+from agent.reconcile.generation import Generation
 
 _log = logging.getLogger("agent")
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 import contextlib
 import logging
 
+from agent.desired.state import digest_of
 from agent.errors import InvalidError, Outcome, RateLimitedError, StoreError, Violation
 from agent.host.notice import Notices
 from agent.host.store import Identity, Store
 from agent.host.writes import Writes
 from agent.intake import Intake
-from agent.model.desired import digest_of
-from agent.model.report import Report
 from agent.reconcile.assessor import Assessor
 from agent.reconcile.reconciler import Reconciler
+from agent.reconcile.report import Report
 from agent.service.live_backup import LiveBackup
 from agent.service.publisher import Publisher
 from agent.view import news

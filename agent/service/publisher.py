@@ -13,21 +13,21 @@ from typing import TYPE_CHECKING
 from attrs import evolve
 
 from agent import __version__
+from agent.desired.schema import endpoint
+from agent.desired.state import digest_of
 from agent.errors import NoAnswerError, Outcome, StoreError, UsageError
+from agent.haproxy.observed import Observation
 from agent.host.eventlog import EventLog
 from agent.host.haproxy import HAProxy
 from agent.host.processes import usage
 from agent.host.runtime import StatsSocket
 from agent.host.store import Identity, Store
 from agent.intake import Intake
-from agent.model import canary
-from agent.model.canary import Arrival
-from agent.model.desired import digest_of
-from agent.model.event import Event, Kind
-from agent.model.observed import Observation
-from agent.model.report import Report
-from agent.model.schema import endpoint
+from agent.proxy_protocol import canary
+from agent.proxy_protocol.canary import Arrival
 from agent.reconcile.assessor import Assessor
+from agent.reconcile.event import Event, Kind
+from agent.reconcile.report import Report
 from agent.settings import Settings
 from agent.view import news
 from agent.view.assemble import assemble

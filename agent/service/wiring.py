@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
+from agent.desired.state import Limits
+from agent.haproxy.config import CONFIG_TEMPLATE, Process
 from agent.host import templates
 from agent.host.eventlog import EventLog
 from agent.host.haproxy import HAProxy, file_limit, find_ca_file, peers_socket
@@ -20,8 +22,6 @@ from agent.host.prober import HostProber
 from agent.host.store import Store
 from agent.host.writes import Writes
 from agent.intake import Intake
-from agent.model.desired import Limits
-from agent.model.render import CONFIG_TEMPLATE, Process
 from agent.reconcile.assessor import Assessor, Preview
 from agent.reconcile.ports import Environment
 from agent.reconcile.reconciler import Reconciler

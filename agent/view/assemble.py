@@ -6,16 +6,18 @@ from collections.abc import Collection, Mapping, Sequence
 
 from attrs import frozen
 
+from agent.desired.schema import Endpoint
+from agent.desired.state import Backend, DesiredState, Frontend, Server
 from agent.errors import Finding, dotted
-from agent.model import canary
-from agent.model.canary import Arrival
-from agent.model.desired import Backend, DesiredState, Frontend, Server
-from agent.model.event import Event
-from agent.model.generation import Asked, Generation, Handshake, Hold, Quarantined
-from agent.model.handshake import mismatch
-from agent.model.observed import FrontendStats, Observation, ServerStats
-from agent.model.report import Report
-from agent.model.schema import Endpoint
+from agent.haproxy.observed import FrontendStats, Observation, ServerStats
+from agent.haproxy.quarantine import Quarantined
+from agent.proxy_protocol import canary
+from agent.proxy_protocol.canary import Arrival
+from agent.proxy_protocol.greetings import mismatch
+from agent.proxy_protocol.record import Asked, Handshake
+from agent.reconcile.event import Event
+from agent.reconcile.generation import Generation, Hold
+from agent.reconcile.report import Report
 from agent.view.status import (
     SCHEMA,
     AgentStatus,

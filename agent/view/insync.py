@@ -5,8 +5,8 @@ from __future__ import annotations
 import enum
 
 from agent.errors import Outcome
-from agent.model.generation import Generation, Hold
-from agent.model.report import Report
+from agent.reconcile.generation import Generation, Hold
+from agent.reconcile.report import Report
 from agent.view.status import NotInSync
 
 _LONGEST = 300  # characters of a reason

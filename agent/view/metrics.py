@@ -18,14 +18,16 @@ from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
+from agent.desired.state import DesiredState
 from agent.errors import Outcome
-from agent.model import canary
-from agent.model.canary import Arrival
-from agent.model.desired import DesiredState
-from agent.model.generation import Asked, Generation, Handshake, Hold, Quarantined
-from agent.model.handshake import mismatch
-from agent.model.observed import FrontendStats, Observation
-from agent.model.report import STAGES, Report
+from agent.haproxy.observed import FrontendStats, Observation
+from agent.haproxy.quarantine import Quarantined
+from agent.proxy_protocol import canary
+from agent.proxy_protocol.canary import Arrival
+from agent.proxy_protocol.greetings import mismatch
+from agent.proxy_protocol.record import Asked, Handshake
+from agent.reconcile.generation import Generation, Hold
+from agent.reconcile.report import STAGES, Report
 from agent.view.assemble import Index, frontend_state
 
 PREFIX = "edgeagent_"

@@ -6,8 +6,8 @@ import logging
 from typing import Any
 
 from agent.errors import Outcome
-from agent.model.event import Event, Kind
-from agent.model.report import Report
+from agent.reconcile.event import Event, Kind
+from agent.reconcile.report import Report
 from agent.view.assemble import event_status
 from agent.view.status import Status, as_json, when
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 import jinja2
 from attrs import frozen
 
-from agent.model.generation import Generation
+from agent.reconcile.generation import Generation
 from agent.view.status import SCHEMA, AgentStatus, BackendStatus, FrontendStatus, ServerStatus, Status, when
 
 T = TypeVar("T")

@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from agent.model.generation import Generation
-from agent.model.observed import Observation
+from agent.haproxy.observed import Observation
+from agent.reconcile.generation import Generation
 from agent.view import page
 from agent.view.metrics import Facts, Metrics, Usage
 from agent.view.status import Status

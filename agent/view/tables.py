@@ -8,12 +8,13 @@ from typing import Any
 import click
 from attrs import asdict
 
-from agent.model.canary import Arrival
-from agent.model.event import Event
-from agent.model.generation import Generation, Handshake
-from agent.model.handshake import Question, Seen, mismatch
-from agent.model.observed import Key
-from agent.model.plan import Plan, Runtime, Unchanged
+from agent.desired.state import Key
+from agent.haproxy.plan import Plan, Runtime, Unchanged
+from agent.proxy_protocol.canary import Arrival
+from agent.proxy_protocol.greetings import Question, Seen, mismatch
+from agent.proxy_protocol.record import Handshake
+from agent.reconcile.event import Event
+from agent.reconcile.generation import Generation
 from agent.view.assemble import event_status, handshake_status
 from agent.view.status import BindStatus, HandshakeStatus, Status, as_json, moment, when
 

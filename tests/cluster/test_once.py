@@ -21,7 +21,7 @@ import yaml
 from kit.discover import manifests, node, service
 from kit.kube import STRANGER, Kube
 
-from agent.model.desired import parse
+from agent.desired.state import parse
 
 
 def discover(*words: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -20,8 +20,8 @@ from kit.servers import echo, free_port
 from kit.web import page, web
 from kit.zygote import Zygote
 
+from agent.desired.state import digest_of
 from agent.host.store import Store
-from agent.model.desired import digest_of
 from tests.faults.conftest import Scene
 
 TEMPLATE = (Path(__file__).parents[2] / "templates/haproxy.cfg.j2").read_text()

@@ -21,8 +21,8 @@ from kit.web import page, web
 from kit.witness import Row, Witness
 from kit.zygote import Zygote
 
+from agent.desired.state import digest_of
 from agent.host.store import Store
-from agent.model.desired import digest_of
 from tests.faults.conftest import TABLE, Scene
 
 STEPS = int(os.environ.get("EDGEAGENT_WALK", "100"))

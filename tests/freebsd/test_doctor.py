@@ -15,9 +15,9 @@ from kit.servers import echo, free_port
 from kit.sockstat import RELEASES, Row
 
 from agent import settings
+from agent.desired.state import DesiredState, parse
 from agent.host import listeners, sockstat
 from agent.host.haproxy import HAProxy
-from agent.model.desired import DesiredState, parse
 from agent.once import basetools, checks, doctor
 from agent.once.basetools import Address, Redirect
 from agent.once.checks import Found, Scene

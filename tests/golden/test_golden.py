@@ -11,10 +11,10 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
+from agent.desired.state import parse
+from agent.haproxy.config import CONFIG_TEMPLATE, Config, Process, render
 from agent.host import templates
 from agent.host.haproxy import find_ca_file
-from agent.model.desired import parse
-from agent.model.render import CONFIG_TEMPLATE, Config, Process, render
 
 HERE = Path(__file__).parent
 EXAMPLE = HERE.parents[1] / "examples/mail-edge.yaml"

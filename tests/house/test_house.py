@@ -115,7 +115,7 @@ def test_documents_link_to_what_is_there():
 
 def test_desired_states_in_documents_are_valid_and_commands_are_there():
     from agent.cli import main
-    from agent.model.desired import parse
+    from agent.desired.state import parse
 
     states = 0
     for document in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]:
@@ -142,7 +142,7 @@ def test_settings_are_documented_key_by_key():
 def test_the_schema_is_documented_key_by_key():
     import attrs
 
-    from agent.model import schema
+    from agent.desired import schema
 
     text = (ROOT / "docs/desired-state.md").read_text()
     for kind in (schema.Written, schema.Frontend, schema.Backend, schema.Server, schema.Health, schema.RateLimit):

@@ -15,9 +15,9 @@ import pytest
 from kit.edge import Edge, Load, connect, first_line, until
 from kit.servers import echo, free_port
 
+from agent.desired.schema import Endpoint, ProxyProtocol
 from agent.host.runtime import StatsSocket
-from agent.model.proxyheader import header
-from agent.model.schema import Endpoint, ProxyProtocol
+from agent.proxy_protocol.header import header
 
 
 def edge_of(port: int, *servers: Any, frontend: dict[str, Any] | None = None, **backend: Any) -> dict[str, Any]:

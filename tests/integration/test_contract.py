@@ -12,10 +12,11 @@ from kit.edge import Edge, connect, until
 from kit.fakes import apply, servers_of
 from kit.servers import EchoServer, echo, free_port
 
+from agent.desired.state import Key
 from agent.errors import CommandError
-from agent.model.commands import Command, Verb
-from agent.model.commands import of_server as server
-from agent.model.observed import Key, ServerStats
+from agent.haproxy.commands import Command, Verb
+from agent.haproxy.commands import of_server as server
+from agent.haproxy.observed import ServerStats
 
 CHECK = ("check", "inter 1h")
 
@@ -49,6 +50,7 @@ def script(port: int) -> list[Command]:
         server(Verb.SET_ADDRESS, ("back", "b"), "::1 port 1"),
         server(Verb.SET_STATE, ("back", "a"), "maint"),
         server(Verb.SET_STATE, ("back", "a"), "ready"),
+        server(Verb.SET_STATE, ("back", "e"), "ready"),  # disabled in the file
         server(Verb.DELETE_SERVER, ("back", "a")),  # refused: in service
         server(Verb.SET_STATE, ("back", "c"), "maint"),
         server(Verb.DELETE_SERVER, ("back", "c")),
@@ -75,7 +77,7 @@ def refused(what: Callable[[], object]) -> bool:
 
 def test_the_fake_does_what_haproxy_does(edge: Edge):
     with echo("a") as a:
-        pool = {"a": {"address": a.address}}
+        pool = {"a": {"address": a.address}, "e": {"address": a.address, "disabled": True}}
         edge.live(
             {
                 "version": 1,

@@ -18,8 +18,8 @@ from kit.edge import Edge, connect, until
 from kit.onefile import AGENT
 from kit.servers import free_port
 
-from agent.model.proxyheader import header
-from agent.model.schema import ProxyProtocol, endpoint
+from agent.desired.schema import ProxyProtocol, endpoint
+from agent.proxy_protocol.header import header
 
 
 @contextlib.contextmanager

@@ -18,10 +18,10 @@ import pytest
 from kit.edge import Edge
 from kit.servers import echo, free_port, parse_header
 
+from agent.desired.schema import Application, Endpoint, ProxyProtocol
 from agent.host.handshake import ask
-from agent.model.certificate import common_name
-from agent.model.handshake import Question, Result
-from agent.model.schema import Application, Endpoint, ProxyProtocol
+from agent.proxy_protocol.certificate import common_name
+from agent.proxy_protocol.greetings import Question, Result
 
 SMTP, IMAP, POP3 = Application.SMTP, Application.IMAP, Application.POP3
 
@@ -264,8 +264,8 @@ def test_a_limit_of_files_makes_nobody_unreachable():
         "import resource, sys\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))\n"
         "from agent.host.handshake import ask\n"
-        "from agent.model.handshake import Question\n"
-        "from agent.model.schema import Application, Endpoint, ProxyProtocol\n"
+        "from agent.proxy_protocol.greetings import Question\n"
+        "from agent.desired.schema import Application, Endpoint, ProxyProtocol\n"
         "where = Endpoint(4, '127.0.0.1', int(sys.argv[1]))\n"
         "asked = [Question(key=('b', str(n)), address=where, application=Application.SMTP, version=ProxyProtocol.V2)"
         " for n in range(150)]\n"

@@ -18,9 +18,9 @@ from kit.edge import until
 from kit.left_out import leave_out
 from kit.servers import free_port
 
+from agent.desired.schema import Application, Endpoint, ProxyProtocol
 from agent.host.handshake import ask
-from agent.model.handshake import Question, Result, Seen
-from agent.model.schema import Application, Endpoint, ProxyProtocol
+from agent.proxy_protocol.greetings import Question, Result, Seen
 
 ROUNDS = 3
 

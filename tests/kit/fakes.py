@@ -13,12 +13,13 @@ from typing import Any
 
 from attrs import define, evolve, field
 
+from agent.desired.schema import Endpoint, ProxyProtocol
+from agent.desired.state import Key
 from agent.errors import CommandError, NoAnswerError
-from agent.model.commands import Command, Verb
-from agent.model.handshake import Question, Result, Seen
-from agent.model.observed import FRONTEND_PREFIX, FrontendStats, Key, Observation, Running, ServerStats
-from agent.model.preflight import BindFailure
-from agent.model.schema import Endpoint, ProxyProtocol
+from agent.haproxy.commands import Command, Verb
+from agent.haproxy.observed import FRONTEND_PREFIX, FrontendStats, Observation, Running, ServerStats
+from agent.proxy_protocol.greetings import Question, Result, Seen
+from agent.reconcile.preflight import BindFailure
 
 SERVER = re.compile(r"\s+server (\S+) (\S+) weight (\d+)(.*)")
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
+from agent.desired.schema import Endpoint
 from agent.host.listener import Listener
-from agent.model.preflight import BindFailure
-from agent.model.schema import Endpoint
+from agent.reconcile.preflight import BindFailure
 
 
 def bind_rule(listening: Collection[Listener]) -> Callable[[Endpoint], BindFailure | None]:

@@ -8,10 +8,10 @@ from pathlib import Path, PurePosixPath
 
 from attrs import evolve
 
+from agent.desired.state import Limits
+from agent.haproxy.config import CONFIG_TEMPLATE, Process
 from agent.host import templates
 from agent.host.store import Store
-from agent.model.desired import Limits
-from agent.model.render import CONFIG_TEMPLATE, Process
 from agent.reconcile.assessor import Assessor
 from agent.reconcile.ports import Environment
 from agent.reconcile.reconciler import Reconciler

@@ -12,9 +12,9 @@ from kit.edge import Load, edge_in_folder, until
 from kit.mail import MailHost
 from kit.servers import free_port
 
+from agent.desired.schema import Application, Endpoint, ProxyProtocol
 from agent.host.handshake import ask
-from agent.model.handshake import Question, Result
-from agent.model.schema import Application, Endpoint, ProxyProtocol
+from agent.proxy_protocol.greetings import Question, Result
 
 SMTP, TLS = Application.SMTP, Application.TLS
 TWINS = [

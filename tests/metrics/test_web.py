@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from agent.desired.schema import Endpoint
 from agent.host import web
 from agent.host.web import Answer, Listen, serving
-from agent.model.schema import Endpoint
 
 
 @pytest.mark.parametrize("tls", [False, True])

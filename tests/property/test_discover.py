@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.model.desired import DesiredState, parse
+from agent.desired.state import DesiredState, parse
 from agent.remote.cluster import merge, objects, selector
 from agent.remote.cluster.state import Snapshot, Terms, document, wanted
 from agent.remote.cluster.telling import told

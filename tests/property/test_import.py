@@ -11,10 +11,10 @@ from hypothesis import assume, given, reject
 from hypothesis import strategies as st
 from kit.strategies import states
 
+from agent.desired.state import DesiredState, parse
 from agent.errors import InvalidError
+from agent.haproxy.config import CONFIG_TEMPLATE, Process, render
 from agent.host import templates
-from agent.model.desired import DesiredState, parse
-from agent.model.render import CONFIG_TEMPLATE, Process, render
 from agent.once.imports import command as importing
 
 PROCESS = Process(

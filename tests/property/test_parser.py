@@ -18,12 +18,12 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from kit.strategies import spoiled, states
 
+from agent.desired import document
+from agent.desired.state import Parsed, parse
 from agent.errors import InvalidError
+from agent.haproxy.config import CONFIG_TEMPLATE, Process, render
 from agent.host import templates
 from agent.host.haproxy import find_ca_file
-from agent.model import document
-from agent.model.desired import Parsed, parse
-from agent.model.render import CONFIG_TEMPLATE, Process, render
 
 PLACE = re.compile(r"d\.(yaml|json)(:\d+)?: \S")
 PLAIN = settings(max_examples=max(300, settings.default.max_examples), deadline=None)

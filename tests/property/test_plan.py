@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kit.fakes import apply, servers_of
 
+from agent.desired.state import Key, parse
+from agent.haproxy.config import CONFIG_TEMPLATE, Process, render
+from agent.haproxy.observed import Running, ServerStats
+from agent.haproxy.plan import LiveGeneration, Reload, Runtime, Target, Unchanged, plan
 from agent.host import templates
-from agent.model.desired import parse
-from agent.model.observed import Key, Running, ServerStats
-from agent.model.plan import LiveGeneration, Reload, Runtime, Target, Unchanged, plan
-from agent.model.render import CONFIG_TEMPLATE, Process, render
 
 PROCESS = Process(socket=PurePosixPath("/s"), server_state=PurePosixPath("/t"), maxconn=10, hard_stop_after=1_000)
 BUILT_IN = templates.load(CONFIG_TEMPLATE, "")

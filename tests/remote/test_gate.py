@@ -16,8 +16,8 @@ from kit.onefile import AGENT
 from kit.servers import EchoServer, free_port
 from kit.ssh import Client, Firewall, keygen, make_key, state
 
+from agent.desired.state import digest_of
 from agent.errors import PolicyError
-from agent.model.desired import digest_of
 from agent.remote import gate
 
 LET_THROUGH = {

@@ -15,8 +15,8 @@ from kit.edge import Edge, until
 from kit.servers import EchoServer, free_port
 from kit.ssh import Client, Cluster, Firewall, make_key, state
 
+from agent.desired.state import digest_of
 from agent.errors import PolicyError, StoreError, UsageError
-from agent.model.desired import digest_of
 from agent.remote import signature
 
 DATA = b"version: 1\n"

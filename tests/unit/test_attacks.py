@@ -11,8 +11,8 @@ from multiprocessing.connection import Connection
 import pytest
 from kit.attacks import ATTACKS, PLAIN
 
+from agent.desired.state import DEFAULT_MAX_BYTES, parse
 from agent.errors import MOST_VIOLATIONS, InvalidError
-from agent.model.desired import DEFAULT_MAX_BYTES, parse
 
 MOST_TIMES_SLOWER = 10  # than an ordinary document of 588 KB (0.7 s); they were 20 to 370 times slower
 MOST_MEMORY = 150  # MB

@@ -163,7 +163,7 @@ def test_the_command_starts_without_what_only_some_commands_need():
 
 
 def test_checking_needs_no_process_no_watch_and_no_network():
-    code = "import sys, agent.model.render, agent.model.plan; print(*sys.modules)"
+    code = "import sys, agent.haproxy.config, agent.haproxy.plan; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
     assert not loaded & {"watchdog", "agent.host", "agent.reconcile.reconciler", "psutil", "prometheus_client"}

@@ -13,8 +13,8 @@ import pytest
 from attrs import evolve
 from kit.edge import until
 
+from agent.desired.state import digest_of
 from agent.errors import ExitCode
-from agent.model.desired import digest_of
 from agent.remote import push
 from agent.remote.cluster import election as elections
 from agent.remote.cluster import objects

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from kit.states import FIVE_MISTAKES, state
 
+from agent.desired.schema import Application, Balance, Endpoint, HealthType, OnDown, ProxyProtocol, RateLimit, Timeouts
+from agent.desired.state import DesiredState, Limits, Parsed, parse
 from agent.errors import InvalidError
-from agent.model.desired import DesiredState, Limits, Parsed, parse
-from agent.model.schema import Application, Balance, Endpoint, HealthType, OnDown, ProxyProtocol, RateLimit, Timeouts
 
 UNBOUNDED = Limits()
 

@@ -10,8 +10,8 @@ import pytest
 import yaml
 from kit.discover import endpoints, manifests, node, service
 
+from agent.desired.state import parse
 from agent.errors import InvalidError
-from agent.model.desired import parse
 from agent.remote.cluster import merge, objects, selector
 from agent.remote.cluster.fragments import Before
 from agent.remote.cluster.merge import Base

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from agent.desired import document
 from agent.errors import InvalidError
-from agent.model import document
 
 
 def read(data: bytes | str, file: str = "desired.yaml", max_bytes: int = 1_000_000) -> document.Document:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from agent.host.store import MOST_EVENTS, Store
-from agent.model.event import WINDOW_SECONDS, Damper, Event, Kind, frontend_changes, recorded
+from agent.reconcile.event import WINDOW_SECONDS, Damper, Event, Kind, frontend_changes, recorded
 
 
 def change(name: str, at: float, *, serves: bool) -> list[Event]:

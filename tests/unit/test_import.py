@@ -12,8 +12,8 @@ from attrs import evolve
 from click.testing import Result
 from kit.command import invoke
 
+from agent.desired.state import parse
 from agent.errors import InvalidError
-from agent.model.desired import parse
 from agent.once.imports import command as importing
 
 WORKED = Path(__file__).parents[1] / "golden/pfsense.xml"

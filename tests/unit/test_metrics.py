@@ -13,9 +13,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-from agent.model.desired import parse
-from agent.model.generation import Generation, Quarantined
-from agent.model.observed import FrontendStats, Observation, Running
+from agent.desired.state import parse
+from agent.haproxy.observed import FrontendStats, Observation, Running
+from agent.haproxy.quarantine import Quarantined
+from agent.reconcile.generation import Generation
 from agent.view.metrics import Facts, Metrics, Totals, written
 
 VALUES = st.one_of(st.floats(), st.integers(-(2**40), 2**40).map(float))

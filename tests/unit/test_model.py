@@ -9,14 +9,14 @@ import pytest
 from kit.fakes import servers_of
 from kit.states import state
 
+from agent.desired.state import DesiredState, parse
+from agent.desired.structure import duration, milliseconds
 from agent.errors import InvalidError, RefusedError
+from agent.haproxy import server_state
+from agent.haproxy.config import CONFIG_TEMPLATE, Config, Process, Template, quoted, render
+from agent.haproxy.observed import Running
+from agent.haproxy.plan import LiveGeneration, Plan, Reload, Target, Unchanged, changes, diff, plan
 from agent.host import templates
-from agent.model import serverstate
-from agent.model.desired import DesiredState, parse
-from agent.model.observed import Running
-from agent.model.plan import LiveGeneration, Plan, Reload, Target, Unchanged, changes, diff, plan
-from agent.model.render import CONFIG_TEMPLATE, Config, Process, Template, quoted, render
-from agent.model.structure import duration, milliseconds
 
 PROCESS = Process(
     socket=PurePosixPath("/run/s"), server_state=PurePosixPath("/run/st"), maxconn=100, hard_stop_after=900_000
@@ -188,13 +188,13 @@ def test_what_is_still_the_same_server_is_carried_over_and_nothing_else():
     after["backends"]["kept"]["servers"]["b"]["address"] = "198.51.100.77:1"
     after["backends"]["kept"]["servers"]["c"]["weight"] = 9
     dump = HEAD + line("kept", "a", 0) + line("kept", "b", 0) + line("kept", "c", 2) + line("gone", "a", 0) + "\n"
-    assert serverstate.carried(dump, before, of(after)) == "1\n" + line("kept", "a", 0) + line(
+    assert server_state.carried(dump, before, of(after)) == "1\n" + line("kept", "a", 0) + line(
         "kept", "c", 2, weight=9, initial=9
     )
 
 
 def test_without_knowing_what_it_was_nothing_is_carried_over():
-    assert serverstate.carried(HEAD + line("kept", "a", 0), None, of(state(kept=1))) == "1\n"
+    assert server_state.carried(HEAD + line("kept", "a", 0), None, of(state(kept=1))) == "1\n"
 
 
 def test_a_weight_that_was_set_by_hand_stays_and_one_that_the_document_had_does_not():
@@ -203,7 +203,7 @@ def test_a_weight_that_was_set_by_hand_stays_and_one_that_the_document_had_does_
     before["backends"]["kept"]["servers"]["a"]["weight"] = 0  # by a document that is being put back
     after["backends"]["kept"]["servers"]["a"]["weight"] = 10
     dump = line("kept", "a", 2, weight=0, initial=10) + line("kept", "b", 2, weight=77, initial=5)
-    assert serverstate.carried(dump, of(before), of(after)) == "1\n" + line(
+    assert server_state.carried(dump, of(before), of(after)) == "1\n" + line(
         "kept", "a", 2, weight=10, initial=10
     ) + line("kept", "b", 2, weight=77, initial=1)
 
@@ -213,13 +213,13 @@ def test_a_server_without_a_check_stays_down_until_it_has_answered_and_never_for
     unchecked["backends"]["kept"]["health"] = {"type": "none"}
     dump = line("kept", "a", 0) + line("kept", "b", 0, admin=1) + line("kept", "c", 0)
     # The operator's maintenance is kept as well.
-    assert serverstate.carried(dump, of(unchecked), of(unchecked), reached={("kept", "c")}) == "1\n" + line(
+    assert server_state.carried(dump, of(unchecked), of(unchecked), reached={("kept", "c")}) == "1\n" + line(
         "kept", "a", 0
     ) + line("kept", "b", 0, admin=1) + line("kept", "c", 2)
-    assert serverstate.carried(line("kept", "a", 0), of(state(kept=1)), of(unchecked)) == "1\n" + line("kept", "a", 2)
+    assert server_state.carried(line("kept", "a", 0), of(state(kept=1)), of(unchecked)) == "1\n" + line("kept", "a", 2)
 
 
 def test_a_server_that_is_enabled_again_is_looked_at_anew():
     disabled = state(kept=1)
     disabled["backends"]["kept"]["servers"]["a"]["disabled"] = True
-    assert serverstate.carried(HEAD + line("kept", "a", 0, admin=5), of(disabled), of(state(kept=1))) == "1\n"
+    assert server_state.carried(HEAD + line("kept", "a", 0, admin=5), of(disabled), of(state(kept=1))) == "1\n"

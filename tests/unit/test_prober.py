@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from kit.freebsd import bind_rule
 
+from agent.desired.schema import Endpoint, endpoint
 from agent.host import listeners, prober
 from agent.host.listener import Listener
 from agent.host.prober import HostProber
 from agent.host.processes import Process
-from agent.model.schema import Endpoint, endpoint
 
 GUI = Listener(endpoint=endpoint("0.0.0.0:443"), pid=22107, program="nginx")
 GUI6 = Listener(endpoint=endpoint("[::]:443"), pid=22107, program="nginx")

@@ -10,16 +10,16 @@ import pytest
 from attrs import evolve
 from kit.fakes import Clock, FakeProber, FakeProxy
 
+from agent.desired.state import Limits
 from agent.errors import Outcome, StoreError
+from agent.haproxy.config import CONFIG_TEMPLATE, Process
 from agent.host import templates
 from agent.host.store import Store
-from agent.model.desired import Limits
-from agent.model.handshake import Result
-from agent.model.render import CONFIG_TEMPLATE, Process
-from agent.model.report import Report
+from agent.proxy_protocol.greetings import Result
 from agent.reconcile.assessor import Assessor
 from agent.reconcile.ports import Environment
 from agent.reconcile.reconciler import Reconciler
+from agent.reconcile.report import Report
 from agent.settings import ProbeMode
 
 

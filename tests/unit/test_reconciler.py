@@ -12,6 +12,7 @@ from kit.fakes import FakeProxy
 from kit.reconciler import checks_fail, data, files, http, other, prober, raising, told
 from kit.states import state
 
+from agent.desired.state import digest_of
 from agent.errors import (
     CommandError,
     InvalidError,
@@ -24,12 +25,11 @@ from agent.errors import (
     Violation,
     WorseError,
 )
+from agent.haproxy import config
+from agent.haproxy.config import CONFIG_TEMPLATE, Template
+from agent.haproxy.observed import Running
 from agent.host import templates
 from agent.host.store import Store
-from agent.model import render
-from agent.model.desired import digest_of
-from agent.model.observed import Running
-from agent.model.render import CONFIG_TEMPLATE, Template
 from agent.reconcile.reconciler import Reconciler
 
 
@@ -649,7 +649,7 @@ def test_an_upgrade_that_writes_the_same_file_costs_no_reload(
     reconciler: Reconciler, proxy: FakeProxy, monkeypatch: pytest.MonkeyPatch
 ):
     reconciler.reconcile(data(a=1))
-    monkeypatch.setattr(render, "__version__", "99")
+    monkeypatch.setattr(config, "__version__", "99")
     assert reconciler.reconcile(data(a=1)).plan == "unchanged"
     assert reconciler.reconcile(data(a=2)).plan == "runtime"
 

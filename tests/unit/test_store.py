@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from agent.desired.state import digest_of
 from agent.errors import StoreError
 from agent.host.store import Store, write
-from agent.model.desired import digest_of
-from agent.model.generation import Generation, Hold, Journal
+from agent.reconcile.generation import Generation, Hold, Journal
 
 
 @pytest.fixture

@@ -9,14 +9,15 @@ import pytest
 from attrs import evolve
 from kit.states import state
 
-from agent.model import preflight, serverstate
-from agent.model.desired import DesiredState, parse
-from agent.model.observed import FrontendStats, Observation, Running, ServerStats
-from agent.model.pace import EVERY, Pace
-from agent.model.preflight import BindFailure, Checks, ServingBackend
-from agent.model.schema import Endpoint
-from agent.model.trial_config import trial_config
-from agent.model.verdict import Judgement, judge
+from agent.desired.schema import Endpoint
+from agent.desired.state import DesiredState, parse
+from agent.haproxy import server_state
+from agent.haproxy.observed import FrontendStats, Observation, Running, ServerStats
+from agent.haproxy.trial_config import trial_config
+from agent.reconcile import preflight
+from agent.reconcile.pace import EVERY, Pace
+from agent.reconcile.preflight import BindFailure, Checks, ServingBackend
+from agent.reconcile.verify import Judgement, judge
 
 
 def of(document: object) -> DesiredState:
@@ -271,23 +272,23 @@ resolvers r
 
 def test_a_server_that_did_not_answer_starts_as_down():
     after = of(state(a=2))
-    text = serverstate.carried("", None, after, down={("a", "b"), ("gone", "x")})
+    text = server_state.carried("", None, after, down={("a", "b"), ("gone", "x")})
     assert text == "1\n1 a 1 b 198.51.100.2 0 0 1 1 0 1 0 0 0 0 0 0 - 2000 - 0 0 - - 0\n"
     assert len(text.splitlines()[1].split()) == 25
 
 
 def test_a_server_that_was_moved_by_hand_is_not_carried_over():
     words = "3 a 1 a 198.51.100.66 2 0 1 1 9 6 3 4 6 0 0 0 - 2000 - 0 0 - - 0"
-    assert serverstate.carried(words, of(state(a=1)), of(state(a=1))) == "1\n"
+    assert server_state.carried(words, of(state(a=1)), of(state(a=1))) == "1\n"
     right = words.replace("198.51.100.66", "198.51.100.1")
-    assert serverstate.carried(right, of(state(a=1)), of(state(a=1))) == f"1\n{right}\n"
+    assert server_state.carried(right, of(state(a=1)), of(state(a=1))) == f"1\n{right}\n"
 
 
 def test_what_another_check_found_is_forgotten():
     words = "3 a 1 a 198.51.100.1 2 0 1 1 9 6 3 4 6 0 0 0 - 2000 - 0 0 - - 0"
     after = state(a=1)
     after["backends"]["a"]["health"] = {"type": "http"}
-    assert " 2 0 1 1 9 1 0 4 6 " in serverstate.carried(words, of(state(a=1)), of(after))
+    assert " 2 0 1 1 9 1 0 4 6 " in server_state.carried(words, of(state(a=1)), of(after))
 
 
 def test_what_many_frontends_share_is_told_once():

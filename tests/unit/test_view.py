@@ -8,12 +8,12 @@ import click
 import pytest
 from kit.states import state
 
+from agent.desired.state import parse
 from agent.errors import Finding, Outcome, Violation
-from agent.model.desired import parse
-from agent.model.generation import Generation, Hold
-from agent.model.observed import FrontendStats, Observation, Running, ServerStats
-from agent.model.plan import Reload, Unchanged
-from agent.model.report import Report
+from agent.haproxy.observed import FrontendStats, Observation, Running, ServerStats
+from agent.haproxy.plan import Reload, Unchanged
+from agent.reconcile.generation import Generation, Hold
+from agent.reconcile.report import Report
 from agent.view import tables
 from agent.view.assemble import assemble
 from agent.view.status import AgentStatus, Status, from_json, to_json

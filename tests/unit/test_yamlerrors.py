@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import yaml
 
+from agent.desired import document
 from agent.errors import InvalidError
-from agent.model import document
 
 WRONG = {
     "a: 1\n\tb: 2\n": (2, 'a tab: YAML is indented with spaces only (column 1)'),

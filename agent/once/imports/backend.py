@@ -8,8 +8,8 @@ from typing import Any
 
 from attrs import frozen
 
+from agent.desired.structure import duration
 from agent.host.haproxy import CA_FILES
-from agent.model.structure import duration
 from agent.once.imports import ledger
 from agent.once.imports.conditions import endpoint, milliseconds, number
 from agent.once.imports.haproxycfg import Line, Section

@@ -10,8 +10,8 @@ from pathlib import Path
 import click
 import yaml
 
+from agent.desired.state import parse
 from agent.errors import ExitCode, InvalidError, UsageError, Violation
-from agent.model.desired import parse
 from agent.once import configxml
 from agent.once.imports import haproxycfg, pfsensecfg
 from agent.once.imports.haproxycfg import Section

@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from agent.model.rules import MAX_ROUTES
-from agent.model.structure import duration
+from agent.desired.rules import MAX_ROUTES
+from agent.desired.structure import duration
 from agent.once.imports import ledger
 from agent.once.imports.conditions import (
     IPV4,

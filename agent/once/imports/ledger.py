@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from attrs import frozen
 
-from agent.model.render import HALF_CLOSED, KEEPALIVE_COUNT, KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, RETRIES
+from agent.haproxy.config import HALF_CLOSED, KEEPALIVE_COUNT, KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, RETRIES
 from agent.once.imports.conditions import number
 from agent.once.imports.haproxycfg import Line, Section
 from agent.once.imports.timing import Timing

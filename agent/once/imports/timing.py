@@ -11,8 +11,8 @@ from typing import Any
 
 from attrs import asdict, define, field
 
-from agent.model.schema import Timeouts
-from agent.model.structure import duration
+from agent.desired.schema import Timeouts
+from agent.desired.structure import duration
 from agent.once.imports.conditions import milliseconds
 from agent.once.imports.haproxycfg import Line, Section
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from attrs import define, field
 
-from agent.model.observed import FRONTEND_PREFIX
+from agent.haproxy.observed import FRONTEND_PREFIX
 from agent.once.imports import ledger, timing
 from agent.once.imports.backend import CHECK_OPTIONS, BackendReader
 from agent.once.imports.conditions import number

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 
 from attrs import frozen
 
-from agent.model.schema import MAX_PORT, WILDCARDS, Application, ProxyProtocol, ip
-from agent.model.structure import near, shown
+from agent.desired.schema import MAX_PORT, WILDCARDS, Application, ProxyProtocol, ip
+from agent.desired.structure import near, shown
 from agent.remote.cluster import selector
 from agent.remote.cluster.objects import PREFIX, Port, Service
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from attrs import define, field, frozen
 
+from agent.desired.state import digest_of
 from agent.errors import AgentError, ExitCode
-from agent.model.desired import digest_of
 from agent.remote import push, signature
 from agent.remote.cluster.merge import as_json
 from agent.remote.cluster.pools import NOBODY

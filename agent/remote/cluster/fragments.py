@@ -10,9 +10,9 @@ from typing import Any
 
 from attrs import evolve, field, frozen
 
+from agent.desired.schema import WILDCARDS, endpoint
+from agent.desired.state import parse
 from agent.errors import InvalidError
-from agent.model.desired import parse
-from agent.model.schema import WILDCARDS, endpoint
 from agent.remote.cluster.annotations import Exposed, Mistake, read
 from agent.remote.cluster.objects import PREFIX, Key, Service
 from agent.remote.cluster.pools import NOBODY, Pool, View, pool

@@ -15,12 +15,12 @@ import attrs
 import yaml
 from attrs import field, frozen
 
+from agent.desired import document, schema
+from agent.desired.document import Document
+from agent.desired.schema import endpoint, ip
+from agent.desired.state import DEFAULT_MAX_BYTES, Limits, Parsed, parse
+from agent.desired.structure import shown
 from agent.errors import InvalidError, Path, Violation, dotted
-from agent.model import document, schema
-from agent.model.desired import DEFAULT_MAX_BYTES, Limits, Parsed, parse
-from agent.model.document import Document
-from agent.model.schema import endpoint, ip
-from agent.model.structure import shown
 from agent.remote.cluster.annotations import Mistake
 from agent.remote.cluster.fragments import Bound, Fragment, Ground, flat
 from agent.remote.cluster.objects import PREFIX, Key

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from attrs import field, frozen
 
-from agent.model.schema import ip
+from agent.desired.schema import ip
 from agent.remote.cluster.selector import Labels
 
 PREFIX = "edgeagent.io/"

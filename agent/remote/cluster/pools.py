@@ -16,8 +16,8 @@ from functools import cached_property
 
 from attrs import define, evolve, frozen
 
-from agent.model.rules import MAX_SERVERS
-from agent.model.structure import shown
+from agent.desired.rules import MAX_SERVERS
+from agent.desired.structure import shown
 from agent.remote.cluster import selector
 from agent.remote.cluster.annotations import Exposed, Exposure
 from agent.remote.cluster.objects import EXCLUDED, PREFIX, Key, Member, Node, Service, Slice

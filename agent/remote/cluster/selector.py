@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
-from agent.model.structure import shown
+from agent.desired.structure import shown
 
 Labels = Mapping[str, str]
 Selector = Callable[[Labels], bool]

@@ -7,7 +7,7 @@ import struct
 
 from attrs import frozen
 
-from agent.model.schema import Endpoint, ProxyProtocol
+from agent.desired.schema import Endpoint, ProxyProtocol
 
 SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
 """How a v2 header begins. It holds `QUIT` on a line of its own: a plain SMTP server answers and hangs up."""

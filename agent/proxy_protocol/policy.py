@@ -7,14 +7,13 @@ Postfix logs every probe, and once throttled clients for them (FACTS). In betwee
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
+from agent.desired.schema import Application, ProxyProtocol
+from agent.desired.state import Backend, DesiredState, Key
 from agent.errors import Finding
-from agent.model.desired import Backend, DesiredState
-from agent.model.generation import Asked, Handshake
-from agent.model.handshake import Question, Result, Seen, mismatch, questions
-from agent.model.observed import Key, Observation
-from agent.model.schema import Application, ProxyProtocol
+from agent.proxy_protocol.greetings import Question, Result, Seen, mismatch, questions
+from agent.proxy_protocol.record import Asked, Handshake
 
 AWAY = (Result.REFUSED, Result.UNREACHABLE)
 """Did not take a connection."""
@@ -54,7 +53,7 @@ def servers_to_probe(live: DesiredState | None, wanted: DesiredState) -> tuple[Q
 
 
 def servers_to_probe_again(
-    state: DesiredState, known: Mapping[Asked, Handshake], seen: Observation, *, now: float, patience: float
+    state: DesiredState, known: Mapping[Asked, Handshake], up: Collection[Key], *, now: float, patience: float
 ) -> tuple[Question, ...]:
     """Servers that HAProxy finds up, and that did not answer when they were asked last, or not as they should.
 
@@ -68,7 +67,6 @@ def servers_to_probe_again(
     }
     if not waited:
         return ()
-    up = {one.key for one in seen.servers if one.up}
     return tuple(one for one in questions(state) if one.key in up and asked(one) in waited)
 
 

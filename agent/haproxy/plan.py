@@ -14,13 +14,13 @@ from typing import Protocol, TypeVar
 import attrs
 from attrs import AttrsInstance, evolve, frozen
 
+from agent.desired.schema import Application, HealthType
+from agent.desired.state import Backend, DesiredState, Frontend, Key, Server
 from agent.errors import Finding
-from agent.model.commands import Command, Verb, of_server
-from agent.model.desired import Backend, DesiredState, Frontend, Server
-from agent.model.generation import Quarantined
-from agent.model.observed import FrontendStats, Key, Running, ServerStats
-from agent.model.render import Config, ServerLine
-from agent.model.schema import Application, HealthType
+from agent.haproxy.commands import Command, Verb, of_server
+from agent.haproxy.config import Config, ServerLine
+from agent.haproxy.observed import FrontendStats, Running, ServerStats
+from agent.haproxy.quarantine import Quarantined
 
 
 @frozen(kw_only=True)

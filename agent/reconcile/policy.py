@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from attrs import frozen
 
-from agent.model.desired import Parsed
-from agent.model.generation import Generation
+from agent.desired.state import Parsed
+from agent.reconcile.generation import Generation
 
 SHORTEST_DIGEST = 12
 """Of a digest, that many hex digits name a document."""

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 import yaml
 from attrs import field, frozen, mutable
 
+from agent.desired import yaml_errors
 from agent.errors import MOST_VIOLATIONS, InvalidError, Path, Violation
-from agent.model import yamlerrors
 
 MAX_DEPTH = 32
 MAX_NODES = 500_000  # values, aliases unfolded: more than the largest state (`rules`) has
@@ -204,7 +204,7 @@ def _read_yaml(text: str, file: str) -> Document:
     except yaml.MarkedYAMLError as error:
         if "maximum nesting depth" in str(error.problem):  # libyaml's own bound, 1,000
             raise _refusal(file, f"nested more than {MAX_DEPTH} deep") from None
-        sentence, at = yamlerrors.describe(error, text)
+        sentence, at = yaml_errors.describe(error, text)
         raise _refusal(file, f"not YAML: {sentence}", at) from None
     except yaml.reader.ReaderError as error:
         at = text.count("\n", 0, error.position) + 1 if isinstance(error.position, int) else None

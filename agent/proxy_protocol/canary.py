@@ -11,10 +11,10 @@ from collections.abc import Collection, Iterable
 
 from attrs import evolve, frozen
 
+from agent.desired.schema import Endpoint
+from agent.desired.state import DesiredState
 from agent.errors import Finding
-from agent.model.desired import DesiredState
-from agent.model.handshake import shown
-from agent.model.schema import Endpoint
+from agent.proxy_protocol.greetings import shown
 
 _LOOPBACK = {4: "127.0.0.1", 6: "::1"}
 _ANSWER = re.compile(rb"client ([0-9a-fA-F.:\[\]]{3,60})\r?\n")

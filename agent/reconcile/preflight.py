@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterable, Mapping
 
 from attrs import evolve, field, frozen
 
+from agent.desired.schema import WILDCARDS, Endpoint, HealthType
+from agent.desired.state import Backend, DesiredState, Key, Server
 from agent.errors import Finding
-from agent.model import proof
-from agent.model.desired import Backend, DesiredState, Server
-from agent.model.generation import Handshake, Quarantined
-from agent.model.handshake import Question
-from agent.model.observed import Key, Observation, ServerStats
-from agent.model.schema import WILDCARDS, Endpoint, HealthType
+from agent.haproxy.observed import Observation, ServerStats
+from agent.haproxy.quarantine import Quarantined
+from agent.proxy_protocol import policy
+from agent.proxy_protocol.greetings import Question
+from agent.proxy_protocol.record import Handshake
 
 _MAX_NAMED = 5
 _MAX_SILENT = 50  # servers that are named one by one
@@ -89,7 +90,7 @@ def checks(
             or _is_unknown(backend, server, key, stats)
         )
     }
-    return Checks(binds=binds, servers=asked, unproven=unproven, handshakes=proof.servers_to_probe(live, target))
+    return Checks(binds=binds, servers=asked, unproven=unproven, handshakes=policy.servers_to_probe(live, target))
 
 
 def _unproven(before: DesiredState | None, after: DesiredState) -> frozenset[Key]:

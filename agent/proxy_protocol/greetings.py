@@ -12,9 +12,8 @@ from collections.abc import Collection
 
 from attrs import evolve, frozen
 
-from agent.model.desired import Backend, DesiredState, Server
-from agent.model.observed import Key
-from agent.model.schema import Application, Endpoint, ProxyProtocol
+from agent.desired.schema import Application, Endpoint, ProxyProtocol
+from agent.desired.state import Backend, DesiredState, Key, Server
 
 
 class Result(enum.StrEnum):

@@ -18,11 +18,11 @@ import jinja2
 from attrs import field, frozen
 
 from agent import __version__
+from agent.desired.schema import Application, Balance, Endpoint, HealthType, OnDown, ProxyProtocol, RateLimit
+from agent.desired.state import Backend, DesiredState, Frontend, Server
+from agent.desired.structure import duration
 from agent.errors import InvalidError, RefusedError, Violation
-from agent.model.desired import Backend, DesiredState, Frontend, Server
-from agent.model.observed import FRONTEND_PREFIX
-from agent.model.schema import Application, Balance, Endpoint, HealthType, OnDown, ProxyProtocol, RateLimit
-from agent.model.structure import duration
+from agent.haproxy.observed import FRONTEND_PREFIX
 
 CONFIG_TEMPLATE = "haproxy.cfg.j2"
 DESCRIPTION = "edgeagent generation "

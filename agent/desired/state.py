@@ -11,10 +11,9 @@ from collections.abc import Iterable
 
 from attrs import field, frozen
 
-from agent.errors import MOST_VIOLATIONS, Finding, InvalidError, Violation, dotted
-from agent.model import document, rules, schema, structure
-from agent.model.document import Document
-from agent.model.schema import (
+from agent.desired import document, rules, schema, structure
+from agent.desired.document import Document
+from agent.desired.schema import (
     Application,
     BackendTimeouts,
     Balance,
@@ -26,8 +25,13 @@ from agent.model.schema import (
     RateLimit,
     Timeouts,
 )
+from agent.errors import MOST_VIOLATIONS, Finding, InvalidError, Violation, dotted
 
 DEFAULT_MAX_BYTES = 1_048_576
+
+
+Key = tuple[str, str]
+"""A server: its backend and its name."""
 
 
 @frozen(kw_only=True)

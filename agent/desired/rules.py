@@ -9,8 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from attrs import frozen
 
-from agent.errors import Path
-from agent.model.schema import (
+from agent.desired.schema import (
     WILDCARDS,
     Application,
     Backend,
@@ -25,7 +24,8 @@ from agent.model.schema import (
     SniPattern,
     Written,
 )
-from agent.model.structure import Structured, near
+from agent.desired.structure import Structured, near
+from agent.errors import Path
 
 MAX_FRONTENDS = 5_000
 MAX_BACKENDS = 5_000

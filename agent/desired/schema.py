@@ -15,8 +15,8 @@ from typing import NewType
 
 from attrs import Factory, frozen
 
-from agent.model import structure
-from agent.model.structure import Hook, expected, shown
+from agent.desired import structure
+from agent.desired.structure import Hook, expected, shown
 
 MAX_PORT = 65_535
 MAX_SERIAL = 2**53 - 1  # what every JSON reader keeps exact

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
-from agent.model.desired import Backend, DesiredState, Server
-from agent.model.observed import Key
-from agent.model.schema import HealthType
+from agent.desired.schema import HealthType
+from agent.desired.state import Backend, DesiredState, Key, Server
 
 EMPTY = "1\n"
 """A server-state file that knows nothing (its format's version; without a file HAProxy 2.6 warns)."""

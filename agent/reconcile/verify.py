@@ -12,10 +12,10 @@ from collections.abc import Iterable, Mapping
 
 from attrs import frozen
 
+from agent.desired.state import DesiredState, Key
 from agent.errors import Finding
-from agent.model.desired import DesiredState
-from agent.model.observed import Key, Observation, ServerStats
-from agent.model.preflight import ServingBackend, sentences
+from agent.haproxy.observed import Observation, ServerStats
+from agent.reconcile.preflight import ServingBackend, sentences
 
 
 class Judgement(enum.StrEnum):

@@ -1,0 +1,28 @@
+"""Validators for values that are read back from files, which a crash or a person may have left in any shape.
+
+ValueError or TypeError where a value is not as it was written.
+"""
+
+from __future__ import annotations
+
+from attrs import Attribute
+from attrs.validators import and_, ge, instance_of, le
+
+_LATEST = 253_402_300_799.0  # the last second datetime can name
+
+
+def is_seconds(_: object, attribute: Attribute[float], value: object) -> None:
+    """Seconds since the epoch, or of a duration. Raises ValueError."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= _LATEST:
+        raise ValueError(f"{attribute.name}: {value!r} is no number of seconds")
+
+
+is_number = and_(instance_of(int), ge(0), le(10**12))
+is_text = instance_of(str)
+
+
+def texts(found: object) -> tuple[str, ...]:
+    """A tuple out of a list that JSON has made of one. Raises TypeError."""
+    if not isinstance(found, (list, tuple)) or not all(isinstance(one, str) for one in found):
+        raise TypeError(f"{found!r} is no list of texts")
+    return tuple(found)

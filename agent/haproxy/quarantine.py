@@ -1,0 +1,21 @@
+"""An address that is left out of the configuration, because HAProxy starts whole or not at all (FACTS, HAProxy 1)."""
+
+from __future__ import annotations
+
+from attrs import field, frozen
+
+from agent.desired.stored import is_text
+
+
+@frozen(kw_only=True)
+class Quarantined:
+    """An address that is left out because it cannot be bound: `reason` in one word, `detail` for people.
+
+    `holder`: the names of the programs that hold it, "" where nobody knows.
+    """
+
+    frontend: str = field(validator=is_text)
+    address: str = field(validator=is_text)
+    reason: str = field(validator=is_text)
+    detail: str = field(default="", validator=is_text)
+    holder: str = field(default="", validator=is_text)

@@ -1,0 +1,1 @@
+"""The PROXY protocol: its header, and what a server is by how it answers. Pure."""

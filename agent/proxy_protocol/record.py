@@ -1,0 +1,49 @@
+"""What servers were found to be, as it is remembered."""
+
+from __future__ import annotations
+
+from attrs import field, frozen
+from attrs.validators import in_
+
+from agent.desired.stored import is_number, is_seconds, is_text
+from agent.proxy_protocol.greetings import Result
+
+Asked = tuple[str, str, str, str, str]
+"""A question as a key: backend, server, address, application, version."""
+
+
+@frozen(kw_only=True)
+class Handshake:
+    """What a server was found to be when it was asked as `version` and `application` say, for which document.
+
+    `result`, `detail`, `subject`, `milliseconds`: see `greetings.Seen`. `at`: seconds since the epoch.
+    """
+
+    backend: str = field(validator=is_text)
+    server: str = field(validator=is_text)
+    address: str = field(validator=is_text)
+    application: str = field(validator=is_text)
+    version: str = field(validator=is_text)
+    result: str = field(validator=in_([one.value for one in Result]))
+    detail: str = field(validator=is_text)
+    subject: str = field(validator=is_text)
+    milliseconds: int = field(validator=is_number)
+    at: float = field(validator=is_seconds)
+    digest: str = field(validator=is_text)
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Backend and server."""
+        return (self.backend, self.server)
+
+    @property
+    def asked(self) -> Asked:
+        """What was asked: of which server, where, and how."""
+        return (self.backend, self.server, self.address, self.application, self.version)
+
+
+def handshakes(found: object) -> tuple[Handshake, ...]:
+    """Handshakes out of values or of JSON objects. Raises TypeError, ValueError."""
+    if not isinstance(found, (list, tuple)):
+        raise TypeError(f"handshakes: {found!r} is no list")
+    return tuple(one if isinstance(one, Handshake) else Handshake(**one) for one in found)
