@@ -17,7 +17,7 @@ for release in $releases; do
     compiled=.cache/onefile-$release/edgeagent.pyz
     "$later" -I -S -c 'import sys; sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-from agent.once import bytecode
+from agent.tools import bytecode
 Path(sys.argv[2]).write_bytes(bytecode.compiled(Path(sys.argv[1]).read_bytes()))' "$one_file" "$compiled"
     echo "== $("$later" --version)"
     EDGEAGENT_PYTHON=$later EDGEAGENT_ONE_FILE=$compiled .venv/bin/python -m pytest -n 2 --dist loadfile tests/integration "$@"

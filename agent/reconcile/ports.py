@@ -20,7 +20,7 @@ from agent.reconcile.preflight import BindFailure
 
 
 class Proxy(Protocol):
-    """The HAProxy of this host. See `agent.host.haproxy`."""
+    """The HAProxy of this host. See `agent.host.haproxy_process`."""
 
     def running(self) -> Running | None: ...
     def observe(self) -> Observation: ...
@@ -67,7 +67,7 @@ class Files(Protocol):
 
 
 class Prober(Protocol):
-    """Asks this host and the servers. See `agent.host.prober`."""
+    """Asks this host and the servers. See `agent.host.probes`."""
 
     def unbound(self, endpoints: Collection[Endpoint]) -> Mapping[Endpoint, BindFailure]: ...
     def shared(self, endpoints: Collection[Endpoint]) -> Iterable[tuple[Endpoint, str]]: ...

@@ -15,8 +15,8 @@ from types import FrameType
 from attrs import frozen
 
 from agent.errors import AgentError
-from agent.host.watch import Watch, watching
-from agent.host.writes import Writes
+from agent.host.file_watcher import Watch, watching
+from agent.host.file_writes import Writes
 from agent.settings import Settings
 
 HINT, LOOK, STOP = "hint", "look", "stop"

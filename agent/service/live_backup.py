@@ -7,9 +7,9 @@ import logging
 
 from agent.desired.state import Parsed
 from agent.errors import StoreError
+from agent.host.desired_file import Intake
 from agent.host.lock import ServiceLock
 from agent.host.store import Store
-from agent.intake import Intake
 from agent.reconcile.generation import Generation
 
 _log = logging.getLogger("agent")

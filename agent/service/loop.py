@@ -10,16 +10,16 @@ import logging
 
 from agent.desired.state import digest_of
 from agent.errors import InvalidError, Outcome, RateLimitedError, StoreError, Violation
-from agent.host.notice import Notices
+from agent.host.desired_file import Intake
+from agent.host.file_writes import Writes
+from agent.host.notifier import Notices
 from agent.host.store import Identity, Store
-from agent.host.writes import Writes
-from agent.intake import Intake
 from agent.reconcile.assessor import Assessor
 from agent.reconcile.reconciler import Reconciler
 from agent.reconcile.report import Report
 from agent.service.live_backup import LiveBackup
 from agent.service.publisher import Publisher
-from agent.view import news
+from agent.view import events
 
 WRITING_SECONDS = 0.5  # until the next look at a file that is being written when the service starts
 BUSY_SECONDS = 0.1  # until the next try where another process has the lock
@@ -116,10 +116,10 @@ class Loop:
             self._backup.remember()
             self._publisher.write_events()
         self._publisher.try_canaries()
-        if news.is_news(before, report):
-            news.log(_log, report)
+        if events.is_news(before, report):
+            events.log(_log, report)
             if self._notices is not None:
-                self._notices.tell(news.notice(before, report))
+                self._notices.tell(events.notice(before, report))
         return wait
 
     def changed(self) -> bool:

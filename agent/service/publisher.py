@@ -17,26 +17,26 @@ from agent.desired.schema import endpoint
 from agent.desired.state import digest_of
 from agent.errors import NoAnswerError, Outcome, StoreError, UsageError
 from agent.haproxy.observed import Observation
-from agent.host.eventlog import EventLog
-from agent.host.haproxy import HAProxy
+from agent.host.desired_file import Intake
+from agent.host.event_log import EventLog
+from agent.host.haproxy_process import HAProxy
 from agent.host.processes import usage
-from agent.host.runtime import StatsSocket
+from agent.host.stats_socket import StatsSocket
 from agent.host.store import Identity, Store
-from agent.intake import Intake
 from agent.proxy_protocol import canary
 from agent.proxy_protocol.canary import Arrival
 from agent.reconcile.assessor import Assessor
 from agent.reconcile.event import Event, Kind
 from agent.reconcile.report import Report
 from agent.settings import Settings
-from agent.view import news
+from agent.view import events
 from agent.view.assemble import assemble
-from agent.view.insync import not_in_sync
+from agent.view.in_sync import not_in_sync
 from agent.view.status import AgentStatus, NotInSync, Status, to_json, when
 
 if TYPE_CHECKING:  # half of the start of a command that serves no metrics
     from agent.view.metrics import Facts
-    from agent.view.site import Site
+    from agent.view.routes import Site
 
 MAX_SHOWN_EVENTS = 20  # in status.json
 SCRAPE_SECONDS = 1.0  # what a scrape waits for HAProxy
@@ -109,21 +109,21 @@ class Publisher:
         self._counters["rollbacks"] += report.outcome is Outcome.ROLLED_BACK and report.switched
         for kind in report.drift:
             self._counters[f"drift_corrections.{kind}"] += 1
-        if events := news.events_of(report):
-            self._record(events, report)
-        if self._site is not None and (report.switched or news.is_news(before, report)):
+        if happened := events.events_of(report):
+            self._record(happened, report)
+        if self._site is not None and (report.switched or events.is_news(before, report)):
             self._site.metrics.note(report)
         self.publish(report.observed)
 
-    def _record(self, events: list[Event], report: Report) -> None:
+    def _record(self, happened: list[Event], report: Report) -> None:
         """The service also sends them; what was rolled back is sent as its outcome."""
         if self._events is None:
             with contextlib.suppress(StoreError):  # the outcome counts, not the record of it
-                self._store.add_events(events)
+                self._store.add_events(happened)
             return
-        self._events.take([event for event in events if event.kind != Kind.ROLLED_BACK], report.at)
+        self._events.take([event for event in happened if event.kind != Kind.ROLLED_BACK], report.at)
         with contextlib.suppress(StoreError):
-            self._store.add_events([event for event in events if event.kind == Kind.ROLLED_BACK])
+            self._store.add_events([event for event in happened if event.kind == Kind.ROLLED_BACK])
             self._events.write()
 
     def write_events(self) -> None:
@@ -139,10 +139,10 @@ class Publisher:
         if live is None or state is None or not names:
             self._arrivals = ()
             return
-        from agent.host import passage
+        from agent.host import canary_probe
 
         left_out = [bind.address for bind in live[0].quarantined]
-        arrivals = passage.go(canary.passages(state, names, without=left_out), seconds=CANARY_SECONDS)
+        arrivals = canary_probe.go(canary.passages(state, names, without=left_out), seconds=CANARY_SECONDS)
         before = {(arrival.address, arrival.preserved) for arrival in self._arrivals}
         for finding in canary.findings(new for new in arrivals if (new.address, new.preserved) not in before):
             _log.warning("%s: %s", finding.where, finding.message)
@@ -183,7 +183,7 @@ class Publisher:
         if self._site is not None:
             self._show(self._site, status)
         if self._events is not None:
-            self._events.look(news.unserved(status), time.time())
+            self._events.look(events.unserved(status), time.time())
         trouble = ""
         try:
             self._store.prepare()
@@ -244,11 +244,11 @@ class Publisher:
         if not chosen.listen:
             yield
             return
-        from agent.host import web
-        from agent.view.site import Site
+        from agent.host import http_server
+        from agent.view.routes import Site
 
         try:
-            listen = web.Listen(
+            listen = http_server.Listen(
                 address=endpoint(chosen.listen),
                 certificate=chosen.certificate,
                 key=chosen.key,
@@ -263,10 +263,12 @@ class Publisher:
             busy=lambda: self._busy,
         )
         self._show(site, self.status())
-        routes = {path: lambda accept, make=make: web.Answer(**make(accept)) for path, make in site.routes.items()}
+        routes = {
+            path: lambda accept, make=make: http_server.Answer(**make(accept)) for path, make in site.routes.items()
+        }
         with contextlib.ExitStack() as serving:
             try:
-                where = serving.enter_context(web.serving(listen, routes))
+                where = serving.enter_context(http_server.serving(listen, routes))
             except UsageError as error:
                 _log.error("%s (%s)", error, error.remedy or "look at metrics in agent.toml")
             else:

@@ -15,13 +15,13 @@ from pathlib import Path, PurePosixPath
 from agent.desired.state import Limits
 from agent.haproxy.config import CONFIG_TEMPLATE, Process
 from agent.host import templates
-from agent.host.eventlog import EventLog
-from agent.host.haproxy import HAProxy, file_limit, find_ca_file, peers_socket
-from agent.host.notice import Notices
-from agent.host.prober import HostProber
+from agent.host.desired_file import Intake
+from agent.host.event_log import EventLog
+from agent.host.file_writes import Writes
+from agent.host.haproxy_process import HAProxy, file_limit, find_ca_file, peers_socket
+from agent.host.notifier import Notices
+from agent.host.probes import HostProber
 from agent.host.store import Store
-from agent.host.writes import Writes
-from agent.intake import Intake
 from agent.reconcile.assessor import Assessor, Preview
 from agent.reconcile.ports import Environment
 from agent.reconcile.reconciler import Reconciler
@@ -29,7 +29,7 @@ from agent.service.live_backup import LiveBackup
 from agent.service.loop import Loop
 from agent.service.publisher import Publisher
 from agent.settings import Settings
-from agent.view import news
+from agent.view import events
 from agent.view.status import Status, from_json
 
 BELIEVE_SECONDS = 300.0  # a PROXY probe is a line in a mail server's log
@@ -93,9 +93,9 @@ class Host:
         notices = Notices(settings.notify.command) if is_service else None
         self.events: EventLog | None = None
         if is_service:
-            self.events = EventLog(self.store, notices, document=news.event_document)
+            self.events = EventLog(self.store, notices, document=events.event_document)
             before = from_json(self.store.status(), Status)
-            self.events.start(news.unserved(before) if before else None)
+            self.events.start(events.unserved(before) if before else None)
         self.publisher: Publisher = Publisher(
             settings,
             command=command,

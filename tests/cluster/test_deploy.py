@@ -86,7 +86,7 @@ def test_what_is_copied_into_the_image_is_all_that_the_package_is_built_of(tmp_p
     )
     (wheel,) = wheels.iterdir()
     names = zipfile.ZipFile(wheel).namelist()
-    for needed in ("agent/cli.py", "agent/remote/cluster/controller.py", "agent/templates/haproxy.cfg.j2"):
+    for needed in ("agent/cli/commands.py", "agent/discover/controller.py", "agent/templates/haproxy.cfg.j2"):
         assert needed in names
     metadata = zipfile.ZipFile(wheel).read(next(name for name in names if name.endswith("METADATA"))).decode()
     assert re.search(r"Requires-Dist: kubernetes.*extra == .cluster.", metadata)

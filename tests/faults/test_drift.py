@@ -6,7 +6,7 @@ import pytest
 from kit.edge import first_line, until
 from kit.servers import echo, free_port
 
-from agent.host.runtime import StatsSocket
+from agent.host.stats_socket import StatsSocket
 from tests.faults.conftest import Scene
 
 

@@ -17,10 +17,10 @@ from kit.sockstat import RELEASES, Row
 from agent import settings
 from agent.desired.state import DesiredState, parse
 from agent.host import listeners, sockstat
-from agent.host.haproxy import HAProxy
-from agent.once import basetools, checks, doctor
-from agent.once.basetools import Address, Redirect
-from agent.once.checks import Found, Scene
+from agent.host.haproxy_process import HAProxy
+from agent.tools import basetools, checks, doctor
+from agent.tools.basetools import Address, Redirect
+from agent.tools.checks import Found, Scene
 
 SAID = Path(__file__).parent / "said"
 LISTENING = [

@@ -21,8 +21,8 @@ from kit.left_out import leave_out
 from kit.onefile import PYTHON
 from kit.servers import echo, free_port
 
-from agent.once import configxml
-from agent.once.platform import detect
+from agent.tools import configxml
+from agent.tools.platform import detect
 
 CONFIG = b"""<?xml version="1.0"?>
 <pfsense>

@@ -44,7 +44,12 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_holds_the_templates_as_a_package_and_no_tests(wheel: Path):
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert {"agent/templates/__init__.py", "agent/templates/haproxy.cfg.j2", "agent/py.typed", "agent/cli.py"} <= names
+    assert {
+        "agent/templates/__init__.py",
+        "agent/templates/haproxy.cfg.j2",
+        "agent/py.typed",
+        "agent/cli/commands.py",
+    } <= names
     assert not [name for name in names if name.startswith(("tests", "kit", "templates"))]
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "agent").rglob("*.py")}
     assert modules <= names

@@ -16,7 +16,7 @@ from kit.edge import Edge, Load, connect, first_line, until
 from kit.servers import echo, free_port
 
 from agent.desired.schema import Endpoint, ProxyProtocol
-from agent.host.runtime import StatsSocket
+from agent.host.stats_socket import StatsSocket
 from agent.proxy_protocol.header import header
 
 

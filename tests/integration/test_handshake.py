@@ -19,7 +19,7 @@ from kit.edge import Edge
 from kit.servers import echo, free_port, parse_header
 
 from agent.desired.schema import Application, Endpoint, ProxyProtocol
-from agent.host.handshake import ask
+from agent.host.proxy_probe import ask
 from agent.proxy_protocol.certificate import common_name
 from agent.proxy_protocol.greetings import Question, Result
 
@@ -263,7 +263,7 @@ def test_a_limit_of_files_makes_nobody_unreachable():
     code = (
         "import resource, sys\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))\n"
-        "from agent.host.handshake import ask\n"
+        "from agent.host.proxy_probe import ask\n"
         "from agent.proxy_protocol.greetings import Question\n"
         "from agent.desired.schema import Application, Endpoint, ProxyProtocol\n"
         "where = Endpoint(4, '127.0.0.1', int(sys.argv[1]))\n"

@@ -18,7 +18,7 @@ from kit.edge import Edge, connect, edge_in_folder, until
 from kit.left_out import leave_out
 from kit.servers import EchoServer, echo, free_port
 
-from agent.once.imports import command as importing
+from agent.tools.importer import command as importing
 
 IN, OUT = "127.0.0.10", "127.0.0.20"
 CLIENTS = (IN, OUT, "127.0.0.30")

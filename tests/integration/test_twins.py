@@ -19,7 +19,7 @@ from kit.left_out import leave_out
 from kit.servers import free_port
 
 from agent.desired.schema import Application, Endpoint, ProxyProtocol
-from agent.host.handshake import ask
+from agent.host.proxy_probe import ask
 from agent.proxy_protocol.greetings import Question, Result, Seen
 
 ROUNDS = 3

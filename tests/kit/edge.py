@@ -18,7 +18,7 @@ from typing import Any, Self
 
 import psutil
 
-from agent.host.haproxy import HAProxy
+from agent.host.haproxy_process import HAProxy
 from kit.left_out import leave_out
 from kit.onefile import AGENT
 

@@ -10,7 +10,7 @@ from kit.edge import Edge, edge_in_folder, until
 from kit.mail import MailHost
 from kit.servers import free_port
 
-from agent.host.runtime import StatsSocket
+from agent.host.stats_socket import StatsSocket
 
 CHECKED = {  # what greets: its application, and whether its port demands a header
     "smtp": ("smtp", "v2"),

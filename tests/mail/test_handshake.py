@@ -13,7 +13,7 @@ from kit.mail import MailHost
 from kit.servers import free_port
 
 from agent.desired.schema import Application, Endpoint, ProxyProtocol
-from agent.host.handshake import ask
+from agent.host.proxy_probe import ask
 from agent.proxy_protocol.greetings import Question, Result
 
 SMTP, TLS = Application.SMTP, Application.TLS

@@ -25,7 +25,7 @@ from kit.left_out import leave_out
 from kit.servers import EchoServer, echo, free_port
 from prometheus_client.parser import text_string_to_metric_families
 
-from agent.view import site as view
+from agent.view import routes as view
 
 NAMES = """
     frontend_up frontend_listening frontend_quarantined frontend_sessions frontend_sessions_total

@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 
 from agent.desired.schema import Endpoint
-from agent.host import web
-from agent.host.web import Answer, Listen, serving
+from agent.host import http_server
+from agent.host.http_server import Answer, Listen, serving
 
 
 @pytest.mark.parametrize("tls", [False, True])
 def test_who_drips_is_hung_up_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, tls: bool):
     import trustme
 
-    monkeypatch.setattr(web, "SECONDS", 0.6)
+    monkeypatch.setattr(http_server, "SECONDS", 0.6)
     authority = trustme.CA()
     file = tmp_path / "server.pem"
     authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(file))
@@ -68,5 +68,5 @@ def test_a_thread_that_cannot_start_keeps_no_slot(monkeypatch: pytest.MonkeyPatc
 
         with monkeypatch.context() as patch:
             patch.setattr(threading, "Thread", Tired)
-            assert [ask() for _ in range(web.AT_ONCE + 1)] == [b""] * (web.AT_ONCE + 1)
+            assert [ask() for _ in range(http_server.AT_ONCE + 1)] == [b""] * (http_server.AT_ONCE + 1)
         assert ask() == b"HTTP/1.0 2"

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.desired.state import DesiredState, parse
-from agent.remote.cluster import merge, objects, selector
-from agent.remote.cluster.state import Snapshot, Terms, document, wanted
-from agent.remote.cluster.telling import told
+from agent.discover import merge, objects, selector
+from agent.discover.state import Snapshot, Terms, document, wanted
+from agent.discover.telling import told
 
 NAMES = st.sampled_from(["mail", "web", "a", "0", "x.y", "UPPER", "-", "n" * 63, "smtp"])
 PORTS = ["smtp", "imap", "check", ""]

@@ -15,7 +15,7 @@ from agent.desired.state import DesiredState, parse
 from agent.errors import InvalidError
 from agent.haproxy.config import CONFIG_TEMPLATE, Process, render
 from agent.host import templates
-from agent.once.imports import command as importing
+from agent.tools.importer import command as importing
 
 PROCESS = Process(
     socket=PurePosixPath("/r/haproxy.sock"),

@@ -17,7 +17,7 @@ from kit.ssh import Client, Cluster, Firewall, make_key, state
 
 from agent.desired.state import digest_of
 from agent.errors import PolicyError, StoreError, UsageError
-from agent.remote import signature
+from agent.host import signature
 
 DATA = b"version: 1\n"
 

@@ -9,7 +9,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-from agent.once import bytecode
+from agent.tools import bytecode
 
 SHEBANG = b"#!/usr/bin/env python3.11\n"
 MAIN = b"import part\nprint(part.ANSWER)\n"

@@ -14,18 +14,18 @@ from attrs import evolve
 from kit.edge import until
 
 from agent.desired.state import digest_of
+from agent.discover import election as elections
+from agent.discover import objects
+from agent.discover.api import ApiError
+from agent.discover.election import Election
+from agent.discover.firewalls import Firewalls
+from agent.discover.merge import as_json
+from agent.discover.objects import Node, Service
+from agent.discover.reflector import Backoff, Kind, Reflector
+from agent.discover.reports import Reporter
+from agent.discover.telling import Told
 from agent.errors import ExitCode
 from agent.remote import push
-from agent.remote.cluster import election as elections
-from agent.remote.cluster import objects
-from agent.remote.cluster.api import ApiError
-from agent.remote.cluster.election import Election
-from agent.remote.cluster.firewalls import Firewalls
-from agent.remote.cluster.merge import as_json
-from agent.remote.cluster.objects import Node, Service
-from agent.remote.cluster.reflector import Backoff, Kind, Reflector
-from agent.remote.cluster.reports import Reporter
-from agent.remote.cluster.telling import Told
 
 # --- watching -----------------------------------------------------------------------------------------------------
 

@@ -11,14 +11,14 @@ import pytest
 from attrs import evolve
 from kit.discover import node, service
 
+from agent.discover import controller as module
+from agent.discover import merge, objects
+from agent.discover.controller import Controller
+from agent.discover.firewalls import Verdict
+from agent.discover.objects import Service
+from agent.discover.state import Snapshot, Terms
+from agent.discover.telling import Told
 from agent.errors import ExitCode
-from agent.remote.cluster import controller as module
-from agent.remote.cluster import merge, objects
-from agent.remote.cluster.controller import Controller
-from agent.remote.cluster.firewalls import Verdict
-from agent.remote.cluster.objects import Service
-from agent.remote.cluster.state import Snapshot, Terms
-from agent.remote.cluster.telling import Told
 
 LIVE = Verdict(code=ExitCode.LIVE)
 

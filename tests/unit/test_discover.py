@@ -11,12 +11,12 @@ import yaml
 from kit.discover import endpoints, manifests, node, service
 
 from agent.desired.state import parse
+from agent.discover import merge, objects, selector
+from agent.discover.fragments import Before
+from agent.discover.merge import Base
+from agent.discover.state import Snapshot, Terms, Wanted, document, wanted
+from agent.discover.telling import Told, told
 from agent.errors import InvalidError
-from agent.remote.cluster import merge, objects, selector
-from agent.remote.cluster.fragments import Before
-from agent.remote.cluster.merge import Base
-from agent.remote.cluster.state import Snapshot, Terms, Wanted, document, wanted
-from agent.remote.cluster.telling import Told, told
 
 ROOT = Path(__file__).parents[2]
 BIND = "192.0.2.1"

@@ -15,7 +15,7 @@ import pytest
 from agent.desired.schema import Endpoint
 from agent.errors import NoAnswerError
 from agent.host import listeners, processes, subprocesses, tcp_probe
-from agent.host.runtime import StatsSocket
+from agent.host.stats_socket import StatsSocket
 
 INFO = b"Version: 2.8.0\nPid: 7\nUptime_sec: 1\ndescription: edgeagent generation 3\n\n"
 HEAD = b"# pxname,svname,scur,stot,status,weight,bck,check_status,addr,uweight,type,"

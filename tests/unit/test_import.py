@@ -14,7 +14,7 @@ from kit.command import invoke
 
 from agent.desired.state import parse
 from agent.errors import InvalidError
-from agent.once.imports import command as importing
+from agent.tools.importer import command as importing
 
 WORKED = Path(__file__).parents[1] / "golden/pfsense.xml"
 

@@ -17,8 +17,8 @@ import pytest
 from kit.command import invoke
 from kit.edge import until
 
-from agent.host import notice
-from agent.host.notice import Notices, line
+from agent.host import notifier
+from agent.host.notifier import Notices, line
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def syslog(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
         folder = Path(name)
         server.bind(str(folder / "log"))
         server.settimeout(5)
-        monkeypatch.setattr(notice, "SYSLOG", (str(folder / "nobody"), str(folder / "log")))
+        monkeypatch.setattr(notifier, "SYSLOG", (str(folder / "nobody"), str(folder / "log")))
         yield server
     for logger in map(logging.getLogger, ("agent.notice", "agent.gate")):
         for handler in list(logger.handlers):
@@ -57,7 +57,7 @@ def test_the_operators_program_reads_json(syslog: socket.socket, tmp_path: Path)
 def test_a_slow_or_broken_program_is_in_nobodys_way(
     syslog: socket.socket, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(notice, "COMMAND_SECONDS", 0.2)
+    monkeypatch.setattr(notifier, "COMMAND_SECONDS", 0.2)
     program = tmp_path / "notify"
     program.write_text("#!/bin/sh\nexec sleep 100\n")
     program.chmod(0o755)

@@ -8,9 +8,9 @@ import pytest
 from kit.freebsd import bind_rule
 
 from agent.desired.schema import Endpoint, endpoint
-from agent.host import listeners, prober
+from agent.host import listeners, probes
 from agent.host.listener import Listener
-from agent.host.prober import HostProber
+from agent.host.probes import HostProber
 from agent.host.processes import Process
 
 GUI = Listener(endpoint=endpoint("0.0.0.0:443"), pid=22107, program="nginx")
@@ -23,7 +23,7 @@ KERNEL = Listener(endpoint=endpoint("192.0.2.1:2049"))
 @pytest.fixture(params=["FreeBSD", "Linux"])
 def system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     name: str = request.param
-    monkeypatch.setattr(prober, "KERNEL_ALLOWS_OVERLAP", name == "FreeBSD")
+    monkeypatch.setattr(probes, "KERNEL_ALLOWS_OVERLAP", name == "FreeBSD")
     return name
 
 
@@ -35,9 +35,9 @@ def refused(monkeypatch: pytest.MonkeyPatch, wanted: str, *listening: Listener, 
         overlapping = [listener for listener in listening if listeners.overlap(one, listener.endpoint)]
         return bind_rule([Listener(endpoint=one)] if overlapping else [])(one)
 
-    monkeypatch.setattr(prober.listeners, "unbound", bind_rule(listening) if allows else linux)
-    monkeypatch.setattr(prober.listeners, "listeners", lambda: listening)
-    monkeypatch.setattr(prober.processes, "started_on", lambda *_, **__: (Process(4321, 1.0),))
+    monkeypatch.setattr(probes.listeners, "unbound", bind_rule(listening) if allows else linux)
+    monkeypatch.setattr(probes.listeners, "listeners", lambda: listening)
+    monkeypatch.setattr(probes.processes, "started_on", lambda *_, **__: (Process(4321, 1.0),))
     found = HostProber(Path("/state/haproxy.cfg")).unbound([endpoint(wanted)])
     return found[endpoint(wanted)].detail if found else ""
 
@@ -60,22 +60,22 @@ def test_an_address_that_overlaps_a_foreign_listener_is_refused_and_named(
 
 
 def test_ipv6_is_looked_at_as_well(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(prober, "KERNEL_ALLOWS_OVERLAP", True)
+    monkeypatch.setattr(probes, "KERNEL_ALLOWS_OVERLAP", True)
     assert refused(monkeypatch, "[2001:db8::1]:443", GUI6).endswith("by nginx (pid 22107) at [::]:443")
 
 
 def test_a_socket_without_a_process_is_no_reason_where_the_kernel_binds(monkeypatch: pytest.MonkeyPatch):
     """The system prints "?" for one that was closed while it looked; where bind fails it is somebody's."""
-    monkeypatch.setattr(prober, "KERNEL_ALLOWS_OVERLAP", True)
+    monkeypatch.setattr(probes, "KERNEL_ALLOWS_OVERLAP", True)
     assert refused(monkeypatch, "0.0.0.0:2049", KERNEL) == ""
     assert "may not see" in refused(monkeypatch, "192.0.2.1:2049", KERNEL)
 
 
 def test_a_process_of_ours_that_ends_while_it_is_looked_at_stays_ours(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(prober, "KERNEL_ALLOWS_OVERLAP", True)
+    monkeypatch.setattr(probes, "KERNEL_ALLOWS_OVERLAP", True)
     order: list[str] = []
-    monkeypatch.setattr(prober.listeners, "unbound", bind_rule([OURS]))
-    monkeypatch.setattr(prober.listeners, "listeners", lambda: order.append("listeners") or (OURS,))
-    monkeypatch.setattr(prober.processes, "started_on", lambda *_, **__: order.append("ours") or (Process(4321, 1.0),))
+    monkeypatch.setattr(probes.listeners, "unbound", bind_rule([OURS]))
+    monkeypatch.setattr(probes.listeners, "listeners", lambda: order.append("listeners") or (OURS,))
+    monkeypatch.setattr(probes.processes, "started_on", lambda *_, **__: order.append("ours") or (Process(4321, 1.0),))
     assert HostProber(Path("/c")).unbound([endpoint("0.0.0.0:25")]) == {}
     assert order == ["ours", "listeners"]

@@ -17,8 +17,8 @@ from watchdog.events import DirModifiedEvent
 from watchdog.observers.api import BaseObserver, EventEmitter
 from watchdog.utils.dirsnapshot import DirectorySnapshot
 
-from agent.host import watch
-from agent.host.watch import watching
+from agent.host import file_watcher
+from agent.host.file_watcher import watching
 
 
 class KqueueLike(EventEmitter):
@@ -47,7 +47,7 @@ class KqueueLike(EventEmitter):
 @pytest.fixture(params=["this system's", "kqueue's"])
 def observer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "kqueue's":
-        monkeypatch.setattr(watch, "Observer", lambda: BaseObserver(KqueueLike, timeout=0.01))
+        monkeypatch.setattr(file_watcher, "Observer", lambda: BaseObserver(KqueueLike, timeout=0.01))
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def folder(tmp_path: Path) -> Path:
     return one
 
 
-def ended(one: watch.Watch) -> bool:
+def ended(one: file_watcher.Watch) -> bool:
     assert one._observer is not None
     return not all(emitter.is_alive() for emitter in one._observer.emitters)
 
@@ -131,11 +131,11 @@ def test_where_nothing_can_be_watched_it_is_tried_again_now_and_then(folder: Pat
             tries.append(os.getpid())
             raise OSError(errno.ENOSPC, "inotify watch limit reached")
 
-    monkeypatch.setattr(watch, "Observer", lambda: Without(KqueueLike))
+    monkeypatch.setattr(file_watcher, "Observer", lambda: Without(KqueueLike))
     with watching(folder / "desired.yaml", lambda: None) as one:
         for _ in range(3):
             one.renew()
         assert (one.works, len(tries)) == (False, 1)
-        monkeypatch.setattr(watch.time, "monotonic", lambda: 1e9)
+        monkeypatch.setattr(file_watcher.time, "monotonic", lambda: 1e9)
         one.renew()
         assert len(tries) == 2

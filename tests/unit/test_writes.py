@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.host.writes import CONFIRM_SECONDS, OPEN_SECONDS, QUIET_SECONDS, Writes
+from agent.host.file_writes import CONFIRM_SECONDS, OPEN_SECONDS, QUIET_SECONDS, Writes
 
 
 class Clock:

@@ -1,0 +1,361 @@
+"""`agent sync` and `agent gate` as commands: parse, call, print. Apart from `cli`, which is long enough."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import logging
+import os
+import select
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import click
+from attrs import frozen
+
+from agent.cli.output import clear_line, end, print_json
+from agent.desired.state import Limits, parse
+from agent.errors import AgentError, ExitCode, InvalidError, PolicyError, UsageError
+from agent.host import signature
+from agent.host.desired_file import beside, label, read, read_in_time
+from agent.host.notifier import AUTH, to_syslog
+from agent.reconcile.report import STAGE_WORDS, STAGES
+from agent.remote import gate as gates
+from agent.remote import push
+from agent.remote.submit import Answer, Wish, admit, refused, stored, submit, wait
+from agent.service.wiring import Host
+from agent.settings import CONFIG_FOLDER, ENVIRONMENT, Settings
+from agent.view import tables
+
+CUT_MILLISECONDS = 300
+_BAR = 18
+
+_log = logging.getLogger("agent.gate")
+
+
+@frozen(kw_only=True)
+class Options:
+    """The options of `agent sync`; `timeout` in seconds, `digest` and `if_live` in hex, "" where not given."""
+
+    targets: tuple[str, ...]
+    ordered: bool
+    dry_run: bool
+    no_wait: bool
+    timeout: float
+    if_live: str
+    key: Path | None
+    force: bool
+    retry: bool
+    as_json: bool
+    digest: str
+    signature: str
+    from_gate: bool
+
+
+def sync(settings: Settings, file: Path | None, options: Options) -> NoReturn:
+    """Hand a document over, here or elsewhere, and exit as it ends."""
+    path = file or settings.desired
+    data = read_in_time(path, settings, options.timeout) if options.from_gate else read(path, settings)
+    whole = len(data) <= settings.sync.max_bytes  # what is too large is not read to its end, and refused as that
+    if options.digest and whole and not hashlib.sha256(data).hexdigest().startswith(options.digest):
+        message = f"{len(data):,} bytes arrived, and they are not the document that was announced"
+        _end(Answer(word="policy", exit_code=ExitCode.POLICY, message=message, remedy="send it again"), options)
+    signed = _signature(path, data, options)
+    if options.targets:
+        _push(settings, path, data, signed, options)
+    if options.ordered:
+        raise UsageError("--ordered is for more than one --to")
+    if options.from_gate and not options.digest and not options.dry_run and _cut_off():
+        raise PolicyError("the connection was cut before the document had ended")
+    if options.dry_run:
+        _dry_run(settings, path, data, signed, options)
+    wish = Wish(
+        data=data,
+        signature=signed,
+        if_live=options.if_live,
+        force=options.force,
+        retry=options.retry,
+    )
+    host = Host(settings, command="sync", file=path)
+    deadline = time.monotonic() + options.timeout
+    try:
+        handed = submit(host, wish, deadline=deadline)
+    except AgentError as error:
+        _end(refused(error, hashlib.sha256(data).hexdigest()), options)
+    if options.no_wait and handed.served:
+        _end(stored(handed), options)
+    _end(wait(host, handed, deadline=deadline, on_stage=_progress(from_gate=options.from_gate)), options)
+
+
+def _signature(path: Path, data: bytes, options: Options) -> bytes:
+    """Made now, handed in, or found beside the file."""
+    if options.signature:
+        try:
+            return base64.b64decode(options.signature, altchars=b"-_", validate=True)
+        except ValueError:
+            raise UsageError("--signature is not base64") from None
+    if options.key is not None:
+        return signature.sign(data, options.key)
+    return beside(path)
+
+
+def _dry_run(settings: Settings, path: Path, data: bytes, signed: bytes, options: Options) -> NoReturn:
+    """The plan of this host, by the rules of a sync: nothing is written."""
+    host = Host(settings, command="plan", file=path)
+    wish = Wish(data=data, signature=signed, if_live=options.if_live)
+    digest = hashlib.sha256(data).hexdigest()
+    try:
+        host.intake.verify(data, signed)
+        admit(host, host.assessor.read(data), wish)
+        preview = host.preview(data)
+    except AgentError as error:
+        _end(refused(error, digest), options)
+    outages = "" if options.force else "; ".join(preview.outages)
+    outages = outages or "; ".join(preview.objections)
+    plan = tables.plan_document(preview.plan, preview.diff, preview.sessions, preview.handshakes)
+    if not options.as_json:
+        for finding in (*preview.parsed.findings, *preview.findings):
+            click.echo(f"warning: {finding.text(label(path))}", err=True)
+        click.echo(tables.plan(preview.plan, preview.diff, preview.sessions, preview.handshakes), nl=False)
+    answer = Answer(
+        word="would be refused" if outages else "planned",
+        exit_code=ExitCode.REFUSED if outages else ExitCode.LIVE,
+        digest=digest,
+        serial=preview.parsed.state.serial,
+        message=outages or f"{plan['plan']}: nothing was touched",
+        report={"plan": plan},
+    )
+    _end(answer, options)
+
+
+def _cut_off() -> bool:
+    """Whether nobody is there any more to hear the answer: a cut ends standard input as the end of a document does.
+
+    sshd hangs up on both at once then; who has only sent all it had to say still listens.
+    """
+    watch = select.poll()
+    watch.register(sys.stdout.fileno(), 0)  # hang-ups and errors are told without being asked for
+    return bool(watch.poll(CUT_MILLISECONDS))
+
+
+# --- elsewhere --------------------------------------------------------------------------------------------------
+
+
+def _push(settings: Settings, path: Path, data: bytes, signed: bytes, options: Options) -> NoReturn:
+    """What is invalid here is sent nowhere."""
+    try:
+        targets = [push.target(one) for one in options.targets]
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--to") from None
+    if len({(one.host, one.port) for one in targets}) < len(targets):
+        raise click.BadParameter("a host is named twice", param_hint="--to")
+    if options.ordered and options.no_wait:
+        raise click.UsageError("--ordered waits for each to be live; --no-wait waits for none")
+    limits = Limits(process_maxconn=sys.maxsize, file_limit=None)  # those of the other side are told there
+    try:
+        parsed = parse(data, file=label(path), max_bytes=settings.sync.max_bytes, limits=limits)
+    except InvalidError as error:
+        _end(refused(error, hashlib.sha256(data).hexdigest()), options)
+    for finding in parsed.findings:
+        click.echo(f"warning: {finding.text(label(path))}", err=True)
+    parcel = push.Parcel(data=data, signature=signed, words=tuple(_words(options)), seconds=options.timeout)
+    board = _Board([one.text for one in targets])
+    results = push.push(
+        targets,
+        parcel,
+        ordered=options.ordered,
+        on_stage=lambda where, stage: board.show(where.text, stage),
+        on_end=lambda result: board.end(result, quiet=options.as_json, plan=options.dry_run),
+    )
+    code = push.worst([one.exit_code for one in results])
+    end(lambda: _tell_all(results, code, parsed.digest, as_json=options.as_json), code)
+
+
+def _tell_all(results: tuple[push.Result, ...], code: ExitCode, digest: str, *, as_json: bool) -> None:
+    """All hosts in one document; for people each was told as it ended."""
+    if as_json:
+        hosts = {
+            one.target.text: {
+                "exit_code": int(one.exit_code),
+                "message": one.message,
+                "remedy": one.remedy,
+                "seconds": round(one.seconds, 3),
+                "answer": one.answer,
+            }
+            for one in results
+        }
+        print_json({"exit_code": int(code), "digest": digest, "hosts": hosts})
+    elif code != ExitCode.LIVE and len(results) > 1:
+        click.echo(f"worst: exit {int(code)}, of {', '.join(_at(results, code))}", err=True)
+
+
+def _at(results: tuple[push.Result, ...], code: ExitCode) -> list[str]:
+    return [one.target.text for one in results if one.exit_code == code]
+
+
+def _words(options: Options) -> list[str]:
+    """The options that are the other side's to follow."""
+    words = [
+        word
+        for word, so in (
+            ("--dry-run", options.dry_run),
+            ("--no-wait", options.no_wait),
+            ("--force", options.force),
+            ("--retry", options.retry),
+        )
+        if so
+    ]
+    words += ["--timeout", f"{round(options.timeout * 1000)}ms"]
+    return [*words, "--if-live", options.if_live] if options.if_live else words
+
+
+class _Board:
+    """Where each host is, in one line of a terminal; and a line for good as each ends.
+
+    Who does not read any more (`| head -1`) ends no session.
+    """
+
+    def __init__(self, hosts: list[str]) -> None:
+        self._stages = dict.fromkeys(hosts, "connecting")
+        self._live = sys.stderr is not None and sys.stderr.isatty()
+        self._draw()
+
+    def show(self, host: str, stage: str) -> None:
+        self._stages[host] = STAGE_WORDS.get(stage, stage)
+        with contextlib.suppress(OSError):
+            self._draw()
+
+    def end(self, result: push.Result, *, quiet: bool, plan: bool) -> None:
+        with contextlib.suppress(OSError):
+            self._end(result, quiet=quiet, plan=plan)
+
+    def _end(self, result: push.Result, *, quiet: bool, plan: bool) -> None:
+        self._stages.pop(result.target.text, None)
+        clear_line()
+        if not quiet:
+            good = result.exit_code == ExitCode.LIVE
+            mark = click.style("ok  " if good else "!   ", fg="green" if good else "red")
+            click.echo(f"{mark}{result.target.text}: {result.message} ({result.seconds:.1f} s)")
+            if plan and result.answer:
+                click.echo(push.diff_of(result.answer), nl=False)
+            if result.remedy and not good:
+                click.echo(f"    {result.remedy}", err=True)
+        self._draw()
+
+    def _draw(self) -> None:
+        if self._live and self._stages:
+            where = "  ".join(f"{host}: {stage}" for host, stage in self._stages.items())
+            click.echo(f"\r\033[K{where[:200]}\r", nl=False, err=True)
+
+
+# --- printing ---------------------------------------------------------------------------------------------------
+
+
+def _progress(*, from_gate: bool) -> Callable[[str], None]:
+    """Each stage of the agent: a bar on a terminal, else a line: in words, or as `--to` on the other side reads it."""
+    if sys.stderr is None:
+        return lambda _: None
+    live = sys.stderr.isatty()
+
+    def show(stage: str) -> None:
+        words = stage if from_gate else STAGE_WORDS.get(stage, stage)
+        with contextlib.suppress(OSError):  # a full disk behind stderr costs the progress
+            draw(stage) if live else click.echo(f"{push.STAGE}{words}", err=True)
+
+    def draw(stage: str) -> None:
+        done = (STAGES.index(stage) + 1) * _BAR // len(STAGES) if stage in STAGES else _BAR
+        click.echo(f"\r\033[K[{'#' * done}{'.' * (_BAR - done)}] {STAGE_WORDS.get(stage, stage)}\r", nl=False, err=True)
+
+    return show
+
+
+def _end(answer: Answer, options: Options) -> NoReturn:
+    end(lambda: print_json(answer.document()) if options.as_json else _tell(answer), answer.exit_code)
+
+
+def _tell(answer: Answer) -> None:
+    report = answer.report or {}
+    for finding in report.get("findings") or ():
+        where = f"{finding['where']}: " if finding["where"] else ""
+        click.echo(f"warning: {where}{finding['message']}", err=True)
+    for one in report.get("frontends") or ():
+        click.echo(f"warning: frontend {one['name']} is {one['state']}", err=True)
+    if answer.message and answer.word != "stored":
+        click.echo(answer.message if answer.word == "invalid" else f"agent: {answer.message}", err=True)
+    if answer.remedy:
+        click.echo(f"agent: {answer.remedy}", err=True)
+    live = (report.get("live") or {}).get("generation")
+    told = [f"generation {live} is live"] if live is not None else []
+    told += [f"serial {answer.serial}"] if answer.serial is not None else []
+    told += [f"sha256 {answer.digest[:12]}"] if answer.digest else []
+    click.echo(f"{answer.word}: {', '.join(told)} ({answer.seconds * 1000:.0f} ms)")
+    for reason in report.get("reasons") or ():
+        click.echo(f"  - {reason}")
+
+
+# --- the gate ---------------------------------------------------------------------------------------------------
+
+
+def gate(main: click.Group, ctx: click.Context, settings: Settings, *, dropped: str) -> None:
+    """Let a call through, or exit 9. `dropped`: the EDGEAGENT_SETTINGS that the caller brought along, "" for none."""
+    to_syslog(_log, "edgeagent gate", AUTH)
+    client = (os.environ.get("SSH_CONNECTION") or "nobody").split(" ")[0][:60]
+    call = os.environ.pop("SSH_ORIGINAL_COMMAND", None)
+    if dropped:
+        why = f"{ENVIRONMENT} is ignored by the gate: the forced command names its settings (--settings FILE gate)"
+        _log.warning("call from %s: %s", client, why)
+        click.echo(f"agent: {why}", err=True)
+    try:
+        words = _let_through(call, settings)
+    except PolicyError as error:
+        _log.warning("refused a call from %s: %s", client, error)
+        raise
+    shown = " ".join(word if len(word) < 100 else f"{word[:40]}..." for word in words)
+    _log.info("call from %s: %s", client, shown)
+    name, *rest = words
+    try:
+        with main.commands[name].make_context(name, rest, parent=ctx.parent) as inner:
+            main.commands[name].invoke(inner)
+    except SystemExit as end:
+        _log.info("call from %s: %s: exit %s", client, name, end.code)
+        raise
+    except AgentError as error:
+        _log.warning("call from %s: %s: %s", client, name, str(error)[:300])
+        raise
+    except click.UsageError as error:
+        _log.warning("refused a call from %s: %s: %s", client, name, error.message[:300])
+        raise PolicyError(error.message) from None
+
+
+def _let_through(call: str | None, settings: Settings) -> list[str]:
+    words = gates.words(call)
+    if words[0] == "plan" and settings.sync.allowed_signers:
+        # A plan asks every server that its document names: not for a stranger's document.
+        raise PolicyError("documents are signed here: `agent sync --dry-run` with a signature shows the plan")
+    return [*words, "--from-gate"] if words[0] in gates.TAKES_DOCUMENT else words
+
+
+def print_authorized_key(chosen: Path | None, file: Path) -> None:
+    """The line for authorized_keys that gives the public key in `file` the gate, with the settings `chosen`.
+
+    Raises UsageError.
+    """
+    try:
+        text = file.read_text(errors="replace")
+    except OSError as error:
+        raise UsageError(f"{file}: {error.strerror}") from None
+    settings = ["--settings", str(chosen.absolute())] if chosen else []
+    program = Path(sys.argv[0]).absolute()
+    how = [sys.executable, "-m", "agent"] if program.name == "__main__.py" else [str(program)]
+    command = " ".join(shlex.quote(word) for word in [*how, *settings, "gate"])
+    try:
+        click.echo(gates.authorized_key(text, command))
+    except ValueError as error:
+        raise UsageError(f"{file}: {error}") from None
+    where = chosen.absolute() if chosen else CONFIG_FOLDER / "agent.toml"
+    click.echo(f"agent: with this line the gate uses the settings in {where}", err=True)

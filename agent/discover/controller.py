@@ -1,0 +1,542 @@
+"""`agent discover --watch`: the firewalls are kept in step with the cluster.
+
+    events -> debounce -> what is wanted -> (nothing new) | push -> what became of it -> Events, annotations
+
+One thread decides; others watch, elect and report. A Service whose change the firewall refuses is found and held
+back, as it was live last, and the others go on. Nothing is pushed that the firewalls have already.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+from attrs import evolve, frozen
+
+from agent.discover.annotations import Mistake
+from agent.discover.election import Election
+from agent.discover.firewalls import Firewalls, Verdict
+from agent.discover.fragments import Before, Fragment, apart, settled, shape
+from agent.discover.objects import Key, Node, Service, Slice
+from agent.discover.reflector import Backoff, Reflector
+from agent.discover.reports import Reporter
+from agent.discover.state import Snapshot, Terms, Wanted, document, lives, wanted
+from agent.discover.telling import Told, told
+from agent.errors import ExitCode
+
+QUIET_SECONDS, PATIENCE_SECONDS = 0.1, 1.0  # events come in bursts: a rollout, a node with all its endpoints
+ASK_SECONDS = 30.0  # while not all is live: the agent there tries again by itself
+RESYNC_SECONDS = 600.0
+HELD_SECONDS = 300.0  # a Service that was refused is tried again, although nothing about it has changed
+HURT_SECONDS = 1800.0  # where nodes alone have changed, and it hurt
+FRESH_SECONDS = 10.0  # who begins to lead has read the cluster within that time
+DEAF_SECONDS = 60.0  # without a word of a kind, nobody can say that all is in step
+
+_HURT = "it hurt when it was pushed last, and nothing but nodes has changed since: nothing is pushed"
+_EMPTY = "no frontend is left, and all service would end: nothing is pushed"
+
+_log = logging.getLogger("agent.discover")
+
+
+@frozen(kw_only=True)
+class Sources:
+    """What is watched."""
+
+    services: Sequence[Reflector[Service]]
+    nodes: Reflector[Node]
+    slices: Sequence[Reflector[Slice]]
+
+    @property
+    def all(self) -> tuple[Reflector[Any], ...]:
+        """Each of them."""
+        return (*self.services, self.nodes, *self.slices)
+
+    @property
+    def synced(self) -> bool:
+        """Whether all have been read once: half of a cluster would take the other half's frontends away."""
+        return all(one.synced.is_set() for one in self.all)
+
+    def fresh(self, seconds: float) -> bool:
+        """Whether all have been read within so many seconds; those that were not are read anew, in time."""
+        stale = [one for one in self.all if not one.listed_within(seconds)]
+        for one in stale:
+            one.anew()
+        return not stale
+
+    @property
+    def deaf(self) -> list[str]:
+        """Kinds that cannot be watched, for a while now."""
+        return sorted({one.kind for one in self.all if one.failing_for() > DEAF_SECONDS})
+
+    def now(self) -> Snapshot:
+        """What is there."""
+        return Snapshot(
+            services=[found for one in self.services for found in one.objects()],
+            nodes=self.nodes.objects(),
+            slices=[found for one in self.slices for found in one.objects()],
+        )
+
+
+@frozen(kw_only=True)
+class Held:
+    """A Service that was refused as it is, why, and until when (monotonic seconds) it is not tried again.
+
+    `level`: what was refused of it (`fragments.Found`): that, and what comes before it, is not tried.
+    """
+
+    service: Service
+    level: int = 0
+    state: str
+    message: str
+    until: float
+
+
+class Controller:
+    """Decides. `wake` tells it that something has changed."""
+
+    def __init__(
+        self,
+        *,
+        sources: Sources,
+        terms: Callable[[], Terms],
+        firewalls: Firewalls,
+        election: Callable[[Callable[[], None]], Election],
+        reporter: Reporter,
+        end: threading.Event,
+    ) -> None:
+        self._sources, self._read_terms, self._firewalls = sources, terms, firewalls
+        self._terms = terms()
+        self._reporter, self._end = reporter, end
+        self._dirty = threading.Event()
+        self._last_event = 0.0
+        self.election = election(self.wake)
+        self._threads = [*(one.thread for one in sources.all), self.election.thread, reporter.thread]
+        self._file = self._terms  # as they were read last
+        self._live_terms: Terms | None = None  # those of what is live
+        self._hurt: tuple[Terms, dict[Key, Mapping[str, str]]] | None = None
+        self._term = 0  # of office; 0: not begun
+        self._live: Mapping[Key, Fragment] = {}  # what the firewalls serve, as far as is known
+        self._good: dict[Key, Mapping[str, str]] = {}  # the annotations it is made of
+        self._sent: Mapping[str, Any] | None = None  # what they were handed last, whatever became of it
+        self._held: dict[Key, Held] = {}
+        self._backoff = Backoff(first=1.0, most=60.0)
+        self._said: tuple[str, ...] = ()
+        self._begin_at = 0.0  # when to try (again) to begin
+        self._at = 0.0  # when to look again although nothing is heard
+        self.turned = time.monotonic()
+        self.states: dict[str, int] = {}
+        self._complete = False
+
+    @property
+    def dead(self) -> list[threading.Thread]:
+        """Threads that should run, and do not."""
+        return [one for one in self._threads if not one.is_alive()]
+
+    @property
+    def in_step(self) -> bool:
+        """Whether all is live everywhere as it is asked for, and what is asked for is known."""
+        return self._complete and not self._sources.deaf
+
+    def wake(self) -> None:
+        """From any thread."""
+        self._last_event = time.monotonic()
+        self._dirty.set()
+
+    def run(self) -> None:
+        """Until the end."""
+        for thread in self._threads:
+            thread.start()
+        while not self._end.is_set():
+            self.turned = time.monotonic()
+            if dead := self.dead:  # a defect of ours: whoever started us starts us anew
+                raise RuntimeError(f"{', '.join(one.name for one in dead)} has ended")
+            heard = self._wait()
+            if self._end.is_set():
+                return
+            self.look(heard=heard)
+
+    def look(self, *, heard: bool) -> None:
+        """Where something was heard of, or it is time: a turn."""
+        if not self.election.leads:
+            self._term, self._complete, self._begin_at, self._at = 0, False, 0.0, 0.0
+            self._reporter.clear()
+        elif self._sources.synced and (heard or time.monotonic() >= self._at or self._read_terms() is not self._file):
+            self._turn()
+
+    def _wait(self) -> bool:
+        """Until something has changed and it is quiet again (True), or it is time to look; 20 s at most."""
+        begins = self._begin_at if self.election.leads and self._sources.synced else math.inf
+        wait = (self._at if self._term else begins) - time.monotonic()
+        self._dirty.wait(min(max(0.0, wait), 20.0))
+        if not self._dirty.is_set():
+            return False
+        patience = time.monotonic() + PATIENCE_SECONDS
+        while (now := time.monotonic()) < min(self._last_event + QUIET_SECONDS, patience) and not self._end.is_set():
+            self._end.wait(min(self._last_event + QUIET_SECONDS, patience) - now)
+        self._dirty.clear()
+        return True
+
+    # --- a turn
+
+    def _turn(self) -> None:
+        now = time.monotonic()
+        begins = self._term != self.election.term  # new, or lost and had again while we were at something
+        if begins:
+            if now < self._begin_at:
+                return
+            self._firewalls.ask()
+            if self._firewalls.servers is not None and not self._sources.fresh(FRESH_SECONDS):
+                self._begin_at = now + 1.0  # it wakes us when it has been read
+                return
+        snapshot = self._sources.now()
+        self._look_at_base()
+        if begins and not self._begin(snapshot):
+            return
+        asked = begins or now >= self._at
+        if asked and not begins:
+            self._firewalls.ask()
+            self._remember(snapshot)
+        due = self._release(snapshot)
+        found = self._wanted(snapshot)
+        if due and (found.violations or not self._rehearsed(found, due, snapshot)):
+            self._held |= {key: one for key, one in due.items() if found.violations and key not in self._held}
+            found = self._wanted(snapshot)
+        tree = document(self._terms, found.fragments)
+        self._firewalls.knows(tree)
+        pushed = False
+        empty = (_EMPTY,) if self._ends_all(found, tree) else ()
+        self._remark(found, *empty)
+        if found.violations or empty:
+            verdict = Verdict(code=ExitCode.SSH, message="; ".join((*found.violations, *empty)))
+        elif not self._firewalls.lacking(tree) or (tree == self._sent and not asked):
+            # Nothing new for anybody who is there; or it is not yet time to try again.
+            verdict = self._settle(self._firewalls.verdict, tree, found, snapshot, search=asked)
+        elif self._hurts(snapshot):
+            verdict = Verdict(code=ExitCode.SSH, message=_HURT)
+        else:
+            pushed = True
+            verdict = self._settle(self._hand_over(tree), tree, found, snapshot, search=True)
+            if verdict.live and found.mistakes:
+                self.wake()  # what a Service has given up just now may be another's
+        self._report(snapshot, found, verdict)
+        if asked or pushed:
+            before = self._at
+            self._plan(verdict)
+            # A push is no answer of those that were not pushed to: they are asked when it was time for that.
+            self._at = self._at if asked else min(before, self._at)
+        self._at = min(self._at, *(one.until for one in self._held.values()), math.inf)
+
+    def _ends_all(self, found: Wanted, tree: Mapping[str, Any]) -> bool:
+        """Whether it would end all that the cluster serves."""
+        some = any(one.frontends for one in found.fragments.values())
+        return not tree.get("frontends") or (not some and any(one.frontends for one in self._live.values()))
+
+    def _look_at_base(self) -> None:
+        """A base that hurt is put aside until its file changes again."""
+        terms = self._read_terms()
+        if terms is self._file:
+            return
+        self._file = self._terms = terms
+        for key, held in list(self._held.items()):
+            if held.state == "refused":  # perhaps for the base
+                del self._held[key]
+
+    def _wanted(self, snapshot: Snapshot) -> Wanted:
+        held = {key: (one.level, Mistake("", one.message)) for key, one in self._held.items()}
+        return wanted(snapshot, self._terms, Before(good=self._good, live=self._live), held)
+
+    def _begin(self, snapshot: Snapshot) -> bool:
+        """Somebody else may have led, or we, before: what is live is told by the Services and the firewalls.
+
+        False where no firewall tells: then nothing could be pushed either, and what the Services tell stays as it is.
+        """
+        self._reporter.clear()
+        servers = self._firewalls.servers
+        said = {one.key: found for one in snapshot.services if (found := told(one.status, one.uid))}
+        if servers is None:
+            verdict = self._firewalls.verdict
+            if verdict.message not in self._said:
+                _log.warning("no firewall tells what it has: %s", verdict.message)
+            self._said = (verdict.message,)
+            self._live, self._good, self._held = {}, {}, {}
+            news = [one for one in snapshot.services if one.key not in said]
+            self._report(Snapshot(services=news, nodes=snapshot.nodes, slices=snapshot.slices), Wanted(), verdict)
+            self._plan(verdict)
+            self._begin_at = self._at
+            return False
+        now = time.monotonic()
+        _log.info("leading: %d Services, %d Nodes", len(snapshot.services), len(snapshot.nodes))
+        self._live = lives(snapshot, self._terms, said, servers)
+        self._good = {key: said[key].good for key in self._live if said[key].good}
+        # What hurt is not tried again because somebody else leads.
+        self._held = {
+            one.key: Held(
+                service=one,
+                level=0,
+                state=before.state,
+                message=before.message,
+                until=now + HURT_SECONDS if before.tried == before.good else math.inf,
+            )
+            for one in snapshot.services
+            if (before := said.get(one.key)) and before.state == "rolled_back" and before.tried == one.annotations
+        }
+        self._term, self._sent, self._at, self._hurt = self.election.term, None, now, None
+        return True
+
+    def _remember(self, snapshot: Snapshot) -> None:
+        """Of a firewall that tells for the first time: what is live there alone."""
+        servers = self._firewalls.servers
+        said = {one.key: found for one in snapshot.services if (found := told(one.status, one.uid))}
+        missing = {key: one for key, one in said.items() if key not in self._live}
+        if servers is None or not missing:
+            return
+        for key, one in lives(snapshot, self._terms, missing, servers).items():
+            if apart(one, self._live.values()):
+                self._live = {**self._live, key: one}
+                self._good.setdefault(key, said[key].good or {})
+
+    def _release(self, snapshot: Snapshot) -> dict[Key, Held]:
+        """Whoever has changed is tried again; who has waited long enough too, but not on the firewalls at first."""
+        now, services = time.monotonic(), {one.key: one for one in snapshot.services}
+        due: dict[Key, Held] = {}
+        for key, held in list(self._held.items()):
+            if services.get(key) != held.service:
+                del self._held[key]
+            elif now >= held.until:
+                due[key] = self._held.pop(key)
+        return due
+
+    def _rehearsed(self, found: Wanted, due: Mapping[Key, Held], snapshot: Snapshot) -> bool:
+        """Whether the firewalls would take those that were refused before; who is not taken is held again."""
+        guilty = self._guilty(found, [key for key in due if key in found.fragments])
+        if guilty is None:  # nobody can tell now
+            later = time.monotonic() + ASK_SECONDS
+            self._held |= {key: evolve(one, until=later) for key, one in due.items()}
+            return False
+        self._hold(guilty, found, snapshot)
+        return not guilty
+
+    def _remark(self, found: Wanted, *more: str) -> None:
+        """What a person should know, once."""
+        said = (*found.violations, *found.remarks, *more)
+        for one in said:
+            if one not in self._said:
+                _log.log(logging.ERROR if one in found.violations else logging.WARNING, "%s", one)
+        self._said = said
+
+    def _hand_over(self, tree: Mapping[str, Any]) -> Verdict:
+        self.turned = time.monotonic()
+        if self._term != self.election.term or not self.election.leads:  # it was lost while we were at it
+            return Verdict(code=ExitCode.SSH, message="another replica leads")
+        self._sent = tree
+        return self._firewalls.hand_over(tree)
+
+    # --- what became of it
+
+    def _settle(
+        self, verdict: Verdict, tree: Mapping[str, Any], found: Wanted, snapshot: Snapshot, *, search: bool
+    ) -> Verdict:
+        """It is live; or whoever is behind its not being live is held back."""
+        if verdict.live:
+            self._took(tree, found, snapshot)
+            return verdict
+        suspects = self._suspects(found, tree)
+        hurt = verdict.code is ExitCode.ROLLED_BACK
+        if not search or not verdict.refused or not (suspects or (hurt and self._base_is_new())):
+            return verdict
+        if hurt and self._live_terms is None:  # what the last one had as its base nobody knows: nobody is blamed
+            self._hurt = (self._terms, _asked(snapshot))
+            return verdict
+        return self._isolate(verdict, suspects, found, snapshot)
+
+    def _base_is_new(self) -> bool:
+        return self._live_terms is not None and self._live_terms is not self._terms
+
+    def _hurts(self, snapshot: Snapshot) -> bool:
+        """Whether it is what hurt, and nobody knows why, but for its nodes."""
+        return self._hurt is not None and self._hurt == (self._terms, _asked(snapshot))
+
+    def _suspects(self, found: Wanted, tree: Mapping[str, Any]) -> list[Key]:
+        return [key for key, one in found.fragments.items() if not self._is_live(key, one, tree)]
+
+    def _is_live(self, key: Key, one: Fragment, tree: Mapping[str, Any]) -> bool:
+        before = self._live.get(key)
+        return before is not None and before.document == settled(one, tree).document
+
+    def _took(self, tree: Mapping[str, Any], found: Wanted, snapshot: Snapshot) -> None:
+        self._live = {key: settled(one, tree) for key, one in found.fragments.items()}
+        self._sent, self._live_terms, self._hurt = tree, self._terms, None
+        for one in snapshot.services:
+            if found.levels.get(one.key) == 0:
+                self._good[one.key] = dict(one.annotations)
+        for key in self._good.keys() - {one.key for one in snapshot.services if one.wants}:
+            del self._good[key]
+
+    def _isolate(self, verdict: Verdict, suspects: list[Key], found: Wanted, snapshot: Snapshot) -> Verdict:
+        """Who of those that changed is behind it? The others go on.
+
+        A refusal touches nothing, and is looked into by rehearsals, which do not either. After a rollback, where
+        something was touched, the base is put aside if it has changed; else whoever asks for something else than
+        before is held back; where nobody does, all are.
+        """
+        _log.warning("looking for who is refused, of %d Services that changed", len(suspects))
+        aside = False
+        for _ in range(3):
+            if verdict.code is ExitCode.ROLLED_BACK and self._base_is_new() and not aside:
+                assert self._live_terms is not None
+                _log.error("what the base says now is put aside, since it hurt: %s", verdict.message)
+                aside, self._terms = True, self._live_terms
+            elif verdict.code is ExitCode.ROLLED_BACK:
+                self._terms = self._file  # without it it hurts as well
+                services = {one.key: one for one in snapshot.services}
+                asked = [key for key in suspects if self._good.get(key) != services[key].annotations]
+                self._hold(dict.fromkeys(asked or suspects, verdict), found, snapshot)
+            else:
+                guilty = self._guilty(found, suspects)
+                if not guilty:  # the base, or nobody can tell
+                    return verdict
+                if unknown := self._unknown(guilty, snapshot):
+                    # They serve something that nobody can write down: without them it would be taken away.
+                    names = ", ".join("/".join(key) for key in unknown)
+                    self._remark(found, f"{names} is refused, and what is live of it is not known: nothing is pushed")
+                    return verdict
+                self._hold(guilty, found, snapshot)
+            found = self._wanted(snapshot)
+            tree = document(self._terms, found.fragments)
+            if found.violations or self._ends_all(found, tree):
+                return verdict
+            verdict = self._hand_over(tree)
+            if verdict.live:
+                self._took(tree, found, snapshot)
+            suspects = self._suspects(found, tree)
+            if not verdict.refused or not suspects:
+                break
+        return verdict
+
+    def _unknown(self, guilty: Collection[Key], snapshot: Snapshot) -> list[Key]:
+        """Which of them were live once, by their own status, and have frontends there that we could not write down."""
+        known = self._firewalls.servers or {}
+        found = []
+        for one in snapshot.services:
+            if one.key in guilty and one.key not in self._live and (said := told(one.status, one.uid)):
+                ours = {name for live in self._live.values() for name in live.backends}
+                found += [one.key] if any(name in known and name not in ours for name in said.frontends) else []
+        return found
+
+    def _guilty(self, found: Wanted, suspects: Sequence[Key]) -> dict[Key, Verdict] | None:
+        """By halves, in rehearsals: who is not taken, and what is said of each. None where nobody can tell."""
+        tree = document(self._terms, found.fragments)
+        good: dict[Key, Fragment] = {}
+        for key, one in found.fragments.items():
+            if key not in suspects and self._is_live(key, one, tree):
+                good[key] = one
+            elif key in self._live:
+                good[key] = self._live[key]
+        guilty: dict[Key, Verdict] = {}
+        lost = False
+
+        def rehearse(more: Mapping[Key, Fragment]) -> Verdict:
+            nonlocal lost
+            self.turned = time.monotonic()
+            if self._end.is_set() or not self.election.leads:
+                verdict = Verdict(code=ExitCode.SSH)
+            else:
+                verdict = self._firewalls.rehearse(document(self._terms, {**good, **more}))
+            lost = lost or not (verdict.live or verdict.refused)
+            return verdict
+
+        def attempt(batch: Sequence[Key], known: Verdict | None) -> None:
+            if lost or not batch:
+                return
+            trial = {key: found.fragments[key] for key in batch}
+            verdict = known or rehearse(trial)
+            if verdict.live:
+                good.update(trial)
+            elif verdict.refused and len(batch) == 1:
+                guilty[batch[0]] = verdict
+            elif verdict.refused:
+                half = len(batch) // 2
+                attempt(batch[:half], None)
+                attempt(batch[half:], None)
+
+        if good and rehearse({}).refused:
+            return None  # without any of them it is refused as well: it is the base, or what was live already
+        attempt(suspects, None)
+        return None if lost else guilty
+
+    def _hold(self, guilty: Mapping[Key, Verdict], found: Wanted, snapshot: Snapshot) -> None:
+        now, services = time.monotonic(), {one.key: one for one in snapshot.services}
+        for key, verdict in guilty.items():
+            hurt = verdict.code is ExitCode.ROLLED_BACK
+            until = now + HELD_SECONDS
+            if hurt:  # until it asks for something else; where only nodes have changed, for long
+                until = math.inf if self._good.get(key) != services[key].annotations else now + HURT_SECONDS
+            state = "rolled_back" if hurt else "refused"
+            level = found.levels.get(key, 0)
+            self._held[key] = Held(
+                service=services[key], level=level, state=state, message=verdict.message, until=until
+            )
+            _log.warning("held back: Service %s/%s: %s", *key, verdict.message)
+
+    # --- what is told of it
+
+    def _report(self, snapshot: Snapshot, found: Wanted, verdict: Verdict) -> None:
+        states: dict[str, int] = {}
+        tree = document(self._terms, found.fragments)
+        for one in snapshot.services:
+            if not one.wants:
+                if one.status:
+                    self._reporter.report(one, None)
+                continue
+            what = self._told(one, found, verdict, tree)
+            states[what.state] = states.get(what.state, 0) + 1
+            self._reporter.report(one, what)
+        self._reporter.forget({one.uid for one in snapshot.services})
+        self.states = states
+        aside = self._terms is not self._file
+        self._complete = verdict.complete and not self._held and not found.mistakes and not aside
+
+    def _told(self, one: Service, found: Wanted, verdict: Verdict, tree: Mapping[str, Any]) -> Told:
+        live, fragment = self._live.get(one.key), found.fragments.get(one.key)
+        names = tuple(sorted(live.frontends)) if live else ()
+        goes_on = "; what was live before goes on" if live else ""
+
+        def tell(state: str, message: str, **more: Any) -> Told:
+            good: Mapping[str, str] = self._good.get(one.key, {})
+            form: Mapping[str, Any] = shape(live) if live else {}
+            if not live and (said := told(one.status, one.uid)):  # what was live on a firewall that is away
+                good, form = said.good, said.live
+            return Told(state=state, message=message, frontends=names, good=good, live=form, uid=one.uid, **more)
+
+        if held := self._held.get(one.key):
+            tried = {"tried": dict(one.annotations)} if held.state == "rolled_back" else {}
+            message = held.message if held.message.endswith(goes_on) else held.message + goes_on
+            return tell(held.state, message, **tried)
+        if mistakes := found.mistakes.get(one.key):
+            return tell("mistake", "; ".join(mistake.text for mistake in mistakes) + goes_on)
+        if fragment is None or not self._is_live(one.key, fragment, tree):
+            # Of one that is to blame it was told above.
+            return tell("waiting", (verdict.message or verdict.away) + goes_on)
+        if lacking := self._firewalls.without(fragment.backends, tree):
+            return tell("waiting", f"{lacking}; live on the others" if verdict.live else lacking)
+        down = [f"{name} is {verdict.down[name]}" for name in names if name in verdict.down]
+        remarks = list(fragment.remarks) if fragment else []
+        return tell("degraded" if down or remarks else "live", "; ".join([*down, *remarks]))
+
+    def _plan(self, verdict: Verdict) -> None:
+        """When to ask again."""
+        now = time.monotonic()
+        if verdict.away or (not verdict.live and not verdict.refused):
+            self._at = now + self._backoff.next()
+        else:
+            self._backoff.reset()
+            self._at = now + (RESYNC_SECONDS if verdict.live and not verdict.down else ASK_SECONDS)
+
+
+def _asked(snapshot: Snapshot) -> dict[Key, Mapping[str, str]]:
+    """What Services ask for."""
+    return {one.key: one.annotations for one in snapshot.services if one.wants}

@@ -1,0 +1,153 @@
+"""What became of a Service, told where its owner looks: an Event, and the annotation `edgeagent.io/status`.
+
+In a thread of its own: the API server may be slow or away, and a push does not wait for words about the last one. Of
+several things to be told of one Service only the last is.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from agent.discover.api import Api, ApiError
+from agent.discover.objects import STATUS, Key, Service
+from agent.discover.reflector import Backoff
+from agent.discover.telling import Told, told
+
+PACE_SECONDS = 0.02  # between two Services: fifty a second of them is no load for any API server
+ECHO_SECONDS = 60.0  # after which what was written should have come back by the watch
+_LONGEST = 1_000  # characters of an Event's message; the API takes 1,024
+_GONE = 404
+_REFUSED, _FAILED = 400, 500
+
+_log = logging.getLogger("agent.discover")
+
+
+class Reporter:
+    """Tells what is new, and nothing twice. `may`: whether it is ours to tell, still."""
+
+    def __init__(self, api: Api, *, may: Callable[[], bool], end: threading.Event) -> None:
+        self._may = may
+        self._api, self._end = api, end
+        self._lock = threading.Condition()
+        self._waiting: dict[Key, tuple[Service, Told | None]] = {}
+        self._written: dict[str, tuple[Told | None, float]] = {}  # by uid, and when
+        self.failures = 0
+        self._error = ""
+        self.thread = threading.Thread(target=self._run, name="reports", daemon=True)
+
+    def report(self, service: Service, what: Told | None) -> None:
+        """`what` None: it asks for nothing any more, and its annotation goes."""
+        uid, there = service.uid, told(service.status, service.uid)
+        with self._lock:
+            written = self._written.get(uid)
+            if service.key in self._waiting and self._waiting[service.key][1] == what:
+                return
+            if what == there and bool(service.status) == (what is not None) and (not written or written[0] == what):
+                self._waiting.pop(service.key, None)
+                self._written.pop(uid, None)
+                return
+            if written is not None and written[0] == what and time.monotonic() - written[1] < ECHO_SECONDS:
+                return  # the watch has not told of it yet
+            self._waiting[service.key] = (service, what)
+            self._lock.notify()
+
+    def forget(self, uids: set[str]) -> None:
+        """Only these Services are there any more."""
+        with self._lock:
+            for uid in self._written.keys() - uids:
+                del self._written[uid]
+
+    def clear(self) -> None:
+        """It is somebody else's to tell now, or was."""
+        with self._lock:
+            self._waiting.clear()
+            self._written.clear()
+
+    def wake(self) -> None:
+        """To see that the end has come."""
+        with self._lock:
+            self._lock.notify()
+
+    def _run(self) -> None:
+        backoff = Backoff()
+        while True:
+            with self._lock:
+                while not self._waiting and not self._end.is_set():
+                    self._lock.wait()
+                if self._end.is_set():
+                    return
+                key = next(iter(self._waiting))
+                service, what = self._waiting.pop(key)
+            if not self._may():
+                continue
+            try:
+                self._tell(service, what)
+                backoff.reset()
+                self._error = ""
+                self._end.wait(PACE_SECONDS)
+            except ApiError as error:
+                self.failures += 1
+                if str(error) != self._error:
+                    self._error = str(error)
+                    _log.warning("%s cannot be told of: %s%s", service.text, error, _in_brackets(error.remedy))
+                if error.status == _GONE:
+                    continue  # it is not there any more
+                with self._lock:
+                    self._waiting.setdefault(key, (service, what))  # unless something newer waits
+                self._end.wait(backoff.next())
+
+    def _tell(self, service: Service, what: Told | None) -> None:
+        """The annotation by way of `status`: there a ServiceAccount needs no right to what the Service is."""
+        path = f"/api/v1/namespaces/{service.namespace}/services/{service.name}/status"
+        with self._lock:
+            self._written[service.uid] = (what, time.monotonic())
+        self._api.patch(path, {"metadata": {"annotations": {STATUS: what.annotation if what else None}}})
+        if what is None:
+            return
+        try:
+            self._api.post(f"/api/v1/namespaces/{service.namespace}/events", _event(service, what))
+        except ApiError as error:
+            if not _REFUSED <= error.status < _FAILED:
+                raise
+            # Its namespace ends, or takes no more of them: the annotation has said it.
+            self.failures += 1
+            _log.warning("no Event on %s: %s", service.text, error)
+
+
+_REASONS: dict[str, str] = {
+    "live": "Live", "degraded": "Degraded", "waiting": "Waiting", "mistake": "Mistake", "refused": "Refused",
+    "rolled_back": "RolledBack",
+}  # fmt: skip
+
+
+def _event(service: Service, what: Told) -> dict[str, Any]:
+    now = dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    message = what.message or f"{', '.join(what.frontends)}: live on the firewall"
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {"name": f"{service.name[:200]}.{time.time_ns():x}", "namespace": service.namespace},
+        "involvedObject": {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "name": service.name,
+            "namespace": service.namespace,
+            "uid": service.uid,
+        },
+        "reason": _REASONS.get(what.state, what.state),
+        "message": message if len(message) <= _LONGEST else f"{message[: _LONGEST - 3]}...",
+        "type": "Normal" if what.state == "live" else "Warning",
+        "source": {"component": "edgeagent"},
+        "firstTimestamp": now,
+        "lastTimestamp": now,
+        "count": 1,
+    }
+
+
+def _in_brackets(text: str) -> str:
+    return f" ({text})" if text else ""

@@ -1,0 +1,169 @@
+"""The desired file and its signature: read, put in their places, admitted. Every way in comes through here."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from attrs import frozen
+
+from agent.desired.state import Parsed, digest_of
+from agent.errors import InvalidError, PolicyError, UsageError, Violation
+from agent.host.files import read_regular
+from agent.host.store import Identity, Store, identity, write
+from agent.reconcile import policy
+from agent.reconcile.generation import Generation
+from agent.settings import Settings
+
+STALE_REMEDY = "set a higher serial; `agent rollback` puts an earlier state back"
+EMPTY_REMEDY = "if this is intended, write `allow_empty: true` at the top level of the document"
+GATE_SECONDS = 30.0  # for a whole document to arrive, where the caller names no time
+MOST_OF_A_SIGNATURE = 65_536  # bytes that are read; fewer are taken
+
+
+@frozen
+class Intake:
+    """Of one host, by its settings."""
+
+    settings: Settings
+    store: Store
+
+    @property
+    def file(self) -> Path:
+        """Where the desired state stands."""
+        return self.settings.desired
+
+    @property
+    def signature_file(self) -> Path:
+        """What stands beside it where documents are signed."""
+        return self.file.with_name(f"{self.file.name}.sig")
+
+    def desired(self) -> bytes | InvalidError:
+        """The desired file, or why it cannot be read: what is live must be kept serving all the same."""
+        try:
+            return read(self.file, self.settings)
+        except InvalidError as error:
+            return error
+        except UsageError as error:
+            return InvalidError(str(self.file), (Violation((), str(error)),))
+
+    def identities(self) -> tuple[Identity | None, Identity | None]:
+        """Which files stand in the places of the document and its signature."""
+        return identity(self.file), identity(self.signature_file)
+
+    def put(self, data: bytes, signature: bytes) -> None:
+        """Put a document in its place, and its signature (b"": none is needed here). The caller holds the lock.
+
+        The signature first: whoever reads between the two finds a document that was taken already. Raises StoreError,
+        UsageError.
+        """
+        if signature:
+            write(self.signature_file, signature, mode=0o640)
+        try:
+            target = self.file.resolve()  # a link stays a link
+            target.parent.mkdir(parents=True, exist_ok=True)
+            mode = target.stat().st_mode & 0o777 if target.exists() else 0o640
+        except (OSError, RuntimeError) as error:  # a link that leads to itself is a RuntimeError
+            raise UsageError(f"cannot write {self.file}: {error}") from None
+        write(target, data, mode=mode)
+
+    @property
+    def signed(self) -> bool:
+        """Whether documents must be."""
+        return bool(self.settings.sync.allowed_signers)
+
+    def verify(self, data: bytes, signature: bytes | None = None) -> bool:
+        """Check the signature of a document, where documents are signed; before anything parses the document.
+
+        `signature` None: the one beside the desired file. Raises PolicyError. Returns whether the document is a
+        request: what is live already needs no signature to stay live, and then nothing says who put it there.
+        """
+        if not self.signed:
+            return True
+        live = self.store.live()
+        if signature is None and live is not None and live.digest == digest_of(data):
+            return False
+        from agent.host import signature as signatures  # only where documents are signed
+
+        given = beside(self.file) if signature is None else signature
+        signatures.check(data, given, Path(self.settings.sync.allowed_signers))
+        return True
+
+    def admit(self, parsed: Parsed, live: Generation | None) -> None:
+        """Check a valid document against what is live: its serial, and whether it would end all service.
+
+        One rule for every path in (the file, `apply`, `sync`, `plan`); a rollback goes without. Raises PolicyError.
+        """
+        if lower := policy.lower(parsed, live):
+            raise PolicyError(lower, remedy=STALE_REMEDY)
+        if self.signed:
+            # Not only what is live: a rollback must not open the door to all that was signed since.
+            highest = self.store.serial()
+            for newest in (
+                policy.newest(live),
+                policy.Newest(digest=highest[1], serial=highest[0], how="was taken before") if highest else None,
+            ):
+                if stale := policy.stale(parsed, newest):
+                    raise PolicyError(stale, remedy=STALE_REMEDY)
+        if empty := policy.empty(parsed, live):
+            raise PolicyError(empty, remedy=EMPTY_REMEDY)
+
+    def record_serial(self, digest: str, serial: int | None) -> None:
+        """A signed document has been live: nothing older is taken from now on, whatever a rollback puts back."""
+        highest = self.store.serial() if self.signed else None
+        if self.signed and serial is not None and (highest is None or serial > highest[0]):
+            self.store.set_serial(serial, digest)
+
+
+def read(path: Path, settings: Settings) -> bytes:
+    """At most one byte more than is taken, so that a huge or endless file costs nothing.
+
+    Raises InvalidError for a configured file that is not there, UsageError for one that was named or cannot be read.
+    """
+    most = settings.sync.max_bytes + 1
+    try:
+        if path == settings.desired:
+            return read_regular(path, most)
+        if str(path) == "-":
+            if sys.stdin is None:
+                raise UsageError("standard input is closed")
+            return sys.stdin.buffer.read(most)
+        with path.open("rb") as file:
+            return file.read(most)
+    except FileNotFoundError:
+        if path == settings.desired:
+            raise InvalidError(str(path), (Violation((), "there is no such file"),)) from None
+        raise UsageError(f"{path}: there is no such file") from None
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from None
+
+
+def read_in_time(path: Path, settings: Settings, seconds: float) -> bytes:
+    """A client whose network is gone sends no end: the gate does not wait for it."""
+
+    def late(_number: int, _frame: object) -> NoReturn:
+        raise PolicyError(f"no whole document within {seconds:g} s")
+
+    signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        return read(path, settings)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def beside(path: Path) -> bytes:
+    """The signature that stands beside a document, b"" where there is none."""
+    if str(path) == "-":
+        return b""
+    with contextlib.suppress(OSError):
+        return read_regular(path.with_name(f"{path.name}.sig"), MOST_OF_A_SIGNATURE)
+    return b""
+
+
+def label(path: Path) -> str:
+    """A file as messages name it."""
+    return "<stdin>" if str(path) == "-" else str(path)

@@ -1,0 +1,90 @@
+"""Asks this host and the servers before anything is touched: the story's Prober."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from pathlib import Path
+
+from attrs import frozen
+
+from agent.desired.schema import Endpoint
+from agent.desired.state import Key
+from agent.host import listeners, processes, tcp_probe
+from agent.host.listener import Listener
+from agent.proxy_protocol.greetings import Question, Seen
+from agent.reconcile.preflight import BindFailure
+
+KERNEL_ALLOWS_OVERLAP = sys.platform != "linux"
+"""Whether bind(2) with SO_REUSEADDR succeeds beside a listener on the wildcard, or the wildcard beside a listener.
+
+Linux refuses it; FreeBSD's in_pcbbind_setup() (sys/netinet/in_pcb.c) looks for the very same address only.
+"""
+
+
+@frozen
+class HostProber:
+    """`config`: the file by which our own HAProxy processes are known."""
+
+    config: Path
+
+    def unbound(self, endpoints: Collection[Endpoint]) -> Mapping[Endpoint, BindFailure]:
+        """Those that cannot be bound, and why, with the name of who holds them where the system tells.
+
+        A test-bind also fails against our own overlapping sockets, where a reload succeeds (FACTS, HAProxy 1). And on
+        FreeBSD it succeeds beside a foreign listener that overlaps, from which it would take that address.
+        """
+        refused = {one: why for one in endpoints if (why := listeners.unbound(one)) is not None}
+        bindable = [one for one in endpoints if one not in refused] if KERNEL_ALLOWS_OVERLAP else []
+        if not bindable and not any(why.reason == "in_use" for why in refused.values()):
+            return refused
+        ours = self._ours()  # first: one of ours that ends meanwhile is not taken for somebody else's
+        everyone = listeners.listeners()
+        found = {}
+        for endpoint, why in refused.items():
+            holding = listeners.holders(endpoint, everyone) if why.reason == "in_use" else ()
+            foreign = [one for one in holding if one.pid not in ours]
+            if foreign:
+                found[endpoint] = _held(endpoint, why, foreign)
+            elif not holding:
+                found[endpoint] = why
+        # One without a process may have been closed while sockstat looked.
+        named = [one for one in everyone if one.pid is not None and one.pid not in ours]
+        for endpoint in bindable:
+            if foreign := list(listeners.holders(endpoint, named)):
+                found[endpoint] = _held(endpoint, listeners.IN_USE, foreign)
+        return found
+
+    def shared(self, endpoints: Collection[Endpoint]) -> Iterator[tuple[Endpoint, str]]:
+        """Addresses of ours on which a foreign process listens as well (FACTS, HAProxy 2), and which.
+
+        One that listens on all addresses is no finding where we name one: the kernel prefers the nearer match.
+        """
+        wanted = {(one.family, one.port) for one in endpoints}
+        near = [one for one in listeners.listeners() if (one.endpoint.family, one.endpoint.port) in wanted]
+        ours = self._ours() if near else frozenset()
+        foreign = [one for one in near if one.pid not in ours]
+        for endpoint in endpoints if foreign else ():
+            for one in listeners.holders(endpoint, foreign):
+                if endpoint.wildcard or not one.endpoint.wildcard:
+                    yield endpoint, str(one)
+
+    def reachable(self, servers: Mapping[Key, Iterable[Endpoint]], *, timeout: float) -> frozenset[Key]:
+        """Those servers that answer within `timeout` seconds."""
+        return tcp_probe.reachable(servers, timeout=timeout)
+
+    def handshakes(self, questions: Collection[Question]) -> Mapping[Key, Seen]:
+        """What each server is found to be. It is not asked for more than two seconds."""
+        from agent.host import proxy_probe  # asyncio and ssl: a fifth of the start of a command that asks nobody
+
+        return proxy_probe.ask(questions)
+
+    def _ours(self) -> frozenset[int | None]:
+        return frozenset(one.pid for one in processes.started_on(self.config, subprocesses=self.config.parent / "bin"))
+
+
+def _held(endpoint: Endpoint, why: BindFailure, foreign: Iterable[Listener]) -> BindFailure:
+    """`why`, with the names of the holders."""
+    names = ", ".join(sorted({f"{one}" + f" at {one.endpoint}" * (one.endpoint != endpoint) for one in foreign}))
+    subprocesses = ", ".join(sorted({one.program for one in foreign if one.program}))
+    return BindFailure(reason=why.reason, detail=f"{why.detail}, by {names}", holder=subprocesses)

@@ -1,0 +1,293 @@
+"""Handing a document to the agent of this host, and hearing what became of it.
+
+The document goes into the desired file, the answer comes out of status.json, by digest: there is no other way in, so
+that who syncs sees what anybody sees.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from attrs import frozen
+
+from agent.desired.state import Parsed, digest_of
+from agent.errors import AgentError, ExitCode, InvalidError, NoAnswerError, Outcome, PolicyError
+from agent.host.desired_file import STALE_REMEDY, Intake
+from agent.host.store import Identity, Store, identity
+from agent.reconcile import policy
+from agent.reconcile.assessor import Assessor
+from agent.reconcile.generation import Request
+from agent.view.status import Status, as_json, from_json
+
+POLL_SECONDS = 0.01  # status.json gives no event; a look at its name costs microseconds
+GONE_SECONDS = 2.0  # that long an agent may be away while it is started anew
+_REFUSALS = {ExitCode.INVALID: "invalid", ExitCode.POLICY: "policy", ExitCode.NO_ANSWER: "no_answer"}
+_CODES = {one.value: one.exit_code for one in Outcome}
+_REPORTED = (
+    "outcome", "message", "remedy", "violations", "violations_total", "findings", "desired", "live", "held", "plan",
+    "reasons", "timings",
+)  # fmt: skip
+_OF_FRONTENDS = ("name", "state", "binds", "servers_up", "servers_total")
+
+
+class Backup(Protocol):
+    """Accepts or rejects a document by what is live. See `service.live_backup`."""
+
+    def admit(self, parsed: Parsed) -> None:
+        """Raises PolicyError, StoreError."""
+
+
+class Host(Protocol):
+    """The parts of this host that a submission needs. See `service.wiring`."""
+
+    @property
+    def store(self) -> Store:
+        """The agent's files."""
+
+    @property
+    def intake(self) -> Intake:
+        """The desired file and its signature."""
+
+    @property
+    def assessor(self) -> Assessor:
+        """Reads documents."""
+
+    @property
+    def backup(self) -> Backup:
+        """What is live."""
+
+
+@frozen(kw_only=True)
+class Wish:
+    """What is handed over, and on what terms. `if_live`: the digest that must be live now, "" for any."""
+
+    data: bytes
+    signature: bytes = b""
+    if_live: str = ""
+    force: bool = False
+    retry: bool = False
+
+    def request(self, digest: str) -> Request | None:
+        """What the service is to know of it beside the document."""
+        if not self.force and not self.retry:
+            return None
+        return Request(digest=digest, force=self.force, retry=self.retry)
+
+
+@frozen(kw_only=True)
+class Answer:
+    """What became of it. `word`: an Outcome's, or `stored`, `no_answer`, `policy`, `overtaken`.
+
+    `report`: what the agent said of it, whole; `seconds`: how long it took to hear it.
+    """
+
+    word: str
+    exit_code: ExitCode
+    digest: str = ""
+    serial: int | None = None
+    message: str = ""
+    remedy: str = ""
+    report: dict[str, Any] | None = None
+    seconds: float = 0.0
+
+    def document(self) -> dict[str, Any]:
+        """For programs, and for the other side of an ssh connection."""
+        return {
+            "protocol": 1,
+            "result": self.word,
+            "exit_code": int(self.exit_code),
+            "digest": self.digest,
+            "serial": self.serial,
+            "message": self.message,
+            "remedy": self.remedy,
+            "seconds": round(self.seconds, 3),
+            "report": self.report,
+        }
+
+
+@frozen(kw_only=True)
+class Handed:
+    """A document that stands in the desired file, and what was so when it was put there.
+
+    `file`: the very file that it is now; whatever is said of another one is no answer. `number`: the last generation
+    before it. `served`: whether an agent ran. `progress`: which progress is an old one.
+    """
+
+    parsed: Parsed
+    file: Identity | None
+    number: int
+    served: bool
+    progress: Identity | None
+
+
+def submit(host: Host, wish: Wish, *, deadline: float) -> Handed:
+    """Put the document in its place. Raises InvalidError, PolicyError, NoAnswerError; then nothing was touched."""
+    host.intake.verify(wish.data, wish.signature)
+    parsed = host.assessor.read(wish.data)
+    host.store.prepare()
+    while True:
+        with host.store.try_lock() as ours:
+            if ours:
+                admit(host, parsed, wish)
+                live = host.store.live()
+                number, served = live.number if live else 0, host.store.service_running()
+                progress = identity(host.store.progress_file)
+                host.store.set_request(wish.request(parsed.digest))
+                host.intake.put(wish.data, wish.signature)
+                file = identity(host.intake.file)
+                return Handed(parsed=parsed, file=file, number=number, served=served, progress=progress)
+        if time.monotonic() > deadline:
+            raise NoAnswerError("another change is under way, and takes too long", remedy="try again")
+        time.sleep(POLL_SECONDS)  # a lock gives no event
+
+
+def admit(host: Host, parsed: Parsed, wish: Wish) -> None:
+    """Raises PolicyError for a document that is not taken on these terms."""
+    live = host.store.live()
+    if wish.if_live and (moved := policy.moved_on(wish.if_live, live)):
+        raise PolicyError(moved, remedy="somebody else was faster: look at what is live, and decide again")
+    host.backup.admit(parsed)
+    for other in (policy.newest(live), _waiting(host)):
+        if stale := policy.stale(parsed, other):
+            raise PolicyError(stale, remedy=STALE_REMEDY)
+
+
+def _waiting(host: Host) -> policy.Newest | None:
+    """What stands in the desired file, where no agent has said anything of it yet; None for what cannot be read."""
+    data = host.intake.desired()
+    if not isinstance(data, bytes):
+        return None
+    status, hold = from_json(host.store.status(), Status), host.store.hold()
+    reported = status.desired.digest if status and status.desired else None
+    if digest_of(data) in (reported, hold.digest if hold else None):
+        return None
+    with contextlib.suppress(InvalidError):
+        there = host.assessor.read(data)
+        return policy.Newest(digest=there.digest, serial=there.state.serial, how="waits to be applied")
+    return None
+
+
+def wait(host: Host, handed: Handed, *, deadline: float, on_stage: Callable[[str], None]) -> Answer:
+    """Until the agent has looked at it, has looked at a later one, or does not answer in time."""
+    store, digest = host.store, handed.parsed.digest
+    begin, seen, gone, stage = time.monotonic(), None, None, ""
+    while True:
+        now, there = identity(store.status_file), identity(host.intake.file)
+        if now != seen or there is None:
+            seen, status = now, from_json(host.store.status(), Status)
+            desired = status.desired if status else None
+            looked = desired.file_id if desired else None
+            if status and looked and desired and desired.digest == digest and looked in (handed.file, there):
+                # Of the very file, or of the very same document that another one has handed over since.
+                return _answer(handed, status, time.monotonic() - begin)
+            if there != handed.file and (there is None or looked == there):
+                return _overtaken(host, handed, status, time.monotonic() - begin)
+        if identity(store.progress_file) != handed.progress:
+            at = store.progress()
+            if at is not None and at[0] == digest and at[1] != stage:
+                stage = at[1]
+                on_stage(stage)
+        moment = time.monotonic()
+        gone = None if store.service_running() else gone or moment
+        if gone is not None and moment - gone >= GONE_SECONDS * handed.served:
+            return _unheard(handed, "no agent runs here", "start it: it is applied then", moment - begin)
+        if moment > deadline:
+            why = f"no answer within {moment - begin:.0f} s"
+            return _unheard(handed, why, "`agent status` tells what becomes of it", moment - begin)
+        time.sleep(POLL_SECONDS)  # a file of another process gives no event
+
+
+def _answer(handed: Handed, status: Status, seconds: float) -> Answer:
+    return Answer(
+        word=str(status.outcome),
+        exit_code=ExitCode(status.exit_code) if status.exit_code is not None else ExitCode.BUG,
+        digest=handed.parsed.digest,
+        serial=handed.parsed.state.serial,
+        message=status.message,
+        remedy=status.remedy,
+        report=_report(status),
+        seconds=seconds,
+    )
+
+
+def _report(status: Status) -> dict[str, Any]:
+    """What a client reads of the status. The frontends that do not serve fully may be few of a thousand."""
+    document = as_json({name: getattr(status, name) for name in _REPORTED})
+    not_up = as_json([{name: getattr(frontend, name) for name in _OF_FRONTENDS} for frontend in status.not_up])
+    return {**document, "frontends": not_up}
+
+
+def _overtaken(host: Host, handed: Handed, status: Status | None, seconds: float) -> Answer:
+    """Another document took its place: after it was live, or before anybody could read what became of it."""
+    later = status.desired if status else None
+    serial = f", serial {later.serial}" if later and later.serial is not None else ""
+    outcome = status.outcome if status else None
+    by = f"sha256 {str(later.digest if later else None)[: policy.SHORTEST_DIGEST]}{serial} ({outcome})"
+    digest = handed.parsed.digest
+    mine = [one for one in host.store.generations() if one.number > handed.number and one.digest == digest]
+    if not mine:
+        gone = identity(host.intake.file) is None
+        return Answer(
+            word="overtaken",
+            exit_code=ExitCode.POLICY,
+            digest=digest,
+            serial=handed.parsed.state.serial,
+            message="the desired file was taken away before an answer could be read"
+            if gone
+            else f"it was overtaken by {by} before an answer could be read",
+            remedy="look at what is live, and sync again what is wanted",
+            report=None if gone or status is None else _report(status),
+            seconds=seconds,
+        )
+    live = mine[-1]
+    return Answer(
+        word=live.outcome,
+        exit_code=_CODES.get(live.outcome, ExitCode.BUG),
+        digest=digest,
+        serial=live.serial,
+        message=f"generation {live.number} was live with it, and was followed by {by}",
+        report={"live": {"generation": live.number, "digest": live.digest, "serial": live.serial}},
+        seconds=seconds,
+    )
+
+
+def _unheard(handed: Handed, why: str, remedy: str, seconds: float) -> Answer:
+    return Answer(
+        word="no_answer",
+        exit_code=ExitCode.NO_ANSWER,
+        digest=handed.parsed.digest,
+        serial=handed.parsed.state.serial,
+        message=f"{why}; the document is stored",
+        remedy=remedy,
+        seconds=seconds,
+    )
+
+
+def stored(handed: Handed) -> Answer:
+    """Nobody waits for what becomes of it."""
+    return Answer(
+        word="stored",
+        exit_code=ExitCode.LIVE,
+        digest=handed.parsed.digest,
+        serial=handed.parsed.state.serial,
+        message="the document is stored; nobody waited for what becomes of it",
+    )
+
+
+def refused(error: AgentError, digest: str) -> Answer:
+    """What was not even stored."""
+    word = _REFUSALS.get(error.exit_code, "refused")
+    violations = error.violations if isinstance(error, InvalidError) else ()
+    return Answer(
+        word=word,
+        exit_code=error.exit_code,
+        digest=digest,
+        message=str(error),
+        remedy=error.remedy,
+        report={"violations": [{"line": one.line, "message": one.message} for one in violations[:100]]}
+        if violations
+        else None,
+    )
