@@ -1,0 +1,214 @@
+"""`check`, `plan`, `apply`, `rollback`: what becomes of a document.
+
+Imports at the top are what `agent --version` pays for; whatever is heavier is imported by the command that needs it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from agent.cli.options import DESIRED, load_settings
+from agent.cli.output import end, show
+from agent.errors import ExitCode, Outcome, UsageError
+
+if TYPE_CHECKING:
+    from agent.reconcile.report import Report
+    from agent.service.wiring import Host
+    from agent.settings import Settings
+
+
+@click.command(epilog="Example: agent check examples/mail-edge.yaml")
+@DESIRED
+@click.pass_obj
+def check(settings_file: Path | None, file: Path | None) -> None:
+    """Validate a desired state: every violation with its line. Touches nothing, needs no HAProxy.
+
+    FILE is the configured desired state where it is left out, standard input where it is `-`. Exit 3 when
+    invalid.
+    """
+    from agent.desired.state import Limits, parse
+    from agent.haproxy.config import CONFIG_TEMPLATE, render
+    from agent.host import templates
+    from agent.host.desired_file import label, read
+    from agent.host.haproxy_process import file_limit
+    from agent.service.wiring import process_of
+
+    settings = load_settings(settings_file)
+    path = file or settings.desired
+    data = read(path, settings)
+    limits = Limits(process_maxconn=settings.haproxy.maxconn, file_limit=file_limit())
+    parsed = parse(data, file=label(path), max_bytes=settings.sync.max_bytes, limits=limits)
+    render(parsed.state, process_of(settings), templates.load(CONFIG_TEMPLATE, settings.paths.templates))
+    for finding in parsed.findings:
+        click.echo(f"warning: {finding.text(label(path))}", err=True)
+    state = parsed.state
+    show(
+        f"{label(path)}: valid: {len(state.frontends)} frontends, {len(state.backends)} backends, "
+        f"{sum(len(backend.servers) for backend in state.backends)} servers, sha256 {parsed.digest[:12]}\n",
+        ExitCode.LIVE,
+    )
+
+
+@click.command(epilog="Example: agent plan new.yaml")
+@DESIRED
+@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+@click.option("--from-gate", is_flag=True, hidden=True)
+@click.pass_obj
+def plan(settings_file: Path | None, file: Path | None, *, as_json: bool, from_gate: bool) -> None:
+    """What would change, and why: no-op, runtime or reload; a unified diff of haproxy.cfg. Touches nothing.
+
+    Addresses are tried, new servers are asked whether they answer, and the result is put before `haproxy -c`.
+    Exit 3 when invalid, 4 when it would be refused.
+    """
+    from agent.host.desired_file import GATE_SECONDS, label, read, read_in_time
+    from agent.service.wiring import Host
+    from agent.view import tables
+
+    settings = load_settings(settings_file)
+    path = file or settings.desired
+    host = Host(settings, command="plan", file=path)
+    data = read_in_time(path, settings, GATE_SECONDS) if from_gate else read(path, settings)
+    preview = host.preview(data)
+    findings = (*preview.parsed.findings, *preview.findings)
+    refused = (*preview.objections, *preview.outages)
+    code = ExitCode.REFUSED if refused else ExitCode.LIVE
+    step = (preview.plan, preview.diff, preview.sessions, preview.handshakes)
+    if as_json:
+        document = tables.plan_document(*step) | {
+            "digest": preview.parsed.digest,
+            "findings": [finding.text(label(path)) for finding in findings],
+            "refused": list(refused),
+        }
+        show(json.dumps(document, indent=2) + "\n", code)
+    else:
+        for finding in findings:
+            click.echo(f"warning: {finding.text(label(path))}", err=True)
+        show(tables.plan(*step, running=preview.running), code)
+    if refused:
+        click.echo(f"agent: would be refused: {'; '.join(refused)}", err=True)
+    sys.exit(code)
+
+
+@click.command(epilog="Example: agent apply new.yaml")
+@DESIRED
+@click.option("--force", is_flag=True, help="Even if a frontend that serves now is left without a server that answers.")
+@click.option(
+    "--retry", is_flag=True, help="Even if it is held: it was rolled back, or `agent rollback` put another back."
+)
+@click.pass_obj
+def apply(settings_file: Path | None, file: Path | None, *, force: bool, retry: bool) -> None:
+    """Make the desired state live now, and say what became of it.
+
+    FILE becomes the desired state: a valid one is copied into its place, an invalid one touches nothing. Beside a
+    running agent, apply waits its turn. What would leave a frontend that serves now without a server that answers
+    is refused.
+    """
+    from agent.desired.state import parse
+    from agent.host.desired_file import beside, label, read
+    from agent.host.file_writes import writer
+    from agent.host.signals import deferred
+    from agent.service.wiring import Host
+
+    settings = load_settings(settings_file)
+    host = Host(settings, command="apply", on_stage=_progress())
+    host.proxy.version()  # without HAProxy nothing can be applied: say so before anything is touched
+    data: bytes | None = None
+    if file is not None:
+        data = read(file, settings)
+        signature = beside(file)
+        host.intake.verify(data, signature)
+        parsed = parse(data, file=label(file), max_bytes=settings.sync.max_bytes)
+    elif busy := writer(settings.desired):
+        raise UsageError(f"{settings.desired} is being written by {busy}", remedy="wait for its end, and apply it then")
+    host.store.prepare()
+    with host.store.lock(waiting=_say_who_is_waited_for):
+        if data is not None:
+            host.backup.admit(parsed)
+            host.intake.put(data, signature)
+        with deferred(_say_that_it_ends_after_the_step):
+            report = host.loop.reconcile(force=force, retry=retry)
+    stored = "" if file is None else f"{label(file)} is stored as {settings.desired}; {_again(host, settings, report)}"
+    end(lambda: _print_report(report, stored=stored), report.exit_code)
+
+
+def _say_that_it_ends_after_the_step() -> None:
+    click.echo("interrupted: it ends when this step is done and judged, within seconds", err=True)
+
+
+def _say_who_is_waited_for(holder: str) -> None:
+    click.echo(f"waiting for another change to finish\n{holder}", err=True)
+
+
+def _again(host: Host, settings: Settings, report: Report) -> str:
+    """When a document that did not go live is tried again."""
+    from agent.desired.structure import duration
+
+    if report.outcome is Outcome.ROLLED_BACK:
+        return "it is held until it changes or --retry is given"
+    if not host.store.service_running():
+        return "no agent runs: `agent apply` tries it again"
+    return f"the running agent tries it again every {duration(settings.apply.resync)}"
+
+
+@click.command(epilog="Example: agent rollback 41")
+@click.argument("generation", required=False, type=click.IntRange(min=1))
+@click.pass_obj
+def rollback(settings_file: Path | None, generation: int | None) -> None:
+    """Put an earlier generation back, and hold the present file.
+
+    Without GENERATION, the last one whose document was another. The desired file stays as it is and is not applied
+    again until it changes; `agent status` shows the hold. `agent history` lists the generations.
+    """
+    from agent.host.signals import deferred
+    from agent.service.wiring import Host
+
+    host = Host(load_settings(settings_file), command="rollback", on_stage=_progress())
+    host.store.prepare()
+    with host.store.lock(waiting=_say_who_is_waited_for), deferred(_say_that_it_ends_after_the_step):
+        report = host.loop.rollback(generation)
+    end(lambda: _print_report(report), report.exit_code)
+
+
+# --- printing
+
+
+def _progress() -> Any:
+    """Names the stage under way, on a terminal, in one line that the next one overwrites."""
+    from agent.reconcile.report import STAGE_WORDS
+
+    if sys.stderr is None or not sys.stderr.isatty():
+        return None
+    return lambda stage: click.echo(f"\r\033[K{STAGE_WORDS.get(stage, stage)} ...\r", nl=False, err=True)
+
+
+def _print_report(report: Report, *, stored: str = "") -> None:
+    """`stored`: what became of the file that was handed over, where it did not go live."""
+    for finding in report.findings:
+        click.echo(f"warning: {finding.text(report.file)}", err=True)
+    if report.message:
+        click.echo(report.message, err=True)
+    if report.remedy:
+        click.echo(f"agent: {report.remedy}", err=True)
+    failed = report.outcome in (Outcome.REFUSED, Outcome.ROLLED_BACK, Outcome.INVALID)
+    if failed and stored:
+        click.echo(f"agent: {stored}", err=True)
+    digest = f", sha256 {report.digest[:12]}" if report.digest else ""
+    if failed and digest:
+        digest = f"; the desired state is not{digest}"
+    live = f"generation {report.generation} is live" if report.generation is not None else "nothing is live"
+    changed = {"runtime": ", without a reload", "reload": ", by a reload"}
+    how = changed.get(report.plan or "", "") * report.switched
+    if report.started and report.switched:
+        how = ", HAProxy was started"
+    click.echo(f"{report.outcome.value}: {live}{how}{digest} ({report.seconds * 1000:.0f} ms)")
+    for reason in report.reasons:
+        click.echo(f"  - {reason}")
+    if report.handshakes:
+        counts = Counter(one.result for one in report.handshakes)
+        click.echo(f"  - new servers asked: {', '.join(f'{count} {word}' for word, count in sorted(counts.items()))}")
