@@ -16,7 +16,7 @@ from typing import NewType
 from attrs import frozen
 
 from agent.desired import structure
-from agent.desired.structure import Hook, expected, shown
+from agent.desired.structure import Hook, describe, expected
 from agent.errors import UsageError, dotted
 
 ENVIRONMENT = "EDGEAGENT_SETTINGS"
@@ -145,7 +145,7 @@ def _folder(value: object) -> FolderText:
         raise expected("an absolute path", value)
     if not value.isprintable() or any(one in value for one in _NOT_IN_PATHS):
         raise ValueError(
-            f"a path without any of {_NOT_IN_PATHS} and control characters is expected, got {shown(value)}"
+            f"a path without any of {_NOT_IN_PATHS} and control characters is expected, got {describe(value)}"
         )
     return FolderText(value)
 

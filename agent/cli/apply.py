@@ -110,7 +110,7 @@ def apply(settings_file: Path | None, file: Path | None, *, force: bool, retry: 
     is refused.
     """
     from agent.desired.state import parse
-    from agent.host.desired_file import beside, label, read
+    from agent.host.desired_file import label, read, read_signature
     from agent.host.file_writes import writer
     from agent.host.signals import deferred
     from agent.service.wiring import Host
@@ -121,7 +121,7 @@ def apply(settings_file: Path | None, file: Path | None, *, force: bool, retry: 
     data: bytes | None = None
     if file is not None:
         data = read(file, settings)
-        signature = beside(file)
+        signature = read_signature(file)
         host.intake.verify(data, signature)
         parsed = parse(data, file=label(file), max_bytes=settings.sync.max_bytes)
     elif busy := writer(settings.desired):

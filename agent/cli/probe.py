@@ -61,14 +61,14 @@ def go_through(settings: Settings, via: str, source: str | None, *, as_json: boo
     except ValueError:
         raise click.BadParameter(f"{source} is no IP address", param_hint="--source") from None
     aside = [one.address for one in live.quarantined if one.frontend == via]
-    passages = canary.passages(state, (via,), source=named, without=aside)
-    if not passages:
+    canary_probes = canary.canary_probes(state, (via,), source=named, without=aside)
+    if not canary_probes:
         raise UsageError(f"frontend {via} has no address that {named or 'anybody'} could connect to now")
-    found = canary_probe.go(passages, seconds=VIA_SECONDS)
+    found = canary_probe.go(canary_probes, seconds=VIA_SECONDS)
     if as_json:
         print_json([{"frontend": one.frontend, **asdict(canary_status(one))} for one in found])
     else:
-        click.echo(tables.arrivals(found), nl=False)
+        click.echo(tables.canary_results(found), nl=False)
     if any(one.preserved is False for one in found):
         sys.exit(ExitCode.REFUSED)
     if any(one.preserved is None for one in found):

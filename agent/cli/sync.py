@@ -22,12 +22,12 @@ from agent.cli.output import clear_line, end, print_json
 from agent.desired.state import Limits, parse
 from agent.errors import AgentError, ExitCode, InvalidError, PolicyError, UsageError
 from agent.host import signature
-from agent.host.desired_file import beside, label, read, read_in_time
+from agent.host.desired_file import label, read, read_in_time, read_signature
 from agent.host.notifier import AUTH, to_syslog
 from agent.reconcile.report import STAGE_WORDS, STAGES
 from agent.remote import gate as gates
 from agent.remote import push
-from agent.remote.submit import Answer, Wish, admit, refused, stored, submit, wait
+from agent.remote.submit import Answer, SyncRequest, admit, refused, stored, submit, wait
 from agent.service.wiring import Host
 from agent.settings import CONFIG_FOLDER, ENVIRONMENT, Settings
 from agent.view import tables
@@ -74,7 +74,7 @@ def sync(settings: Settings, file: Path | None, options: Options) -> NoReturn:
         raise PolicyError("the connection was cut before the document had ended")
     if options.dry_run:
         _dry_run(settings, path, data, signed, options)
-    wish = Wish(
+    request = SyncRequest(
         data=data,
         signature=signed,
         if_live=options.if_live,
@@ -84,12 +84,12 @@ def sync(settings: Settings, file: Path | None, options: Options) -> NoReturn:
     host = Host(settings, command="sync", file=path)
     deadline = time.monotonic() + options.timeout
     try:
-        handed = submit(host, wish, deadline=deadline)
+        submission = submit(host, request, deadline=deadline)
     except AgentError as error:
         _end(refused(error, hashlib.sha256(data).hexdigest()), options)
-    if options.no_wait and handed.served:
-        _end(stored(handed), options)
-    _end(wait(host, handed, deadline=deadline, on_stage=_progress(from_gate=options.from_gate)), options)
+    if options.no_wait and submission.served:
+        _end(stored(submission), options)
+    _end(wait(host, submission, deadline=deadline, on_stage=_progress(from_gate=options.from_gate)), options)
 
 
 def _signature(path: Path, data: bytes, options: Options) -> bytes:
@@ -101,17 +101,17 @@ def _signature(path: Path, data: bytes, options: Options) -> bytes:
             raise UsageError("--signature is not base64") from None
     if options.key is not None:
         return signature.sign(data, options.key)
-    return beside(path)
+    return read_signature(path)
 
 
 def _dry_run(settings: Settings, path: Path, data: bytes, signed: bytes, options: Options) -> NoReturn:
     """The plan of this host, by the rules of a sync: nothing is written."""
     host = Host(settings, command="plan", file=path)
-    wish = Wish(data=data, signature=signed, if_live=options.if_live)
+    request = SyncRequest(data=data, signature=signed, if_live=options.if_live)
     digest = hashlib.sha256(data).hexdigest()
     try:
         host.intake.verify(data, signed)
-        admit(host, host.assessor.read(data), wish)
+        admit(host, host.assessor.read(data), request)
         preview = host.preview(data)
     except AgentError as error:
         _end(refused(error, digest), options)
@@ -163,14 +163,14 @@ def _push(settings: Settings, path: Path, data: bytes, signed: bytes, options: O
         _end(refused(error, hashlib.sha256(data).hexdigest()), options)
     for finding in parsed.findings:
         click.echo(f"warning: {finding.text(label(path))}", err=True)
-    parcel = push.Parcel(data=data, signature=signed, words=tuple(_words(options)), seconds=options.timeout)
-    board = _Board([one.text for one in targets])
+    payload = push.Payload(data=data, signature=signed, words=tuple(_words(options)), seconds=options.timeout)
+    progress = _Progress([one.text for one in targets])
     results = push.push(
         targets,
-        parcel,
+        payload,
         ordered=options.ordered,
-        on_stage=lambda where, stage: board.show(where.text, stage),
-        on_end=lambda result: board.end(result, quiet=options.as_json, plan=options.dry_run),
+        on_stage=lambda where, stage: progress.show(where.text, stage),
+        on_end=lambda result: progress.end(result, quiet=options.as_json, plan=options.dry_run),
     )
     code = push.worst([one.exit_code for one in results])
     end(lambda: _tell_all(results, code, parsed.digest, as_json=options.as_json), code)
@@ -214,7 +214,7 @@ def _words(options: Options) -> list[str]:
     return [*words, "--if-live", options.if_live] if options.if_live else words
 
 
-class _Board:
+class _Progress:
     """Where each host is, in one line of a terminal; and a line for good as each ends.
 
     Who does not read any more (`| head -1`) ends no session.

@@ -24,7 +24,7 @@ from agent.desired.schema import (
     SniPattern,
     Written,
 )
-from agent.desired.structure import Structured, near
+from agent.desired.structure import Structured, did_you_mean
 from agent.errors import Path
 
 MAX_FRONTENDS = 5_000
@@ -227,7 +227,7 @@ def _known(
     names: Mapping[Name, object], name: Name, at: Path, what: str, built: Structured[Written], key: str
 ) -> Iterator[Remark]:
     if name not in names and built.whole((key, name)):
-        yield Remark(at, f'there is no {what} "{name}"{near(name, names)}')
+        yield Remark(at, f'there is no {what} "{name}"{did_you_mean(name, names)}')
 
 
 def _backend(built: Structured[Written], written: Written, at: Path, backend: Backend) -> Iterator[Remark]:

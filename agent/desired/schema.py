@@ -16,7 +16,7 @@ from typing import NewType
 from attrs import Factory, frozen
 
 from agent.desired import structure
-from agent.desired.structure import Hook, expected, shown
+from agent.desired.structure import Hook, describe, expected
 
 MAX_PORT = 65_535
 MAX_SERIAL = 2**53 - 1  # what every JSON reader keeps exact
@@ -256,11 +256,11 @@ def _address(value: object) -> Address:
 def ip(text: str) -> tuple[int, str]:
     """Family and shortest form of an IP literal. Raises ValueError with what is wrong with it."""
     if "%" in text:  # ipaddress takes any character, a newline too, behind the % of a scope
-        raise ValueError(f"an address with a scope is not taken, got {shown(text)}")
+        raise ValueError(f"an address with a scope is not taken, got {describe(text)}")
     try:
         found = ipaddress.ip_address(text)
     except ValueError:
-        raise ValueError(f"expected an IP address (names are not looked up), got {shown(text)}") from None
+        raise ValueError(f"expected an IP address (names are not looked up), got {describe(text)}") from None
     if isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped is not None:
         raise ValueError(f"an IPv4 address in IPv6 clothes; write {found.ipv4_mapped}")
     if found.is_multicast:
@@ -277,11 +277,11 @@ def endpoint(value: object) -> Endpoint:
             hint = "; an IPv6 address stands in brackets"
         raise ValueError(
             f'expected an address and a port from 1 to 65,535, such as "192.0.2.1:25" or "[2001:db8::1]:25", '
-            f"got {shown(value)}{hint}"
+            f"got {describe(value)}{hint}"
         )
     family, host = ip(found[1] or found[2])
     if (family == 6) != (found[1] is not None):
-        raise ValueError(f"an IPv6 address stands in brackets, an IPv4 address does not, got {shown(value)}")
+        raise ValueError(f"an IPv6 address stands in brackets, an IPv4 address does not, got {describe(value)}")
     return Endpoint(family, host, port)
 
 
@@ -341,7 +341,7 @@ def _http_status(value: object) -> HttpStatus:
 
 def _version(value: object) -> Version:
     if value != 1 or isinstance(value, (bool, float)):
-        raise ValueError(f"this agent reads version 1 of the desired state, got {shown(value)}")
+        raise ValueError(f"this agent reads version 1 of the desired state, got {describe(value)}")
     return Version(1)
 
 

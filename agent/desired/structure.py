@@ -151,7 +151,7 @@ def _faults(error: BaseException, path: Path) -> Iterable[Fault]:
     elif isinstance(error, ForbiddenExtraKeysError):
         known = [attribute.name for attribute in attrs.fields(error.cl)]
         for key in sorted(error.extra_fields):
-            yield Fault((*path, key), f"unknown key{near(key, known)}", (*path, key))
+            yield Fault((*path, key), f"unknown key{did_you_mean(key, known)}", (*path, key))
     else:
         yield Fault(path, str(error), path)
 
@@ -165,7 +165,7 @@ def _count(error: BaseException) -> int:
     return 1
 
 
-def near(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: str, known: Iterable[str]) -> str:
     """` (did you mean "backend"?)`, or the known words, or nothing where they are too many to list."""
     words = sorted(known) if len(word) <= _LONGEST_WORD else []
     if len(words) > _MANY:  # difflib looks at every pair of letters; of many words only likely ones are worth it
@@ -175,7 +175,7 @@ def near(word: str, known: Iterable[str]) -> str:
     return f"; known here: {', '.join(words)}" if 0 < len(words) <= 14 else ""
 
 
-def shown(value: object) -> str:
+def describe(value: object) -> str:
     """A plain value as an error message names it, short and on one line whatever it holds."""
     if value is None:
         return "nothing"
@@ -191,7 +191,7 @@ def shown(value: object) -> str:
 
 def expected(what: str, value: object) -> ValueError:
     """`expected a list, got the text "x"`"""
-    return ValueError(f"expected {what}, got {shown(value)}")
+    return ValueError(f"expected {what}, got {describe(value)}")
 
 
 # --- hooks ------------------------------------------------------------------------------------------------------
@@ -202,7 +202,7 @@ def text(value: object) -> str:
     if not isinstance(value, str):
         raise expected("text", value)
     if not value.isprintable():
-        raise ValueError(f"must be one line of printable characters, got {shown(value)}")
+        raise ValueError(f"must be one line of printable characters, got {describe(value)}")
     return value
 
 
@@ -249,7 +249,7 @@ def milliseconds(value: object) -> int:
         raise expected('a duration with its unit (ms, s, m, h), such as "5s"', value)
     amount = int(found[1]) * _UNITS[found[2]]
     if not 1 <= amount <= MAX_MILLISECONDS:
-        raise ValueError(f"must be from 1ms to 596h, got {shown(value)}")
+        raise ValueError(f"must be from 1ms to 596h, got {describe(value)}")
     return amount
 
 
@@ -321,7 +321,7 @@ def _enum(value: object, kind: type[enum.StrEnum]) -> enum.StrEnum:
     short = isinstance(value, str) and len(value) <= _LONGEST_WORD
     close = difflib.get_close_matches(str(value), members, n=1, cutoff=0.6) if short else []
     hint = f'; did you mean "{close[0]}"?' if close else ""
-    raise ValueError(f"expected one of {', '.join(members)}, got {shown(value)}{hint}")
+    raise ValueError(f"expected one of {', '.join(members)}, got {describe(value)}{hint}")
 
 
 def _class(cls: type[T], made: Converter) -> Callable[[object, Any], T]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from attrs import frozen
 
 from agent.desired.schema import MAX_PORT, WILDCARDS, Application, ProxyProtocol, ip
-from agent.desired.structure import near, shown
+from agent.desired.structure import describe, did_you_mean
 from agent.discover import selector
 from agent.discover.objects import PREFIX, Port, Service
 
@@ -120,7 +120,8 @@ class _Reader:
         for part in self.said["expose"].split(","):
             name, equals, at = (one.strip() for one in part.partition("="))
             if not name or (equals and not at):
-                self.wrong("expose", f"ports are expected, such as {'smtp=25, smtps=465'!r}; got {shown(part.strip())}")
+                example = "'smtp=25, smtps=465'"
+                self.wrong("expose", f"ports are expected, such as {example}; got {describe(part.strip())}")
                 continue
             port = self._port("expose", name)
             if port is None:
@@ -137,7 +138,7 @@ class _Reader:
                 yield port, int(at), True
             else:
                 self.wrong(
-                    "expose", f"{_word(name)}: a port from 1 to 65,535 or `{ROUTED}` is expected, got {shown(at)}"
+                    "expose", f"{_word(name)}: a port from 1 to 65,535 or `{ROUTED}` is expected, got {describe(at)}"
                 )
 
     def _port(self, key: str, name: str) -> Port | None:
@@ -145,10 +146,12 @@ class _Reader:
         if found:
             return next((one for one in found if one.name == name), found[0])
         if any(name in (one.name, str(one.number)) for one in self.service.ports):
-            self.wrong(key, f"port {shown(name)} is not TCP, and HAProxy forwards nothing else here")
+            self.wrong(key, f"port {describe(name)} is not TCP, and HAProxy forwards nothing else here")
         else:
             self.wrong(
-                key, f"the Service has no port {_word(name)}{near(name, [one.text for one in self.service.ports])}"
+                key,
+                f"the Service has no port {_word(name)}"
+                f"{did_you_mean(name, [port.text for port in self.service.ports])}",
             )
         return None
 
@@ -159,9 +162,9 @@ class _Reader:
             if key in _WHOLE or (name in _EACH and not dot):
                 continue
             if name not in _EACH:
-                self.wrong(key, f"unknown annotation{near(name, [*_WHOLE, *_EACH])}")
+                self.wrong(key, f"unknown annotation{did_you_mean(name, [*_WHOLE, *_EACH])}")
             elif port not in ports:
-                self.wrong(key, f"port {_word(port)} is not exposed{near(port, ports)}")
+                self.wrong(key, f"port {_word(port)} is not exposed{did_you_mean(port, ports)}")
 
     def _each(self, key: str, port: Port) -> tuple[str, str]:
         """The annotation that holds for this port, and what it says ("": nothing)."""
@@ -173,7 +176,7 @@ class _Reader:
     def _one_of(self, key: str, words: tuple[str, ...], value: str | None = None) -> str | None:
         said = self.said.get(key, "").strip() if value is None else value
         if said and said not in words:
-            self.wrong(key, f"expected one of {', '.join(words)}, got {shown(said)}{near(said, words)}")
+            self.wrong(key, f"expected one of {', '.join(words)}, got {describe(said)}{did_you_mean(said, words)}")
         return said or None
 
     def _exposed(self, port: Port, listen: int | None, prefix: str, via: str, *, said: bool) -> Exposed:
@@ -209,7 +212,8 @@ class _Reader:
             try:
                 host = ip(part.strip())[1]
             except ValueError:
-                self.wrong(key, f"addresses are expected, such as `192.0.2.1, 2001:db8::1`; got {shown(part.strip())}")
+                got = describe(part.strip())
+                self.wrong(key, f"addresses are expected, such as `192.0.2.1, 2001:db8::1`; got {got}")
                 continue
             if host in WILDCARDS:
                 self.wrong(key, f"{host} is every address of the firewall; that is the base's to say, not a Service's")
@@ -219,4 +223,4 @@ class _Reader:
 
 def _word(text: str) -> str:
     """As it is where it is a plain word; else as a message may have it."""
-    return text if re.fullmatch(r"[A-Za-z0-9.-]{1,63}", text) else shown(text)
+    return text if re.fullmatch(r"[A-Za-z0-9.-]{1,63}", text) else describe(text)

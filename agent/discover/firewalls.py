@@ -129,11 +129,11 @@ class Firewalls:
             ]
             return serial, tuple(failed)
         options = (*words, "--timeout", f"{round(self.seconds * 1000)}ms")
-        parcel = push.Parcel(data=data, signature=signed, words=options, seconds=self.seconds)
+        payload = push.Payload(data=data, signature=signed, words=options, seconds=self.seconds)
         # Only on what it is known to have live: whoever was there in between, a person or a leader, is not undone.
         more = {one.target.text: ("--if-live", one.live) for one in to if one.live}
         results = push.push(
-            [one.target for one in to], parcel, ordered=False, on_stage=_nothing, on_end=_nothing, more=more
+            [one.target for one in to], payload, ordered=False, on_stage=_nothing, on_end=_nothing, more=more
         )
         self.last_seconds = time.monotonic() - begin
         return serial, results

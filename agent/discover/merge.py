@@ -19,7 +19,7 @@ from agent.desired import document, schema
 from agent.desired.document import Document
 from agent.desired.schema import endpoint, ip
 from agent.desired.state import DEFAULT_MAX_BYTES, Limits, Parsed, parse
-from agent.desired.structure import shown
+from agent.desired.structure import describe
 from agent.discover.annotations import Mistake
 from agent.discover.fragments import Bound, Fragment, Ground, flat
 from agent.discover.objects import PREFIX, Key
@@ -219,7 +219,7 @@ def _together(theirs: object, ours: object) -> object:
 
 
 def _short(value: object) -> str:
-    return json.dumps(value) if isinstance(value, list) else shown(value)
+    return json.dumps(value) if isinstance(value, list) else describe(value)
 
 
 # --- written ------------------------------------------------------------------------------------------------------

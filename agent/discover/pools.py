@@ -17,7 +17,7 @@ from functools import cached_property
 from attrs import define, evolve, frozen
 
 from agent.desired.rules import MAX_SERVERS
-from agent.desired.structure import shown
+from agent.desired.structure import describe
 from agent.discover import selector
 from agent.discover.annotations import Exposed, Exposure
 from agent.discover.objects import EXCLUDED, PREFIX, Key, Member, Node, Service, Slice
@@ -112,7 +112,7 @@ def _nodeport(service: Service, exposure: Exposure, one: Exposed, view: View) ->
     nodes = view.chosen(exposure.nodes)
     found = [(node, host) for node in nodes if (host := _preferred(node.addresses, service.families))]
     if not found:
-        which = f" with the labels {shown(exposure.nodes)}" if exposure.nodes else ""
+        which = f" with the labels {describe(exposure.nodes)}" if exposure.nodes else ""
         if nodes:
             return _none(
                 service, port, check, f"no node{which} has an address of its family (IPv{service.families[0]})"

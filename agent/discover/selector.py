@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
-from agent.desired.structure import shown
+from agent.desired.structure import describe
 
 Labels = Mapping[str, str]
 Selector = Callable[[Labels], bool]
@@ -28,14 +28,14 @@ def parse(text: str) -> Selector:
 def _term(text: str) -> Selector:
     found = _TERM.fullmatch(text)
     if found is None or (found["absent"] and (found["op"] or found["set"])):
-        raise ValueError(f"a label selector, such as `zone=a, !spot`, is expected; {shown(text)} is none")
+        raise ValueError(f"a label selector, such as `zone=a, !spot`, is expected; {describe(text)} is none")
     key, value = found["key"], found["value"]
     if found["absent"]:
         return lambda labels: key not in labels
     if found["set"]:
         words = frozenset(one.strip(" ") for one in found["values"].split(","))
         if not all(_WORD.fullmatch(one) for one in words):
-            raise ValueError(f"values of a label are expected in {shown(text)}")
+            raise ValueError(f"values of a label are expected in {describe(text)}")
         wanted = found["set"] == "in"
         # As Kubernetes has it: what has no such label is not in the set, so `notin` and `!=` hold.
         return lambda labels: (labels.get(key) in words) is wanted

@@ -8,29 +8,29 @@ import time
 from collections.abc import Sequence
 
 from agent.desired.schema import Endpoint, ProxyProtocol
-from agent.proxy_protocol.canary import Arrival, Passage, announces, judge
+from agent.proxy_protocol.canary import CanaryProbe, CanaryResult, announces, judge
 from agent.proxy_protocol.header import header
 
 _MOST = 200  # bytes of an answer
 _AT_ONCE = 100
 
 
-def go(passages: Sequence[Passage], *, seconds: float) -> tuple[Arrival, ...]:
+def go(canary_probes: Sequence[CanaryProbe], *, seconds: float) -> tuple[CanaryResult, ...]:
     """All of them side by side, each within `seconds` for each hundred. Never raises: what fails is an arrival too."""
 
-    async def everyone() -> list[Arrival]:
+    async def everyone() -> list[CanaryResult]:
         slots = asyncio.Semaphore(_AT_ONCE)
 
-        async def one(passage: Passage) -> Arrival:
+        async def one(passage: CanaryProbe) -> CanaryResult:
             async with slots:
                 return await _go(passage, seconds)
 
-        return await asyncio.gather(*(one(passage) for passage in passages))
+        return await asyncio.gather(*(one(passage) for passage in canary_probes))
 
     return tuple(asyncio.run(everyone()))
 
 
-async def _go(passage: Passage, seconds: float) -> Arrival:
+async def _go(passage: CanaryProbe, seconds: float) -> CanaryResult:
     begin, used, answer, trouble = time.monotonic(), "", b"", ""
     try:
         async with asyncio.timeout(seconds):
@@ -56,7 +56,7 @@ async def _go(passage: Passage, seconds: float) -> Arrival:
     except OSError as error:
         trouble = error.strerror or str(error)
     preserved, told, detail = judge(used, answer)
-    return Arrival(
+    return CanaryResult(
         frontend=passage.frontend,
         address=str(passage.address),
         used=used,

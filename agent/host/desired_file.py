@@ -88,7 +88,7 @@ class Intake:
             return False
         from agent.host import signature as signatures  # only where documents are signed
 
-        given = beside(self.file) if signature is None else signature
+        given = read_signature(self.file) if signature is None else signature
         signatures.check(data, given, Path(self.settings.sync.allowed_signers))
         return True
 
@@ -155,7 +155,7 @@ def read_in_time(path: Path, settings: Settings, seconds: float) -> bytes:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def beside(path: Path) -> bytes:
+def read_signature(path: Path) -> bytes:
     """The signature that stands beside a document, b"" where there is none."""
     if str(path) == "-":
         return b""

@@ -151,7 +151,7 @@ class HAProxy:
     def version(self) -> str:
         """`2.8.25` of the binary. Raises UsageError where it does not run."""
         with self.borrowed() as binary:
-            done = subprocesses.talk([str(binary), "-v"])
+            done = subprocesses.run([str(binary), "-v"])
         words = done.text.split()
         if done.code != 0 or "version" not in words:
             raise UsageError(f"{self.found} -v failed: {done.text.strip()}")
@@ -266,7 +266,7 @@ class HAProxy:
     def check_aside(self, config: Path) -> None:
         """`haproxy -c` on a host where nothing may be left behind, for a plan. Raises RefusedError."""
         with self.borrowed() as binary:
-            _accept(subprocesses.talk(self._check_words(binary, config)))
+            _accept(subprocesses.run(self._check_words(binary, config)))
 
     @contextlib.contextmanager
     def borrowed(self) -> Iterator[Path]:
@@ -306,7 +306,7 @@ class HAProxy:
             argv += ["-x", str(self.socket.path), "-sf", str(old.pid)]
         elif ours:
             argv += ["-sf", *map(str, sorted(ours))]
-        done = subprocesses.talk(argv)
+        done = subprocesses.run(argv)
         if done.code != 0:
             raise SwitchError(f"HAProxy did not start (exit {done.code}):\n{_complaints(done.text)}")
         for pid in ours if old is None else ():

@@ -120,7 +120,7 @@ def _by_fstat(path: Path) -> list[tuple[int, str]]:
     if program is None:
         return []
     with contextlib.suppress(UsageError):
-        return fstat_lines(subprocesses.talk([program, str(path)]).text)
+        return fstat_lines(subprocesses.run([program, str(path)]).text)
     return []
 
 

@@ -57,7 +57,7 @@ def _at_once() -> int:
 async def _with(question: Question, deadline: float) -> Seen:
     """One that is sent a header. Where its answer may be to something else, one without a header is compared."""
     seen = await _ask(question, deadline)
-    if not seen.suspect:
+    if not seen.inconclusive:
         return seen
     return compared(seen, await _ask(evolve(question, version=ProxyProtocol.NONE), deadline))
 
@@ -78,7 +78,7 @@ async def _without(question: Question, seconds: float) -> Seen:
     if _settled(question, seen):
         return seen
     if other.result not in (Result.SPEAKS_PROXY, Result.PLAIN):
-        return evolve(seen, suspect=False)
+        return evolve(seen, inconclusive=False)
     detail = f"without a header, {seen.detail}; with one, {other.detail}"
     return evolve(other, detail=detail, milliseconds=_since(begin))
 
@@ -178,7 +178,9 @@ async def _tls(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, deadl
             more = b""
         if not more:
             return Seen(
-                result=Result.UNKNOWN if first else Result.SILENT, detail=f"hung up after {shown(first)}", suspect=True
+                result=Result.UNKNOWN if first else Result.SILENT,
+                detail=f"hung up after {shown(first)}",
+                inconclusive=True,
             )
         first = first or more
         incoming.write(more)
@@ -189,9 +191,9 @@ def _choked(error: ssl.SSLError, first: bytes) -> Seen:
     words = reason.lower().replace("_", " ")
     if reason in ("WRONG_VERSION_NUMBER", "UNKNOWN_PROTOCOL", "HTTP_REQUEST") or first[:1] not in (b"\x15", b"\x16"):
         # A web server for TLS takes a header for plain HTTP, and says so in plain HTTP (nginx, M).
-        return Seen(result=Result.WRONG_PROTOCOL, detail=f"no TLS: {shown(first)}", suspect=True)
+        return Seen(result=Result.WRONG_PROTOCOL, detail=f"no TLS: {shown(first)}", inconclusive=True)
     if any(word in reason for word in CHOKED):
-        return Seen(result=Result.UNKNOWN, detail=f"answers with an alert: {words}", suspect=True)
+        return Seen(result=Result.UNKNOWN, detail=f"answers with an alert: {words}", inconclusive=True)
     return Seen(result=Result.SPEAKS_PROXY, detail=f"takes the header, but: {words}")
 
 

@@ -64,12 +64,12 @@ def _scratch() -> IO[bytes]:
 @contextlib.contextmanager
 def started(argv: Sequence[str]) -> Iterator[Program]:
     """Start a program; whatever happens, it has ended afterwards. Raises UsageError where it cannot be started."""
-    with _scratch() as talk:
+    with _scratch() as run:
         try:
             child = subprocess.Popen(  # noqa: S603  # an argument list, no shell; paths are the administrator's
                 argv,
                 stdin=subprocess.DEVNULL,
-                stdout=talk,
+                stdout=run,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C at the agent is not meant for HAProxy
                 cwd="/",
@@ -77,13 +77,13 @@ def started(argv: Sequence[str]) -> Iterator[Program]:
         except OSError as error:
             raise UsageError(f"{argv[0]} does not run: {error.strerror}") from error
         try:
-            yield Program(child, talk)
+            yield Program(child, run)
         finally:
             child.kill()
             child.wait()
 
 
-def talk(argv: Sequence[str]) -> Said:
+def run(argv: Sequence[str]) -> Said:
     """Run to the end. Raises UsageError where it cannot be started."""
     with started(argv) as program:
         return program.wait()

@@ -23,7 +23,7 @@ _NOT_TOLD = (b"LOCAL", b"no PROXY v2 header")  # by agent.host.echo
 
 
 @frozen(kw_only=True)
-class Passage:
+class CanaryProbe:
     """One address of a frontend to go through. `source`: where from, None: whatever the system takes.
 
     `accept_proxy`: who must send a PROXY header, as in the desired state. `nudge`: it waits for a first byte (routes
@@ -38,7 +38,7 @@ class Passage:
 
 
 @frozen(kw_only=True)
-class Arrival:
+class CanaryResult:
     """What came of it: the address that was `used`, and the one that the echo was told of.
 
     `preserved`: whether these are the same; None where no echo answered. `detail`: in words.
@@ -53,13 +53,13 @@ class Arrival:
     milliseconds: int
 
 
-def passages(
+def canary_probes(
     state: DesiredState, frontends: Collection[str], *, source: str | None = None, without: Collection[str] = ()
-) -> tuple[Passage, ...]:
+) -> tuple[CanaryProbe, ...]:
     """Every address of these frontends, but for those quarantined (`without`) and those of another family."""
     family = None if source is None else 6 if ":" in source else 4
     return tuple(
-        Passage(
+        CanaryProbe(
             frontend=one.name,
             address=_reachable(bind),
             source=source,
@@ -73,7 +73,7 @@ def passages(
     )
 
 
-def announces(passage: Passage, host: str) -> bool:
+def announces(passage: CanaryProbe, host: str) -> bool:
     """Whether a client from `host` must send a PROXY header there."""
     if isinstance(passage.accept_proxy, bool):
         return passage.accept_proxy
@@ -104,15 +104,15 @@ def judge(used: str, answer: bytes) -> tuple[bool | None, str, str]:
     return False, told, f"came from {used}, and was seen as {told}"
 
 
-def preserved(arrivals: Iterable[Arrival], frontend: str) -> bool | None:
+def preserved(canary_results: Iterable[CanaryResult], frontend: str) -> bool | None:
     """Of a whole frontend: False where one address of it does not preserve clients, True where all do."""
-    found = [one.preserved for one in arrivals if one.frontend == frontend]
+    found = [one.preserved for one in canary_results if one.frontend == frontend]
     if False in found:
         return False
     return True if found and all(found) else None
 
 
-def findings(arrivals: Iterable[Arrival]) -> tuple[Finding, ...]:
+def findings(canary_results: Iterable[CanaryResult]) -> tuple[Finding, ...]:
     """What people should know."""
     return tuple(
         Finding(
@@ -120,6 +120,6 @@ def findings(arrivals: Iterable[Arrival]) -> tuple[Finding, ...]:
             f"the canary at {one.address}: {one.detail}",
             "something on the way replaces the client's address" if one.preserved is False else "",
         )
-        for one in arrivals
+        for one in canary_results
         if one.preserved is not True
     )

@@ -47,15 +47,15 @@ class Question:
 class Seen:
     """What came of one connection: the result, what was seen (one printable line), and after how many milliseconds.
 
-    `subject`: the common name of a TLS certificate, "" where there was none. `suspect`: it may be the header that was
-    answered so, or it may not: how it answers without one tells.
+    `subject`: the common name of a TLS certificate, "" where there was none. `inconclusive`: this may
+    answer the header, or not: how the server answers without one tells.
     """
 
     result: Result
     detail: str
     milliseconds: int = 0
     subject: str = ""
-    suspect: bool = False
+    inconclusive: bool = False
 
 
 @frozen(kw_only=True)
@@ -161,7 +161,8 @@ def _greeted(application: Application, heard: Heard, *, quiet: bool) -> Seen | N
     if dialect.complaint.search(rest):
         return Seen(result=Result.PLAIN, detail=f"greeted, then {shown(rest)}")
     if heard.closed:  # over the header, or because it ends just now, or does not like who asks
-        return Seen(result=Result.UNKNOWN, detail=f"greeted, then {shown(rest) if rest else 'hung up'}", suspect=True)
+        detail = f"greeted, then {shown(rest) if rest else 'hung up'}"
+        return Seen(result=Result.UNKNOWN, detail=detail, inconclusive=True)
     if quiet:
         return Seen(result=Result.SPEAKS_PROXY, detail=f"greeted, then waited: {shown(greeting[0])}")
     if heard.over:
@@ -174,7 +175,7 @@ def _no_greeting(application: Application, heard: Heard) -> Seen | None:
     data, beginning = heard.data, _BEGINNINGS[application]
     if _REFUSALS[application].search(data):
         # Exim's synchronization check, postscreen's greet action; or a server that takes nobody just now.
-        return Seen(result=Result.UNKNOWN, detail=f"{shown(data)} and no greeting", suspect=True)
+        return Seen(result=Result.UNKNOWN, detail=f"{shown(data)} and no greeting", inconclusive=True)
     if not data.startswith(beginning[: len(data)]) and not _maybe_refusal(data):
         return Seen(result=Result.WRONG_PROTOCOL, detail=f"no {application} greeting: {shown(data)}")
     if heard.closed:
@@ -194,25 +195,25 @@ def _http(version: ProxyProtocol, heard: Heard) -> Seen | None:
     found = _HTTP.match(heard.data)
     if found is not None:
         # A header is a bad request to a plain server, but so may be our own request to another one.
-        suspect = found[1] == b"400"
-        unsure = suspect and version is not ProxyProtocol.NONE
+        inconclusive = found[1] == b"400"
+        unsure = inconclusive and version is not ProxyProtocol.NONE
         return Seen(
             result=Result.UNKNOWN if unsure else Result.SPEAKS_PROXY,
             detail=f"answered {shown(heard.data)}",
-            suspect=suspect,
+            inconclusive=inconclusive,
         )
     if heard.data and not b"HTTP/1.".startswith(heard.data[:7]):
         return Seen(result=Result.WRONG_PROTOCOL, detail=f"no HTTP answer: {shown(heard.data)}")
     if heard.closed:
-        return Seen(result=Result.SILENT, detail="hung up", suspect=True)
+        return Seen(result=Result.SILENT, detail="hung up", inconclusive=True)
     return Seen(result=Result.SILENT, detail="no answer in time") if heard.over else None
 
 
 def compared(seen: Seen, without: Seen) -> Seen:
     """A suspect answer to a header beside the answer of the same server without one."""
-    if without.result is Result.PLAIN and not without.suspect:
-        return evolve(seen, result=Result.PLAIN, detail=f"{seen.detail}; not so without a header", suspect=False)
-    return evolve(seen, detail=f"{seen.detail}; without a header, {without.detail}", suspect=False)
+    if without.result is Result.PLAIN and not without.inconclusive:
+        return evolve(seen, result=Result.PLAIN, detail=f"{seen.detail}; not so without a header", inconclusive=False)
+    return evolve(seen, detail=f"{seen.detail}; without a header, {without.detail}", inconclusive=False)
 
 
 def shown(data: bytes) -> str:

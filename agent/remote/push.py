@@ -59,7 +59,7 @@ class Result:
 
 
 @frozen(kw_only=True)
-class Parcel:
+class Payload:
     """What is sent to each target, and the options of `agent sync` over there. `seconds`: how long it may take."""
 
     data: bytes
@@ -88,7 +88,7 @@ def target(text: str) -> Target:
 
 def push(
     targets: Sequence[Target],
-    parcel: Parcel,
+    payload: Payload,
     *,
     ordered: bool,
     on_stage: Callable[[Target, str], None],
@@ -103,8 +103,8 @@ def push(
 
     async def one(where: Target) -> Result:
         try:
-            words = (*parcel.words, *more.get(where.text, ()))
-            result = await _send(where, evolve(parcel, words=words), on_stage)
+            words = (*payload.words, *more.get(where.text, ()))
+            result = await _send(where, evolve(payload, words=words), on_stage)
         except (OSError, ValueError) as error:  # of one host; the others go on
             result = Result(target=where, exit_code=ExitCode.SSH, message=f"ssh failed: {error}", remedy=AGAIN)
         on_end(result)
@@ -159,11 +159,11 @@ def status(targets: Sequence[Target], *, seconds: float) -> tuple[dict[str, Any]
     return asyncio.run(everyone())
 
 
-async def _send(where: Target, parcel: Parcel, on_stage: Callable[[Target, str], None]) -> Result:
+async def _send(where: Target, payload: Payload, on_stage: Callable[[Target, str], None]) -> Result:
     begin = time.monotonic()
     try:
         code, out, said = await _session(
-            where, parcel.command, parcel.data, parcel.seconds, lambda word: on_stage(where, word)
+            where, payload.command, payload.data, payload.seconds, lambda word: on_stage(where, word)
         )
     except OSError as error:
         return Result(

@@ -61,7 +61,7 @@ class Host(Protocol):
 
 
 @frozen(kw_only=True)
-class Wish:
+class SyncRequest:
     """What is handed over, and on what terms. `if_live`: the digest that must be live now, "" for any."""
 
     data: bytes
@@ -109,7 +109,7 @@ class Answer:
 
 
 @frozen(kw_only=True)
-class Handed:
+class Submission:
     """A document that stands in the desired file, and what was so when it was put there.
 
     `file`: the very file that it is now; whatever is said of another one is no answer. `number`: the last generation
@@ -123,31 +123,31 @@ class Handed:
     progress: Identity | None
 
 
-def submit(host: Host, wish: Wish, *, deadline: float) -> Handed:
+def submit(host: Host, request: SyncRequest, *, deadline: float) -> Submission:
     """Put the document in its place. Raises InvalidError, PolicyError, NoAnswerError; then nothing was touched."""
-    host.intake.verify(wish.data, wish.signature)
-    parsed = host.assessor.read(wish.data)
+    host.intake.verify(request.data, request.signature)
+    parsed = host.assessor.read(request.data)
     host.store.prepare()
     while True:
         with host.store.try_lock() as ours:
             if ours:
-                admit(host, parsed, wish)
+                admit(host, parsed, request)
                 live = host.store.live()
                 number, served = live.number if live else 0, host.store.service_running()
                 progress = identity(host.store.progress_file)
-                host.store.set_request(wish.request(parsed.digest))
-                host.intake.put(wish.data, wish.signature)
+                host.store.set_request(request.request(parsed.digest))
+                host.intake.put(request.data, request.signature)
                 file = identity(host.intake.file)
-                return Handed(parsed=parsed, file=file, number=number, served=served, progress=progress)
+                return Submission(parsed=parsed, file=file, number=number, served=served, progress=progress)
         if time.monotonic() > deadline:
             raise NoAnswerError("another change is under way, and takes too long", remedy="try again")
         time.sleep(POLL_SECONDS)  # a lock gives no event
 
 
-def admit(host: Host, parsed: Parsed, wish: Wish) -> None:
+def admit(host: Host, parsed: Parsed, request: SyncRequest) -> None:
     """Raises PolicyError for a document that is not taken on these terms."""
     live = host.store.live()
-    if wish.if_live and (moved := policy.moved_on(wish.if_live, live)):
+    if request.if_live and (moved := policy.moved_on(request.if_live, live)):
         raise PolicyError(moved, remedy="somebody else was faster: look at what is live, and decide again")
     host.backup.admit(parsed)
     for other in (policy.newest(live), _waiting(host)):
@@ -170,9 +170,9 @@ def _waiting(host: Host) -> policy.Newest | None:
     return None
 
 
-def wait(host: Host, handed: Handed, *, deadline: float, on_stage: Callable[[str], None]) -> Answer:
+def wait(host: Host, submission: Submission, *, deadline: float, on_stage: Callable[[str], None]) -> Answer:
     """Until the agent has looked at it, has looked at a later one, or does not answer in time."""
-    store, digest = host.store, handed.parsed.digest
+    store, digest = host.store, submission.parsed.digest
     begin, seen, gone, stage = time.monotonic(), None, None, ""
     while True:
         now, there = identity(store.status_file), identity(host.intake.file)
@@ -180,32 +180,32 @@ def wait(host: Host, handed: Handed, *, deadline: float, on_stage: Callable[[str
             seen, status = now, from_json(host.store.status(), Status)
             desired = status.desired if status else None
             looked = desired.file_id if desired else None
-            if status and looked and desired and desired.digest == digest and looked in (handed.file, there):
+            if status and looked and desired and desired.digest == digest and looked in (submission.file, there):
                 # Of the very file, or of the very same document that another one has handed over since.
-                return _answer(handed, status, time.monotonic() - begin)
-            if there != handed.file and (there is None or looked == there):
-                return _overtaken(host, handed, status, time.monotonic() - begin)
-        if identity(store.progress_file) != handed.progress:
+                return _answer(submission, status, time.monotonic() - begin)
+            if there != submission.file and (there is None or looked == there):
+                return _superseded(host, submission, status, time.monotonic() - begin)
+        if identity(store.progress_file) != submission.progress:
             at = store.progress()
             if at is not None and at[0] == digest and at[1] != stage:
                 stage = at[1]
                 on_stage(stage)
         moment = time.monotonic()
         gone = None if store.service_running() else gone or moment
-        if gone is not None and moment - gone >= GONE_SECONDS * handed.served:
-            return _unheard(handed, "no agent runs here", "start it: it is applied then", moment - begin)
+        if gone is not None and moment - gone >= GONE_SECONDS * submission.served:
+            return _timed_out(submission, "no agent runs here", "start it: it is applied then", moment - begin)
         if moment > deadline:
             why = f"no answer within {moment - begin:.0f} s"
-            return _unheard(handed, why, "`agent status` tells what becomes of it", moment - begin)
+            return _timed_out(submission, why, "`agent status` tells what becomes of it", moment - begin)
         time.sleep(POLL_SECONDS)  # a file of another process gives no event
 
 
-def _answer(handed: Handed, status: Status, seconds: float) -> Answer:
+def _answer(submission: Submission, status: Status, seconds: float) -> Answer:
     return Answer(
         word=str(status.outcome),
         exit_code=ExitCode(status.exit_code) if status.exit_code is not None else ExitCode.BUG,
-        digest=handed.parsed.digest,
-        serial=handed.parsed.state.serial,
+        digest=submission.parsed.digest,
+        serial=submission.parsed.state.serial,
         message=status.message,
         remedy=status.remedy,
         report=_report(status),
@@ -220,21 +220,21 @@ def _report(status: Status) -> dict[str, Any]:
     return {**document, "frontends": not_up}
 
 
-def _overtaken(host: Host, handed: Handed, status: Status | None, seconds: float) -> Answer:
+def _superseded(host: Host, submission: Submission, status: Status | None, seconds: float) -> Answer:
     """Another document took its place: after it was live, or before anybody could read what became of it."""
     later = status.desired if status else None
     serial = f", serial {later.serial}" if later and later.serial is not None else ""
     outcome = status.outcome if status else None
     by = f"sha256 {str(later.digest if later else None)[: policy.SHORTEST_DIGEST]}{serial} ({outcome})"
-    digest = handed.parsed.digest
-    mine = [one for one in host.store.generations() if one.number > handed.number and one.digest == digest]
+    digest = submission.parsed.digest
+    mine = [one for one in host.store.generations() if one.number > submission.number and one.digest == digest]
     if not mine:
         gone = identity(host.intake.file) is None
         return Answer(
             word="overtaken",
             exit_code=ExitCode.POLICY,
             digest=digest,
-            serial=handed.parsed.state.serial,
+            serial=submission.parsed.state.serial,
             message="the desired file was taken away before an answer could be read"
             if gone
             else f"it was overtaken by {by} before an answer could be read",
@@ -254,25 +254,25 @@ def _overtaken(host: Host, handed: Handed, status: Status | None, seconds: float
     )
 
 
-def _unheard(handed: Handed, why: str, remedy: str, seconds: float) -> Answer:
+def _timed_out(submission: Submission, why: str, remedy: str, seconds: float) -> Answer:
     return Answer(
         word="no_answer",
         exit_code=ExitCode.NO_ANSWER,
-        digest=handed.parsed.digest,
-        serial=handed.parsed.state.serial,
+        digest=submission.parsed.digest,
+        serial=submission.parsed.state.serial,
         message=f"{why}; the document is stored",
         remedy=remedy,
         seconds=seconds,
     )
 
 
-def stored(handed: Handed) -> Answer:
+def stored(submission: Submission) -> Answer:
     """Nobody waits for what becomes of it."""
     return Answer(
         word="stored",
         exit_code=ExitCode.LIVE,
-        digest=handed.parsed.digest,
-        serial=handed.parsed.state.serial,
+        digest=submission.parsed.digest,
+        serial=submission.parsed.state.serial,
         message="the document is stored; nobody waited for what becomes of it",
     )
 

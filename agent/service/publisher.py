@@ -24,7 +24,7 @@ from agent.host.processes import usage
 from agent.host.stats_socket import StatsSocket
 from agent.host.store import Identity, Store
 from agent.proxy_protocol import canary
-from agent.proxy_protocol.canary import Arrival
+from agent.proxy_protocol.canary import CanaryResult
 from agent.reconcile.assessor import Assessor
 from agent.reconcile.event import Event, Kind
 from agent.reconcile.report import Report
@@ -73,7 +73,7 @@ class Publisher:
         self.waiting = ""
         self._started = time.time()
         self._counters: Counter[str] = Counter()
-        self._arrivals: tuple[Arrival, ...] = ()
+        self._canary_results: tuple[CanaryResult, ...] = ()
         self._haproxy = ""  # its version, as it reported itself
         self._digest: str | None = None  # of the document that is reconciled
         self._file_id: Identity | None = None  # of the very file that the last report is about
@@ -137,16 +137,16 @@ class Publisher:
         state = live[1] if live else None
         names = canary.canaries(state) if state else ()
         if live is None or state is None or not names:
-            self._arrivals = ()
+            self._canary_results = ()
             return
         from agent.host import canary_probe
 
         left_out = [bind.address for bind in live[0].quarantined]
-        arrivals = canary_probe.go(canary.passages(state, names, without=left_out), seconds=CANARY_SECONDS)
-        before = {(arrival.address, arrival.preserved) for arrival in self._arrivals}
-        for finding in canary.findings(new for new in arrivals if (new.address, new.preserved) not in before):
+        canary_results = canary_probe.go(canary.canary_probes(state, names, without=left_out), seconds=CANARY_SECONDS)
+        before = {(arrival.address, arrival.preserved) for arrival in self._canary_results}
+        for finding in canary.findings(new for new in canary_results if (new.address, new.preserved) not in before):
             _log.warning("%s: %s", finding.where, finding.message)
-        self._arrivals = arrivals
+        self._canary_results = canary_results
         self.publish()
 
     # --- status.json
@@ -214,7 +214,7 @@ class Publisher:
             events=self._store.events()[-MAX_SHOWN_EVENTS:],
             observed=observed,
             handshakes=self._assessor.remembered(),
-            arrivals=self._arrivals,
+            canary_results=self._canary_results,
             file_id=self._file_id,
             counters=dict(self._counters),
             now=time.time(),
@@ -302,5 +302,5 @@ class Publisher:
             read=self.last.at if self.last else None,
             counters=dict(self._counters),
             handshakes=self._assessor.remembered(),
-            arrivals=self._arrivals,
+            canary_results=self._canary_results,
         )

@@ -12,7 +12,7 @@ from agent.errors import Finding, dotted
 from agent.haproxy.observed import FrontendStats, Observation, ServerStats
 from agent.haproxy.quarantine import Quarantined
 from agent.proxy_protocol import canary
-from agent.proxy_protocol.canary import Arrival
+from agent.proxy_protocol.canary import CanaryResult
 from agent.proxy_protocol.greetings import mismatch
 from agent.proxy_protocol.record import Asked, Handshake
 from agent.reconcile.event import Event
@@ -53,7 +53,7 @@ def assemble(
     observed: Observation | None,
     now: float,
     handshakes: Mapping[Asked, Handshake] | None = None,
-    arrivals: Sequence[Arrival] = (),
+    canary_results: Sequence[CanaryResult] = (),
     file_id: tuple[int, int] | None = None,
     counters: Mapping[str, int] | None = None,
     trouble: NotInSync | None = None,
@@ -67,7 +67,7 @@ def assemble(
     index = Index.of(observed)
     quarantined = {(bind.frontend, bind.address): bind for bind in live.quarantined} if live else {}
     backends = {backend.name: backend for backend in state.backends} if state else {}
-    findings = (*(report.findings if report else ())[:MAX_LISTED], *canary.findings(arrivals)[:MAX_LISTED])
+    findings = (*(report.findings if report else ())[:MAX_LISTED], *canary.findings(canary_results)[:MAX_LISTED])
     frontends = state.frontends if state else ()
     return Status(
         schema=SCHEMA,
@@ -85,7 +85,7 @@ def assemble(
         violations=_violations(report) if report else (),
         violations_total=report.violations_total if report else 0,
         findings=tuple(_finding(finding) for finding in findings),
-        frontends=tuple(_frontend(frontend, backends, index, quarantined, arrivals) for frontend in frontends),
+        frontends=tuple(_frontend(frontend, backends, index, quarantined, canary_results) for frontend in frontends),
         backends=tuple(_backend(backend, index, handshakes or {}) for backend in backends.values()),
         haproxy=_haproxy(observed) if observed else None,
         timings=dict(report.timings) if report else {},
@@ -174,14 +174,14 @@ def _frontend(
     backends: Mapping[str, Backend],
     index: Index,
     quarantined: Mapping[tuple[str, str], Quarantined],
-    arrivals: Sequence[Arrival],
+    canary_results: Sequence[CanaryResult],
 ) -> FrontendStatus:
     stats = index.frontends.get(frontend.name)
     counts = [index.count(backends[name]) for name in frontend.backends]
     gone = [endpoint for endpoint in frontend.binds if (frontend.name, str(endpoint)) in quarantined]
     # Clients that send no name, or match no route.
     otherwise = RouteStatus(sni=(), backend=frontend.backend)
-    canaries = [arrival for arrival in arrivals if arrival.frontend == frontend.name] if arrivals else ()
+    canaries = [arrival for arrival in canary_results if arrival.frontend == frontend.name] if canary_results else ()
     return FrontendStatus(
         name=frontend.name,
         state=frontend_state(frontend, gone, counts, is_open=stats is not None and stats.open),
@@ -194,12 +194,12 @@ def _frontend(
         servers_up=sum(up for up, _ in counts),
         servers_total=sum(total for _, total in counts),
         sessions=stats.sessions if stats else 0,
-        client_ip_preserved=canary.preserved(arrivals, frontend.name) if canaries else None,
+        client_ip_preserved=canary.preserved(canary_results, frontend.name) if canaries else None,
         canary=tuple(canary_status(arrival) for arrival in canaries),
     )
 
 
-def canary_status(arrival: Arrival) -> CanaryStatus:
+def canary_status(arrival: CanaryResult) -> CanaryStatus:
     """What came of one canary probe."""
     return CanaryStatus(
         address=arrival.address,

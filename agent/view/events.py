@@ -16,14 +16,14 @@ _MOST_LOGGED = 20
 _FIRST = "nothing is live yet"  # of a plan: then HAProxy is started for the first time
 
 
-def gist(report: Report) -> tuple[object, ...]:
+def fingerprint(report: Report) -> tuple[object, ...]:
     """What must differ for a report to be news."""
     return report.outcome, report.digest, report.generation, report.message, report.findings
 
 
 def is_news(before: Report | None, report: Report) -> bool:
     """Whether people have not been told this already."""
-    return before is None or gist(before) != gist(report)
+    return before is None or fingerprint(before) != fingerprint(report)
 
 
 def notice(before: Report | None, report: Report) -> dict[str, object]:

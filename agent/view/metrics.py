@@ -23,7 +23,7 @@ from agent.errors import Outcome
 from agent.haproxy.observed import FrontendStats, Observation
 from agent.haproxy.quarantine import Quarantined
 from agent.proxy_protocol import canary
-from agent.proxy_protocol.canary import Arrival
+from agent.proxy_protocol.canary import CanaryResult
 from agent.proxy_protocol.greetings import mismatch
 from agent.proxy_protocol.record import Asked, Handshake
 from agent.reconcile.generation import Generation, Hold
@@ -68,7 +68,7 @@ class Facts:
     read: float | None = None
     counters: Mapping[str, int] = field(factory=dict)
     handshakes: Mapping[Asked, Handshake] = field(factory=dict)
-    arrivals: tuple[Arrival, ...] = ()
+    canary_results: tuple[CanaryResult, ...] = ()
     usage: Usage | None = None
 
 
@@ -327,7 +327,7 @@ def _frontends(facts: Facts, state: DesiredState, seen: Observation | None, tota
         servers.add_metric(key, float(sum(count for _, count in numbers)))
         for family, count in zip(counts, totals.of(one.name), strict=True):
             family.add_metric(key, float(count))
-        if one.canary and (kept := canary.preserved(facts.arrivals, one.name)) is not None:
+        if one.canary and (kept := canary.preserved(facts.canary_results, one.name)) is not None:
             preserved.add_metric(key, float(kept))
     quarantined = _labelled(
         "frontend_quarantined", "Addresses left out because they cannot be bound", ["frontend", "bind", "reason"],

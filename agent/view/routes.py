@@ -88,11 +88,11 @@ class Site:
         return {"code": 200 if alive else 503, "kind": "text/plain", "body": b"ok\n" if alive else b"deaf\n"}
 
     def _ready(self, _accept: str) -> dict[str, Any]:
-        reasons = [*self._deaf(), *_unready(self.status)]
+        reasons = [*self._stalled(), *_unready(self.status)]
         body = json.dumps({"ready": not reasons, "reasons": reasons}).encode() + b"\n"
         return {"code": 503 if reasons else 200, "kind": "application/json", "body": body}
 
-    def _deaf(self) -> list[str]:
+    def _stalled(self) -> list[str]:
         """All that is told is old where the service looks no more."""
         return (
             []
@@ -107,7 +107,7 @@ class Site:
             made = self._page_made
             kept = made is not None and (now < made[0] or (self._busy() and now < made[1] + BUSY_SECONDS))
             if made is None or not kept:
-                body = page.render(self.status, self.history, trouble=self._deaf()).encode()
+                body = page.render(self.status, self.history, trouble=self._stalled()).encode()
                 end = time.monotonic()
                 made = self._page_made = (end + max(PAGE_SECONDS, (end - now) * PAGE_SHARE), end, body)
         return {"code": 200, "kind": _HTML, "body": made[2], "headers": _STRICT}

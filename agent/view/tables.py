@@ -10,7 +10,7 @@ from attrs import asdict
 
 from agent.desired.state import Key
 from agent.haproxy.plan import Plan, Runtime, Unchanged
-from agent.proxy_protocol.canary import Arrival
+from agent.proxy_protocol.canary import CanaryResult
 from agent.proxy_protocol.greetings import Question, Seen, mismatch
 from agent.proxy_protocol.record import Handshake
 from agent.reconcile.event import Event
@@ -154,7 +154,7 @@ def proofs(found: Sequence[Handshake]) -> str:
     )
 
 
-def arrivals(found: Sequence[Arrival]) -> str:
+def canary_results(found: Sequence[CanaryResult]) -> str:
     """What became of those who went through a frontend."""
     return table(
         ("FRONTEND", "ADDRESS", "USED", "SEEN", "PRESERVED", "TOOK", "WHAT"),

@@ -153,11 +153,11 @@ def test_apply_and_the_file_changing_under_it(strict: Edge, key: Path, stranger:
     assert not strict.desired.exists()
     first.with_name("first.yaml.sig").write_bytes(first_signature)
     assert strict.agent("apply", first).returncode == 0
-    beside = strict.desired.with_name("desired.yaml.sig")
-    assert beside.read_bytes() == first_signature
+    read_signature = strict.desired.with_name("desired.yaml.sig")
+    assert read_signature.read_bytes() == first_signature
 
     def refused(data: bytes, made: bytes, words: str) -> None:
-        beside.write_bytes(made)
+        read_signature.write_bytes(made)
         strict.file(data, ".fresh").replace(strict.desired)
         until(lambda: words in strict.wait("refused", digest_of(data))["message"], words)
 
@@ -165,7 +165,7 @@ def test_apply_and_the_file_changing_under_it(strict: Edge, key: Path, stranger:
     refused(second, first_signature, "altered")
     refused(second, signature.sign(second, stranger), "by nobody in")
     assert strict.status()["live"]["digest"] == digest_of(first.read_bytes())
-    beside.write_bytes(signature.sign(second, key))  # it was only the signature that was missing
+    read_signature.write_bytes(signature.sign(second, key))  # it was only the signature that was missing
     strict.wait("committed", digest_of(second))
     refused(first.read_bytes(), first_signature, "serial 1 is lower than serial 2, which is live")
     assert strict.status()["live"]["digest"] == digest_of(second)

@@ -334,9 +334,9 @@ class Ssh:
         monkeypatch.setattr(push, "status", lambda to, seconds: tuple(self.statuses[one.text] for one in to))
         self.firewalls = Firewalls([push.target(one) for one in names], seconds=1, sign=None)
 
-    def _push(self, to: Any, parcel: push.Parcel, more: Any, **_: Any) -> tuple[push.Result, ...]:
+    def _push(self, to: Any, payload: push.Payload, more: Any, **_: Any) -> tuple[push.Result, ...]:
         self.more.append(dict(more))
-        self.sent.append((tuple(one.text for one in to), parcel.words))
+        self.sent.append((tuple(one.text for one in to), payload.words))
         return tuple(result(one, self.codes[one.text]) for one in to)
 
 

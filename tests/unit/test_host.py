@@ -97,7 +97,7 @@ def test_a_program_is_run_even_where_nothing_can_be_written(monkeypatch: pytest.
         raise FileNotFoundError(2, "no usable temporary directory")
 
     monkeypatch.setattr(subprocesses.tempfile, "TemporaryFile", full)
-    assert subprocesses.talk(["/bin/sh", "-c", "exit 3"]).code == 3
+    assert subprocesses.run(["/bin/sh", "-c", "exit 3"]).code == 3
 
 
 def test_without_psutil_and_ps_nothing_is_known_and_nothing_is_taken_for_dead(monkeypatch: pytest.MonkeyPatch):

@@ -10,7 +10,7 @@ from attrs import frozen
 
 from agent.desired.structure import duration
 from agent.host.haproxy_process import CA_FILES
-from agent.tools.importer import ledger
+from agent.tools.importer import skipped
 from agent.tools.importer.conditions import endpoint, milliseconds, number
 from agent.tools.importer.haproxycfg import Line, Section
 from agent.tools.importer.timing import Timing
@@ -42,7 +42,7 @@ _OTHERS = frozenset(
 class BackendReader:
     """Of one section; `translate` leaves its backend with `work`."""
 
-    def __init__(self, work: ledger.Work, section: Section, head: Line, defaults: Section | None) -> None:
+    def __init__(self, work: skipped.Work, section: Section, head: Line, defaults: Section | None) -> None:
         self.work, self.section, self.head, self.defaults = work, section, head, defaults
         self.found: dict[str, Any] = {}
         self.servers: dict[str, dict[str, Any]] = {}
@@ -59,7 +59,7 @@ class BackendReader:
         self.method = ""
         self.rules: list[Line] = []
         self.consistent: Line | None = None
-        self.closed = [] if section.kind == "listen" else ledger.inherited_rules(section, defaults)
+        self.closed = [] if section.kind == "listen" else skipped.inherited_rules(section, defaults)
         self.default = [word for line in (defaults.lines if defaults else ()) for word in _defaults_of(line)]
 
     def translate(self) -> None:
@@ -67,12 +67,12 @@ class BackendReader:
         inherited = [line for line in (self.defaults.lines if self.defaults else ()) if _is_inherited(line)]
         for line in (*inherited, *self.section.lines):
             words = line.words
-            own = ledger.own(line)
-            if ledger.http_only(line):
+            own = skipped.own(line)
+            if skipped.http_only(line):
                 continue
             if own is not None:
                 if own and self.section.kind != "listen":  # its other half reports it
-                    self.work.leave(line, own)
+                    self.work.skip(line, own)
                 continue
             if words[:1] == ("default-server",):
                 self.default += _defaults_of(line)  # holds for the servers below it, and for them only (M)
@@ -88,18 +88,18 @@ class BackendReader:
                 or (words[:1] == ("tcp-check",) and self._tcp_check(line))
                 or (words[:1] == ("server",) and len(words) > 2 and self._server(line))
             )
-            if not known and (self.section.kind != "listen" or ledger.of_backend(line)):
-                self.work.leave(line, ledger.why(line))
-                if ledger.closes(line):
+            if not known and (self.section.kind != "listen" or skipped.of_backend(line)):
+                self.work.skip(line, skipped.why(line))
+                if skipped.restricts_clients(line):
                     self.closed.append(line)
         name = self.work.name("backend", self.section.name, self.head)
         if name in self.work.backends:
-            self.work.leave(self.head, "the name is there twice; the second is left out")
+            self.work.skip(self.head, "the name is there twice; the second is left out")
             return
         if self.closed:
             self.work.refusing.add(name)
         if self.found.get("balance") == "source" and self.consistent is None:
-            self.work.leave(self.head, "balance source: by a map there, consistent here")
+            self.work.skip(self.head, "balance source: by a map there, consistent here")
         self._settle()
         self.work.heads_of_pools[name] = self.head
         self.work.timings["backend", name] = self.timing
@@ -111,7 +111,7 @@ class BackendReader:
             **({"health": self.health} if self.health else {}),
         }
         if not self.servers:
-            self.work.leave(self.head, "no server of it can be expressed")
+            self.work.skip(self.head, "no server of it can be expressed")
 
     def _check_timeout(self, line: Line) -> bool:
         length = milliseconds(line.words[2]) if len(line.words) == 3 else None
@@ -134,10 +134,10 @@ class BackendReader:
         if not words or words[0] not in CHECK_OPTIONS:
             return False
         if self.kind is not None and self.kind[1] in self.section.lines:
-            self.work.leave(self.kind[1], "another check follows")
+            self.work.skip(self.kind[1], "another check follows")
         self.kind = (words[0], line)
         if words[0] == "ssl-hello-chk":
-            self.work.leave(line, "asks with a hello of old there; a whole handshake here")
+            self.work.skip(line, "asks with a hello of old there; a whole handshake here")
         if words[0] != "httpchk":
             return True
         self.http, self.method = {}, words[1] if len(words) > 2 else "OPTIONS"
@@ -148,7 +148,7 @@ class BackendReader:
         if host:
             self.http["host"] = host[1]
         elif version not in ("", "1.0"):
-            self.work.leave(line, "by HTTP/1.0 here, and without those headers")
+            self.work.skip(line, "by HTTP/1.0 here, and without those headers")
         return True
 
     def _http_check(self, line: Line) -> bool:
@@ -188,25 +188,25 @@ class BackendReader:
         address = None if line.words[2].startswith((":", "*")) else endpoint(line.words[2])
         for word in ("send-proxy-v2-ssl", "send-proxy-v2-ssl-cn"):
             if word in line.words or word in self.default:
-                self.work.leave(line, f"{word}: a v2 header without what it says of TLS here")
+                self.work.skip(line, f"{word}: a v2 header without what it says of TLS here")
         if address is None and self.work.resolve is not None:
             host, _, port = line.words[2].rpartition(":")
             resolved = self.work.resolve(host)
             address = endpoint(f"{resolved}:{port}") if resolved else None
             if address is not None:
-                self.work.leave(line, f"{host} is {resolved} now; a desired state names addresses")
+                self.work.skip(line, f"{host} is {resolved} now; a desired state names addresses")
         if address is None:
             # What its backend says of all servers is known from it all the same.
-            self.work.leave(line, f"{line.words[2]} is no address and port: a desired state names addresses")
+            self.work.skip(line, f"{line.words[2]} is no address and port: a desired state names addresses")
             if number(_port(line.words[2])):
                 self._about_all(told, line, line.words[2])
             return True
         if told.unknown:
-            self.work.leave(line, f"{', '.join(told.unknown)}: not known here; the server is there without it")
+            self.work.skip(line, f"{', '.join(told.unknown)}: not known here; the server is there without it")
         one: dict[str, Any] = {"address": address}
         weight = number(told.values.get("weight", "1"))
         if weight is None:
-            self.work.leave(line, "its weight is no number")
+            self.work.skip(line, "its weight is no number")
         elif weight != 1:
             one["weight"] = weight
         one |= {key: True for key in ("backup", "disabled") if key in told.flags}
@@ -228,7 +228,7 @@ class BackendReader:
             header = "check-send-proxy" in told.flags or "port" not in told.values
             self.headers.append((header, told.values.get("port", _port(address)) == _port(address), line))
         elif "check-send-proxy" in told.flags:
-            self.work.leave(line, "check-send-proxy without send-proxy: its check carries no header here")
+            self.work.skip(line, "check-send-proxy without send-proxy: its check carries no header here")
         self.checks.append((self._check(told, line), _port(address), line))
 
     def _check(self, told: _Told, line: Line) -> dict[str, Any]:
@@ -239,7 +239,7 @@ class BackendReader:
             if key in told.values:
                 value = number(told.values[key])
                 if value is None:
-                    self.work.leave(line, f"{key} is no number")
+                    self.work.skip(line, f"{key} is no number")
                 else:
                     found[name] = value
         if "inter" in told.values:
@@ -247,41 +247,41 @@ class BackendReader:
             if length:
                 found["interval"] = duration(length)
             else:
-                self.work.leave(line, "inter is no duration")
+                self.work.skip(line, "inter is no duration")
         if "check-ssl" in told.flags:
             found |= {"ssl": True, "verify": told.values.get("verify", "required") == "required"}
             hosts = {told.values[key] for key in ("check-sni", "verifyhost") if key in told.values}
             if len(hosts) == 1:
                 found["host"] = hosts.pop()
             elif hosts:
-                self.work.leave(line, "check-sni and verifyhost are one here")
+                self.work.skip(line, "check-sni and verifyhost are one here")
             if "ca-file" in told.values and told.values["ca-file"] not in CA_FILES:
-                self.work.leave(line, "ca-file: haproxy.ca_file in agent.toml")
+                self.work.skip(line, "ca-file: haproxy.ca_file in agent.toml")
         return found
 
     def _settle(self) -> None:
         """What is of each server there and of all of them here: the most frequent, and the others are told."""
-        proxy = ledger.most([one for one, _ in self.proxies])
+        proxy = skipped.most([one for one, _ in self.proxies])
         if proxy is not None and proxy != "v2":
             self.found["proxy_protocol"] = proxy
-        closing = ledger.most([closes for closes, _ in self.closing])
+        closing = skipped.most([restricts_clients for restricts_clients, _ in self.closing])
         if closing:
             self.found["on_down"] = "close"
-        for closes, line in self.closing:
-            if closes != closing:
-                self.work.leave(line, "on-marked-down is one for the whole backend here")
+        for restricts_clients, line in self.closing:
+            if restricts_clients != closing:
+                self.work.skip(line, "on-marked-down is one for the whole backend here")
         for one, line in self.proxies:
             if one != proxy:
-                self.work.leave(line, f"PROXY {one}: one for the whole backend here, {proxy}")
+                self.work.skip(line, f"PROXY {one}: one for the whole backend here, {proxy}")
         if any("port" in one for one, _, _ in self.checks):  # named for one of them, it is the others' own
             self.checks = [
                 ({"port": int(own)} | one if one.get("type") != "none" else one, own, line)
                 for one, own, line in self.checks
             ]
-        chosen = ledger.most([tuple(sorted(one.items())) for one, _, _ in self.checks])
+        chosen = skipped.most([tuple(sorted(one.items())) for one, _, _ in self.checks])
         for check, _, line in self.checks:
             if tuple(sorted(check.items())) != chosen:
-                self.work.leave(line, "its check is another than the others': one for the whole backend here")
+                self.work.skip(line, "its check is another than the others': one for the whole backend here")
         if chosen is not None:
             self._health(dict(chosen))
 
@@ -289,12 +289,12 @@ class BackendReader:
         kind = self.kind[0] if self.kind else ""
         if kind != "httpchk":
             for line in (one for one in self.rules if one in self.section.lines):
-                self.work.leave(line, "without option httpchk it says nothing")
+                self.work.skip(line, "without option httpchk it says nothing")
         greeted = (
             _GREETED.get(tuple(" ".join(line.words[1:]) for line in self.tcp_rules)) if kind == "tcp-check" else None
         )
         for line in () if greeted and check.get("type") != "none" else self.tcp_rules:
-            self.work.leave(line, "cannot be expressed here; whether it connects is checked")
+            self.work.skip(line, "cannot be expressed here; whether it connects is checked")
         if check.get("type") == "none":
             self.health = {"type": "none"}
             return
@@ -305,7 +305,7 @@ class BackendReader:
         if kind == "httpchk" and self.kind is not None:
             found = {"type": "http", **({"tls": True} if ssl else {}), "path": "/", **self.http}
             if self.method != "GET":
-                self.work.leave(self.kind[1], f"asks by {self.method} there, by GET here")
+                self.work.skip(self.kind[1], f"asks by {self.method} there, by GET here")
             found.setdefault("status", "200-399")
         elif greeted:
             found = {"type": "greeting"}
@@ -317,11 +317,11 @@ class BackendReader:
         if host is not None and found:
             found.setdefault("host", host)
         if any(header != own for header, own, _ in self.headers):
-            sent = ledger.most([header for header, _, _ in self.headers])
+            sent = skipped.most([header for header, _, _ in self.headers])
             found["send_proxy"] = sent
             for header, _, line in self.headers:
                 if header != sent:
-                    self.work.leave(line, "whether its check carries a header is one for the whole backend here")
+                    self.work.skip(line, "whether its check carries a header is one for the whole backend here")
         self.health = {**found, **check, "timeout": check["interval"], **self.health}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from agent.desired.rules import MAX_ROUTES
 from agent.desired.structure import duration
-from agent.tools.importer import ledger
+from agent.tools.importer import skipped
 from agent.tools.importer.conditions import (
     IPV4,
     IPV6,
@@ -35,7 +35,7 @@ _LIMIT = re.compile(
 class FrontendReader:
     """Of one section; `translate` leaves its frontend with `work`, or says why not."""
 
-    def __init__(self, work: ledger.Work, section: Section, head: Line, defaults: Section | None) -> None:
+    def __init__(self, work: skipped.Work, section: Section, head: Line, defaults: Section | None) -> None:
         self.work, self.section, self.head, self.defaults = work, section, head, defaults
         self.lost: list[tuple[str, Line]] = []
         self.found: dict[str, Any] = {"bind": []}
@@ -59,7 +59,7 @@ class FrontendReader:
         self.closed: list[Line] = []  # rules that turn clients away, and are lost
         self.moved: list[Line] = []  # each use_backend that is lost, and that tests more than names
         self.rules: list[Line] = []  # rules that turn clients away, and are expressed
-        found = [number(line.words[1]) for line in (defaults.lines if defaults else ()) if ledger.is_maxconn(line)]
+        found = [number(line.words[1]) for line in (defaults.lines if defaults else ()) if skipped.is_maxconn(line)]
         self.inherits = (found[-1] if found else 0) or 0
 
     def translate(self) -> None:
@@ -70,20 +70,20 @@ class FrontendReader:
             self._acl(line)
         handlers = self._handlers()
         for line in self.section.lines:
-            own = ledger.own(line)
+            own = skipped.own(line)
             if own is not None:
                 if own:
-                    self.work.leave(line, own)
+                    self.work.skip(line, own)
                 continue
-            if ledger.http_only(line):
+            if skipped.http_only(line):
                 continue
             handler = handlers.get(line.words[0] if line.words else "")
             if _is_acl(line) or (handler is not None and handler(line)):
                 continue
-            if ledger.closes(line):
+            if skipped.restricts_clients(line):
                 self.closed.append(line)
-            elif self.section.kind != "listen" or not ledger.of_backend(line):
-                self.work.leave(line, ledger.why(line))
+            elif self.section.kind != "listen" or not skipped.of_backend(line):
+                self.work.skip(line, skipped.why(line))
                 if line.words[:1] == ("use_backend",) and len(line.words) > 1:
                     if "%[" not in line.words[1]:
                         self.lost.append((line.words[1], line))
@@ -91,11 +91,11 @@ class FrontendReader:
                         self.moved.append(line)
                 elif not line.words and line.text.startswith("use_backend"):
                     self.closed.append(line)  # in an .if block, or a line that cannot be split
-        self.closed += ledger.inherited_rules(self.section, self.defaults)
+        self.closed += skipped.inherited_rules(self.section, self.defaults)
         counted = () if "rate_limit" in self.found else (self.tracked, self.table_line)
         for one in (*counted, *(() if self.routes else self.inspects)):
             if one is not None:
-                self.work.leave(one, "cannot be expressed here")
+                self.work.skip(one, "cannot be expressed here")
         self._settle_binds()
         self._settle_moved()
         if self.accepted is not None:  # whoever it accepts passes the rules behind it
@@ -109,23 +109,23 @@ class FrontendReader:
             self.closed += [line for line in self.rules if line.words[1] == "connection"]
         if self.closed or not self.found["bind"]:
             for line in self.closed:
-                self.work.leave(line, "turns clients away, and cannot be expressed: the whole frontend is left out")
+                self.work.skip(line, "turns clients away, and cannot be expressed: the whole frontend is left out")
             why = "left out: it would be open to more clients than now" if self.closed else "no address of it is left"
-            self.work.leave(self.head, why)
+            self.work.skip(self.head, why)
             return
         self._place()
 
     def _place(self) -> None:
         name = self.section.name
         if self.work.name("frontend", name, self.head) in self.work.frontends:
-            self.work.leave(self.head, "the name is there twice; the second is left out")
+            self.work.skip(self.head, "the name is there twice; the second is left out")
             return
         target = self.default[0] if self.default else name if self.section.kind == "listen" else None
         if target is None and not self.routes:
-            self.work.leave(self.head, "left out: it has no default_backend, so it refuses clients")
+            self.work.skip(self.head, "left out: it has no default_backend, so it refuses clients")
             return
         if self.routes and not self.waits:
-            self.work.leave(self.head, "no inspect-delay there: names are waited for, 5s, here")
+            self.work.skip(self.head, "no inspect-delay there: names are waited for, 5s, here")
         if self.routes:
             routes = self.routes if len(self.routes) <= MAX_ROUTES else _merged(self.routes)
             self.found["routes"] = [
@@ -200,19 +200,19 @@ class FrontendReader:
         words = [one for one in words if one not in ("v4v6", "v6only", "accept-proxy")]
         if words:
             why = "TLS ends behind the agent, not in it" if "ssl" in words else f"{' '.join(words)} is not known here"
-            self.work.leave(line, f"{why}; the address is left out")
+            self.work.skip(line, f"{why}; the address is left out")
             return True
         for text in line.words[1].split(",") if len(line.words) > 1 else ():
             found = endpoint(text)
             if text.startswith("<"):
                 interface = text.partition(">")[0][1:]
-                self.work.leave(line, f"interface {interface} has no static address; bind the address that it has")
+                self.work.skip(line, f"interface {interface} has no static address; bind the address that it has")
                 continue
             if found is None:
-                self.work.leave(line, f"{text} is no single address and port")
+                self.work.skip(line, f"{text} is no single address and port")
                 continue
             if found.startswith("[::]") and not both and not only and not text.startswith("ipv6@"):
-                self.work.leave(line, "takes IPv6 only here; add 0.0.0.0 where it took both")
+                self.work.skip(line, "takes IPv6 only here; add 0.0.0.0 where it took both")
             more = [f"0.0.0.0:{found.rpartition(':')[2]}"] if both and found.startswith("[::]") else []
             self.binds += [(one, accept, line) for one in (found, *more)]
         return len(line.words) > 1
@@ -221,16 +221,14 @@ class FrontendReader:
         mixed = len({accept for _, accept, _ in self.binds}) > 1
         for address, accept, line in self.binds:
             if mixed and accept:
-                self.work.leave(
-                    line, "accept-proxy is of the whole frontend here: make one of its own for this address"
-                )
+                self.work.skip(line, "accept-proxy is of the whole frontend here: make one of its own for this address")
             elif address not in self.found["bind"]:
                 self.found["bind"].append(address)
         if self.binds and not mixed and self.binds[0][1]:
             self.found["accept_proxy"] = True
 
     def _maxconn(self, line: Line) -> bool:
-        found = number(line.words[1]) if ledger.is_maxconn(line) else None
+        found = number(line.words[1]) if skipped.is_maxconn(line) else None
         if not found:
             return False
         self.found["maxconn"] = found
@@ -240,7 +238,7 @@ class FrontendReader:
         if len(line.words) != 2 or self.final:
             return False
         if self.default is not None:  # the last one counts (M)
-            self.work.leave(self.default[1], "another one follows")
+            self.work.skip(self.default[1], "another one follows")
         self.default = (line.words[1], line)
         return True
 
@@ -263,27 +261,27 @@ class FrontendReader:
         elif before is not None and found is not None:
             found = Acl(found.kind, before.patterns + found.patterns)
         if found is None:
-            self.work.leave(line, "only names by SNI and sources by address are known here")
+            self.work.skip(line, "only names by SNI and sources by address are known here")
         elif (
             found.kind == "sni" and "-i" not in words and "*" not in found.patterns and not words[0].endswith(",lower")
         ):
-            self.work.leave(line, "names are the same in capitals here")
+            self.work.skip(line, "names are the same in capitals here")
         self.acls[name] = found
 
     def _report_ends(self, line: Line, words: tuple[str, ...]) -> None:
         """`-m end example.org` takes badexample.org as well; here it is the name and what is below it."""
         if ends_without_dot(words):
-            self.work.leave(line, "the name itself and all names below it here; any name that ends so there")
+            self.work.skip(line, "the name itself and all names below it here; any name that ends so there")
 
     def _use_backend(self, line: Line) -> bool:
         if self.final:
-            self.work.leave(line, "never reached: a use_backend without a condition stands before it")
+            self.work.skip(line, "never reached: a use_backend without a condition stands before it")
             return True
         if len(line.words) > 1 and "%[" in line.words[1]:
             return False
         if len(line.words) == 2:
             if self.default is not None:
-                self.work.leave(self.default[1], "never reached")
+                self.work.skip(self.default[1], "never reached")
             self.default, self.final = (line.words[1], line), True
             return True
         if len(line.words) < 4 or line.words[2] != "if":
@@ -293,7 +291,7 @@ class FrontendReader:
             return False
         inline = [one for one in found if one.inline and "*" not in one.acl.patterns]
         if inline and "-i" not in line.words and "req.ssl_sni,lower" not in line.words:
-            self.work.leave(line, "names are the same in capitals here")
+            self.work.skip(line, "names are the same in capitals here")
         self._report_ends(line, line.words[3:])
         sni = [pattern for one in found for pattern in one.acl.patterns]
         self.routes.append({"sni": list(dict.fromkeys(sni)), "of": line.words[1], "line": line})
@@ -304,7 +302,7 @@ class FrontendReader:
         if words[:1] == ("inspect-delay",) and len(words) == 2:
             self.waits = True
             if milliseconds(words[1]) != 5_000:
-                self.work.leave(line, "5s here")
+                self.work.skip(line, "5s here")
             return True
         named = self.acls.get(words[3]) if words[:3] == ("content", "accept", "if") and len(words) == 4 else None
         if _HELLO.match(" ".join(line.words)) or (named is not None and named.kind == "hello"):
@@ -431,11 +429,11 @@ class FrontendReader:
         if length:
             self.period = (duration(length), line)
         if words["type"] == "ip":
-            self.work.leave(line, "of IPv6 clients too, here")
+            self.work.skip(line, "of IPv6 clients too, here")
         if words["size"] != "100k":
-            self.work.leave(line, "size 100k here")
+            self.work.skip(line, "size 100k here")
         if length and milliseconds(words["expire"]) != length:
-            self.work.leave(line, f"expire {duration(length)} here, the period of the rate")
+            self.work.skip(line, f"expire {duration(length)} here, the period of the rate")
         return True
 
 

@@ -141,8 +141,8 @@ class _Reader:
                 text = f"{verb} {action.value('use_backendbackend')}{when}"
             else:
                 rule = what.replace("_", " ") if what in _RULES else f"<action> {what}"
-                closes = what not in _RULES and (what.startswith("tcp-request") or what == "custom")
-                text = f"{'tcp-request ' * closes}{rule}{when}"
+                restricts_clients = what not in _RULES and (what.startswith("tcp-request") or what == "custom")
+                text = f"{'tcp-request ' * restricts_clients}{rule}{when}"
             section.lines.append(self._line(action, text))
         if item.value("backend_serverpool"):
             section.lines.append(self._line(item, f"default_backend {item.value('backend_serverpool')}"))

@@ -20,7 +20,7 @@ DEFAULTS = asdict(Timeouts())  # what holds where a desired state names none, in
 KINDS = {"frontend": ("client",), "backend": ("connect", "server", "tunnel")}
 LONGEST = 596 * 3_600_000
 """The longest duration that a desired state can say, in milliseconds: HAProxy's timers end at 24.8 days."""
-Leave = Callable[[Line, str], None]
+Skip = Callable[[Line, str], None]
 
 
 @define
@@ -66,14 +66,14 @@ def settle(
     timings: Mapping[tuple[str, str], Timing],
     targets: Mapping[str, list[str]],
     heads: Mapping[str, Line],
-    leave: Leave,
+    skip: Skip,
 ) -> dict[str, str]:
     """Give each frontend and backend the timeouts that differ from the shared ones, which are returned.
 
     `targets`: the backends of each frontend. `heads`: the line where each frontend begins.
     """
     shared: dict[str, int] = {}
-    lengths = _Lengths(leave)
+    lengths = _Lengths(skip)
     for name, kind, members in (
         ("connect", "backend", backends),
         ("client", "frontend", frontends),
@@ -92,7 +92,7 @@ def settle(
                 members[key].setdefault("timeouts", {})[name] = duration(length)
         if heads and any(one.get(name) is None for one in timing.values()):
             head = next(iter(heads.values()))
-            leave(head, f"no timeout {name} there, which is for ever; {duration(effective)} here")
+            skip(head, f"no timeout {name} there, which is for ever; {duration(effective)} here")
     _tunnels(frontends, backends, timings, targets, lengths)
     return {name: duration(length) for name, length in shared.items()}
 
@@ -119,19 +119,19 @@ def _tunnels(
         frontends[name].setdefault("timeouts", {})["client"] = duration(longest)
         for length, line in found_there:
             if min(length, LONGEST) != longest:
-                lengths.leave(line, f"the clients of frontend {name} have one timeout here: {duration(longest)}")
+                lengths.skip(line, f"the clients of frontend {name} have one timeout here: {duration(longest)}")
 
 
 @define
 class _Lengths:
     """Caps what a desired state cannot say, and reports each such line once."""
 
-    leave: Leave
+    skip: Skip
     _reported: set[str] = field(factory=set)
 
     def of(self, found: tuple[int, Line]) -> int:
         length, line = found
         if length > LONGEST and line.place not in self._reported:
             self._reported.add(line.place)
-            self.leave(line, f"longer than a desired state can say; {duration(LONGEST)} here")
+            self.skip(line, f"longer than a desired state can say; {duration(LONGEST)} here")
         return min(length, LONGEST)

@@ -13,7 +13,7 @@ from typing import Any
 from attrs import define, field
 
 from agent.haproxy.observed import FRONTEND_PREFIX
-from agent.tools.importer import ledger, timing
+from agent.tools.importer import skipped, timing
 from agent.tools.importer.backend import CHECK_OPTIONS, BackendReader
 from agent.tools.importer.conditions import number
 from agent.tools.importer.frontend import FrontendReader
@@ -31,7 +31,7 @@ class Translation:
     """`document`: the desired state, as YAML has it. `left`: what is not in it."""
 
     document: dict[str, Any]
-    left: list[ledger.Left] = field(factory=list)
+    left: list[skipped.SkippedLine] = field(factory=list)
 
 
 def translate(sections: list[Section], resolve: Callable[[str], str | None] | None = None) -> Translation:
@@ -46,7 +46,7 @@ def translate(sections: list[Section], resolve: Callable[[str], str | None] | No
 class _Work:
     def __init__(self, resolve: Callable[[str], str | None] | None) -> None:
         self.resolve = resolve
-        self.left: list[ledger.Left] = []
+        self.left: list[skipped.SkippedLine] = []
         self.files: dict[str, None] = {}  # in their order
         self.frontends: dict[str, dict[str, Any]] = {}
         self.backends: dict[str, dict[str, Any]] = {}
@@ -61,8 +61,8 @@ class _Work:
         self._maxconns: dict[str, int] = {}  # what each frontend inherits, 0: HAProxy's own
         self._names: dict[tuple[str, str], str] = {}
 
-    def leave(self, line: Line, why: str) -> None:
-        self.left.append(ledger.Left(line.place, _SECRETS.sub(r"\1...", line.text), why))
+    def skip(self, line: Line, why: str) -> None:
+        self.left.append(skipped.SkippedLine(line.place, _SECRETS.sub(r"\1...", line.text), why))
 
     def name(self, kind: str, name: str, line: Line) -> str:
         """As a desired state may have it; renamed where it must be, and said."""
@@ -79,7 +79,7 @@ class _Work:
             fresh, count = f"{bare[:58]}-{count}", count + 1
         self._names[kind, f"{name}\n{count}" if (kind, name) in self._names else name] = fresh
         if fresh != plain:
-            self.leave(line, f"{name} is called {fresh} now")
+            self.skip(line, f"{name} is called {fresh} now")
         return fresh
 
     # --- sections
@@ -108,14 +108,14 @@ class _Work:
                 where = f"haproxy.{key} in agent.toml"
                 if key not in _SETTINGS:
                     where = f"the agent writes the global section itself; `{key}` needs a template of your own"
-                self.leave(line, where)
+                self.skip(line, where)
         else:
             self._leave_all(one, head, "nothing of the kind here")
 
     def _leave_all(self, one: Section, head: Line, why: str) -> None:
-        self.leave(head, why)
+        self.skip(head, why)
         for line in one.lines:
-            self.leave(line, "in a section that is left out")
+            self.skip(line, "in a section that is left out")
 
     def _defaults(self, one: Section, head: Line) -> None:
         if one.lost:
@@ -127,18 +127,18 @@ class _Work:
                 or (words[:1] == ("option",) and words[1:2] and words[1] in CHECK_OPTIONS)
                 or timing.read(line, (*timing.DEFAULTS, "tunnel", "check")) is not None
             )
-            own = "" if ledger.http_only(line) else ledger.own(line)
+            own = "" if skipped.http_only(line) else skipped.own(line)
             if own is not None:
                 if own:
-                    self.leave(line, own)
+                    self.skip(line, own)
                 continue
-            if ledger.is_maxconn(line):
+            if skipped.is_maxconn(line):
                 self._maxconn = number(line.words[1]) or 0
                 continue  # each frontend takes it
             if line.words[:1] == ("load-server-state-from-file",):
-                self.leave(line, "the agent's own")
+                self.skip(line, "the agent's own")
             elif not known:
-                self.leave(line, ledger.why(line))
+                self.skip(line, skipped.why(line))
 
     def frontend(self, name: str, one: dict[str, Any], head: Line, inherits: int) -> None:
         self.heads[name] = head
@@ -154,7 +154,7 @@ class _Work:
         for name, one in self.frontends.items():
             for target in _targets(one):
                 if target not in self.backends:
-                    self.leave(self.heads[name], f"backend {target} is not here")
+                    self.skip(self.heads[name], f"backend {target} is not here")
         self._applications()
         document |= {"frontends": self.frontends, "backends": self.backends}
         order = {file: index for index, file in enumerate(self.files)}
@@ -165,7 +165,7 @@ class _Work:
         used = {target for one in self.frontends.values() for target in _targets(one)}
         for name in [name for name in self.backends if name not in used]:
             if self.frontends_there:
-                self.leave(self.heads_of_pools[name], "no imported frontend leads to it; left out")
+                self.skip(self.heads_of_pools[name], "no imported frontend leads to it; left out")
                 del self.backends[name]
             elif not self.backends[name]["servers"]:
                 del self.backends[name]
@@ -177,14 +177,14 @@ class _Work:
         for name in list(self.frontends):
             if name in lost or self.refusing & {*_targets(self.frontends[name])}:
                 why = "left out: a backend of it turns clients away, by rules that cannot be expressed"
-                self.leave(self.heads[name], why)
+                self.skip(self.heads[name], why)
                 del self.frontends[name]
 
     def _shared(self) -> dict[str, Any]:
         """What is one for all in a desired state: timeouts, and the maxconn that most frontends inherit."""
         defaults: dict[str, Any] = {}
         inherited = {name: self._maxconns[name] for name in self.frontends}
-        common = ledger.most([one for one in inherited.values() if one]) or (0 if inherited else self._maxconn)
+        common = skipped.most([one for one in inherited.values() if one]) or (0 if inherited else self._maxconn)
         if common:
             defaults["maxconn"] = common
         for name, one in self.frontends.items():
@@ -193,14 +193,14 @@ class _Work:
             if inherited[name]:
                 one["maxconn"] = inherited[name]
             else:
-                self.leave(self.heads[name], f"maxconn was HAProxy's own, and is {common} here")
+                self.skip(self.heads[name], f"maxconn was HAProxy's own, and is {common} here")
         shared = timing.settle(
             self.frontends,
             self.backends,
             self.timings,
             {name: _targets(one) for name, one in self.frontends.items()},
             self.heads,
-            self.leave,
+            self.skip,
         )
         if shared:
             defaults["timeouts"] = shared

@@ -28,7 +28,7 @@ OF_BACKENDS += (("timeout",),)
 
 
 @frozen
-class Left:
+class SkippedLine:
     """A line that is not in the desired state, and why."""
 
     place: str
@@ -61,7 +61,7 @@ class Work(Protocol):
     heads_of_pools: dict[str, Line]
     timings: dict[tuple[str, str], Timing]
 
-    def leave(self, line: Line, why: str) -> None:
+    def skip(self, line: Line, why: str) -> None:
         """It is not expressed, or not whole."""
 
     def name(self, kind: str, name: str, line: Line) -> str:
@@ -109,7 +109,7 @@ def own(line: Line) -> str | None:
     return "" if value == _OWN[key] else f"{key} {_OWN[key]} for all here"
 
 
-def closes(line: Line) -> bool:
+def restricts_clients(line: Line) -> bool:
     """Whether a line that is not expressed may turn clients away."""
     first = (line.text.split() or [""])[0]
     if first.startswith("tcp-request"):
@@ -122,7 +122,7 @@ def closes(line: Line) -> bool:
 def inherited_rules(section: Section, defaults: Section | None) -> list[Line]:
     """Rules of a defaults section, which hold for each frontend and backend; `enabled` takes `disabled` back."""
     enabled = any(line.words == ("enabled",) for line in section.lines)
-    found = [line for line in (defaults.lines if defaults else ()) if closes(line)]
+    found = [line for line in (defaults.lines if defaults else ()) if restricts_clients(line)]
     return [line for line in found if not (enabled and line.words == ("disabled",))]
 
 
