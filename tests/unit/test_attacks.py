@@ -20,12 +20,12 @@ LONGEST_MESSAGE = 40_000  # characters: it goes to the log, to status.json, to w
 
 
 def _judged(data: bytes) -> tuple[float, InvalidError | None]:
-    begin = time.perf_counter()
+    begin = time.process_time()
     try:
         parse(data, file="desired.yaml")
     except InvalidError as error:
-        return time.perf_counter() - begin, error
-    return time.perf_counter() - begin, None
+        return time.process_time() - begin, error
+    return time.process_time() - begin, None
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ class Firewalls:
         self.judge = judge
         self.has: Mapping[str, Any] | None = None
         self.live: Mapping[str, Any] = {}
-        self.submission: list[set[str]] = []
+        self.handed: list[set[str]] = []
         self.rehearsed: list[set[str]] = []
         self.asked = 0
         self.away = ""
@@ -42,7 +42,7 @@ class Firewalls:
 
     def hand_over(self, tree: Mapping[str, Any]) -> Verdict:
         names = set(tree.get("backends", {}))
-        self.submission.append(names)
+        self.handed.append(names)
         found = self.judge_tree(tree)
         if found.code in (ExitCode.SSH, ExitCode.POLICY):
             return found
@@ -170,10 +170,10 @@ class Bench:
 
     def turn(self) -> list[set[str]]:
         """What was handed over in it."""
-        self.firewalls.submission.clear()
+        self.firewalls.handed.clear()
         self.firewalls.rehearsed.clear()
         self.controller._turn()
-        return list(self.firewalls.submission)
+        return list(self.firewalls.handed)
 
     def later(self) -> None:
         """It is time to look again."""
@@ -210,9 +210,9 @@ def test_who_is_refused_is_found_by_halves_and_the_others_are_live(bad: list[str
     bench = Bench(refuses(*bad))
     names = [f"s{one}" for one in range(100)]
     bench.add(*names)
-    submission = bench.turn()
+    handed = bench.turn()
     assert bench.serves == set(names) - set(bad)
-    assert len(submission) == 2  # the rest is rehearsed
+    assert len(handed) == 2  # the rest is rehearsed
     assert len(bench.firewalls.rehearsed) <= 1 + len(bad) * 2 * 7  # of a hundred: seven halvings
     assert {name for name in names if bench.state(name) == "refused"} == set(bad)
     assert {name for name in names if bench.state(name) == "live"} == set(names) - set(bad)

@@ -137,14 +137,14 @@ def consistent(reconciler: Reconciler, proxy: FakeProxy, document: bytes) -> Non
     ("how", "wish"),
     [
         *(
-            (how, request)
+            (how, wish)
             for how in ("runtime", "reload", "fallback")
-            for request in ("the new document", "the old document")
+            for wish in ("the new document", "the old document")
         ),
         ("put back", "the old document"),
     ],
 )
-def test_every_pair(tmp_path: Path, effects: Effects, how: str, request: str):
+def test_every_pair(tmp_path: Path, effects: Effects, how: str, wish: str):
     before, after = documents(how)
     pairs = 0
     for first in range(1, MOST):
@@ -160,7 +160,7 @@ def test_every_pair(tmp_path: Path, effects: Effects, how: str, request: str):
             if not dies(make_reconciler(folder, proxy), after, effects, first):
                 came_to_its_end = True
                 break
-            wanted = after if request == "the new document" else before
+            wanted = after if wish == "the new document" else before
             if not dies(make_reconciler(folder, proxy), wanted, effects, second):
                 consistent(make_reconciler(folder, proxy), proxy, wanted)
                 break

@@ -106,7 +106,7 @@ def die_while_waiting(reconciler: Reconciler) -> None:
 
 @pytest.mark.parametrize("wish", ["the same document again", "the document that is live"])
 def test_a_reload_that_was_not_judged_is_judged_by_the_next_agent(
-    reconciler: Reconciler, proxy: FakeProxy, tmp_path: Path, request: str
+    reconciler: Reconciler, proxy: FakeProxy, tmp_path: Path, wish: str
 ):
     """Killed in verify; the only server of the new document then fails its check."""
     reconciler.reconcile(json.dumps(http(2000)).encode())
@@ -117,12 +117,12 @@ def test_a_reload_that_was_not_judged_is_judged_by_the_next_agent(
     assert proxy.now.generation == 2
     checks_fail(proxy, ("a", "a"))()
     reconciler = restarted(tmp_path, proxy, reconciler)
-    report = reconciler.reconcile(worse if request == "the same document again" else json.dumps(http(2000)).encode())
+    report = reconciler.reconcile(worse if wish == "the same document again" else json.dumps(http(2000)).encode())
     live = reconciler.environment.store.live()
     assert live is not None
     assert (live.number, proxy.now.generation) == (1, 1)
     hold = reconciler.environment.store.hold()
-    if request == "the same document again":
+    if wish == "the same document again":
         assert report.outcome is Outcome.ROLLED_BACK
         assert "frontend a served before, and now no server of backend a does" in report.message
         assert hold is not None
