@@ -157,7 +157,7 @@ def _optional_folder(value: object) -> OptionalFolder:
 def _process_name(value: object) -> str:
     name = structure.matching(r"[a-z][a-z0-9._-]{0,14}", "a process name of at most 15 of a-z 0-9 . _ -")(value)
     if name == "haproxy":
-        # FACTS, pfSense 3: the haproxy package takes any process of this name for its own, and kills it.
+        # facts.md, pfSense 3: the haproxy package takes any process of this name for its own, and kills it.
         raise ValueError('must not be "haproxy": pfSense\'s haproxy package kills every process of that name')
     return str(name)
 

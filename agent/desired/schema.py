@@ -105,7 +105,7 @@ class Endpoint:
     def wildcard(self) -> bool:
         """Whether this is every address of its family.
 
-        The families never meet: a v6 wildcard is bound v6only (FACTS, HAProxy 9).
+        The families never meet: a v6 wildcard is bound v6only (facts.md, HAProxy 9).
         """
         return self.host in WILDCARDS
 

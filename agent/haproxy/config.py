@@ -218,7 +218,9 @@ def passes_limits_on(state: DesiredState, process: Process) -> bool:
 
 
 def _peers(process: Process) -> Iterator[str]:
-    """The local process as its own peer: on a reload the old process sends its tables to the new one (FACTS, 13).
+    """The local process as its own peer: on a reload the old process sends its tables to the new one.
+
+    See facts.md, HAProxy 13.
 
     HAProxy binds the socket before it enters its chroot, and connects to it from inside: `unix-bind prefix` stands in
     front of bound paths only (HAProxy's manual, unix-bind).
@@ -239,9 +241,9 @@ def _global(state: DesiredState, process: Process) -> Iterator[str]:
         yield f"group {process.group}"
     if process.chroot:
         yield f"chroot {quoted(process.chroot)}"
-    # Replaced processes live until their last session ends: IMAP IDLE takes hours (FACTS, HAProxy 7).
+    # Replaced processes live until their last session ends: IMAP IDLE takes hours (facts.md, HAProxy 7).
     yield f"hard-stop-after {duration(process.hard_stop_after)}"
-    # The next process takes the listening sockets over from here, so that no connection is lost (FACTS, HAProxy 4).
+    # The next process takes the listening sockets over from here, so that no connection is lost (facts.md, HAProxy 4).
     yield f"stats socket {quoted(process.socket)} mode 600 level admin expose-fd listeners"
     yield "stats timeout 1m"
     yield f"server-state-file {quoted(process.server_state)}"
@@ -250,7 +252,8 @@ def _global(state: DesiredState, process: Process) -> Iterator[str]:
         if process.chroot:
             yield f"unix-bind prefix {quoted(process.chroot)}"
     if any(_greets_with_header(backend, server) for backend in state.backends for server in backend.servers):
-        # A check of a mail server carries a PROXY header with true addresses: Postfix dies of LOCAL (FACTS, servers).
+        # A check of a mail server carries a PROXY header with true addresses: Postfix died of LOCAL (facts.md, mail
+        # servers).
         yield "pp2-never-send-local"
     if process.log:
         yield f"log {process.log} daemon"
@@ -271,10 +274,10 @@ def _defaults(state: DesiredState, process: Process) -> Iterator[str]:
         yield f"{side}tcpka-idle {KEEPALIVE_IDLE}"
         yield f"{side}tcpka-intvl {KEEPALIVE_INTERVAL}"
         yield f"{side}tcpka-cnt {KEEPALIVE_COUNT}"
-    # Each try goes to another server, or a dead one costs its clients until its checks notice (FACTS, HAProxy 11).
+    # Each try goes to another server, or a dead one costs its clients until its checks notice (facts.md, HAProxy 11).
     yield f"retries {RETRIES}"
     yield "option redispatch 1"
-    # Dead servers stay dead over a reload (FACTS, HAProxy 5).
+    # Dead servers stay dead over a reload (facts.md, HAProxy 5).
     yield "load-server-state-from-file global"
     if process.log:
         yield "log global"
@@ -302,7 +305,7 @@ def _bind(endpoint: Endpoint, frontend: Frontend) -> Iterator[str]:
     yield "bind"
     yield str(endpoint)
     if endpoint.family == 6:
-        # IPv4 clients of a v6 wildcard would come as ::ffff:a.b.c.d and break reverse lookups (FACTS, HAProxy 9).
+        # IPv4 clients of a v6 wildcard would come as ::ffff:a.b.c.d and break reverse lookups (facts.md, HAProxy 9).
         yield "v6only"
     if frontend.accept_proxy is True:
         yield "accept-proxy"
@@ -422,7 +425,7 @@ def _matchers(patterns: tuple[str, ...]) -> Iterator[tuple[str, list[str]]]:
 def _backend(backend: Backend) -> Iterator[str]:
     yield f"balance {backend.balance}"
     if backend.balance is Balance.SOURCE:
-        # Servers can be added at runtime only to a dynamic algorithm (FACTS, HAProxy 6).
+        # Servers can be added at runtime only to a dynamic algorithm (facts.md, HAProxy 6).
         yield "hash-type consistent"
     for name, length in (("connect", backend.timeouts.connect), ("server", backend.timeouts.server)):
         if length is not None:
@@ -468,7 +471,7 @@ def _check(server: Server, backend: Backend, process: Process) -> Iterable[str]:
     """The words of a server's check.
 
     A plain `check` on a send-proxy server sends a LOCAL header; `port N` sends none, even for the data port's own
-    number, unless `check-send-proxy` (FACTS, HAProxy 8). All three are used here to say what is meant.
+    number, unless `check-send-proxy` (facts.md, HAProxy 8). All three are used here to say what is meant.
     """
     health = backend.health
     if health.type is HealthType.NONE:

@@ -310,7 +310,7 @@ def _missing(backend: Backend, server: Server, before: Server | None, config: Co
 
 
 def _entering(key: Key, *, reachable: bool) -> list[Command]:
-    """Out of maintenance. HAProxy starts it as up, unseen: one that nobody reached starts as down (FACTS, 5)."""
+    """Out of maintenance. HAProxy starts it as up; one that did not answer starts as down (facts.md, HAProxy 5)."""
     ready = of_server(Verb.SET_STATE, key, "ready")
     if reachable:
         return [ready]

@@ -1,4 +1,4 @@
-"""An address that is left out of the configuration, because HAProxy starts whole or not at all (FACTS, HAProxy 1)."""
+"""An address that is left out of the configuration: HAProxy starts whole or not at all (facts.md, HAProxy 1)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """A configuration as it is rehearsed: the same process, but nobody can reach it and it reaches nobody. Pure.
 
-Exit code 0 of `haproxy -D` proves nothing (FACTS, HAProxy 3): a missing chroot passes `haproxy -c` and kills the new
+Exit code 0 of `haproxy -D` proves nothing (facts.md, HAProxy 3): a missing chroot passes `haproxy -c` and kills the new
 process after it has taken the old one's place. So the same global section, user and limits are started aside first.
 """
 

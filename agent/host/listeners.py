@@ -1,7 +1,7 @@
 """Who holds an address: what can be bound here, and which program listens where.
 
 The test-bind is HAProxy's own without SO_REUSEPORT: with it, a second process of the same user binds beside a
-listener without an error and shares its traffic (FACTS, HAProxy 2). Nothing listens, so no client is ever caught.
+listener without an error and shares its traffic (facts.md, HAProxy 2). Nothing listens, so no client is ever caught.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ class HostProber:
     def unbound(self, endpoints: Collection[Endpoint]) -> Mapping[Endpoint, BindFailure]:
         """Those that cannot be bound, and why, with the name of who holds them where the system tells.
 
-        A test-bind also fails against our own overlapping sockets, where a reload succeeds (FACTS, HAProxy 1). And on
+        A test-bind also fails against our own overlapping sockets, where a reload succeeds (facts.md, HAProxy 1). On
         FreeBSD it succeeds beside a foreign listener that overlaps, from which it would take that address.
         """
         refused = {one: why for one in endpoints if (why := listeners.unbound(one)) is not None}
@@ -56,7 +56,7 @@ class HostProber:
         return found
 
     def shared(self, endpoints: Collection[Endpoint]) -> Iterator[tuple[Endpoint, str]]:
-        """Addresses of ours on which a foreign process listens as well (FACTS, HAProxy 2), and which.
+        """Addresses of ours on which a foreign process listens as well (facts.md, HAProxy 2), and which.
 
         One that listens on all addresses is no finding where we name one: the kernel prefers the nearer match.
         """

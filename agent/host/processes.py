@@ -1,7 +1,7 @@
 """Which processes are ours, by what they were started as: for when our socket cannot tell (wiped, hung).
 
 psutil where it is there; without it `ps`, which knows no listeners. Never by name alone: another HAProxy may run
-beside ours, and a pid from a file may belong to somebody else by now (FACTS, pfSense 3 and 9).
+beside ours, and a pid from a file may belong to somebody else by now (facts.md, pfSense 3 and 9).
 """
 
 from __future__ import annotations

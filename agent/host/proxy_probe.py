@@ -17,7 +17,7 @@ from agent.proxy_protocol.greetings import CHOKED, Heard, Question, Result, Seen
 from agent.proxy_protocol.header import header
 
 SECONDS = 2.0  # for each; Postfix greets at once, and what has not by then is silent
-QUIET_SECONDS = 0.5  # a plain server chokes on a header within a few milliseconds (FACTS), a busy one takes longer
+QUIET_SECONDS = 0.5  # a plain server answers a header with errors within milliseconds, a busy one later
 MOST_AT_ONCE = 1_000
 CONNECT_SECONDS = 1.0  # a server that takes longer to take a connection is as good as dead
 _ALONE_SHARE = 0.5  # of the time: after it, one that was sent no header and says nothing is asked with one as well

@@ -31,7 +31,7 @@ _BACKENDS = "show stat -1 2 -1"  # 2: backends
 _BRIEF = "show info;show stat -1 1 -1;show servers state"  # 1: frontends
 # The columns of `show servers state`, and what stands in two of them (its management guide; HAProxy, server-t.h).
 _BACKEND, _NAME, _ADDRESS, _OPERATIONAL, _ADMIN, _WEIGHT, _PORT = 1, 3, 4, 5, 6, 7, 18
-_IN_MAINTENANCE = 0x01 | 0x02 | 0x20  # SRV_ADMF_MAINT; 0x04 only says that it once was so by the file, `ready` or not
+_IN_MAINTENANCE = 0x01 | 0x02 | 0x20  # SRV_ADMF_MAINT (facts.md, HAProxy 6)
 _DRAINS = 0x08 | 0x10  # SRV_ADMF_DRAIN
 _TAKES_CLIENTS = ("1", "2")  # starting, running
 

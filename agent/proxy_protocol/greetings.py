@@ -1,4 +1,4 @@
-"""What a server is, by how it takes a PROXY header: the table of FACTS.md, as values and rules. Pure.
+"""What a server is, by how it takes a PROXY header: the table of facts.md, as values and rules. Pure.
 
 One connection tells: the v2 signature holds `QUIT` on a line of its own, so a plain server greets, chokes and hangs up,
 where one that speaks PROXY greets and waits.

@@ -1,7 +1,8 @@
 """Do the servers of a state speak PROXY: whom to ask, what is known already, what speaks against a change. Pure.
 
 A server is asked when it comes or changes, and again, rarely, while it is up and was away or not as it should be:
-Postfix logs every probe, and once throttled clients for them (FACTS). In between, its last answer is remembered.
+Postfix logs every probe, and once throttled clients for them (facts.md, mail servers). In between, its last answer
+is remembered.
 """
 
 from __future__ import annotations

@@ -301,7 +301,7 @@ def outages_of(assessment: Assessment) -> dict[ServingBackend, str]:
 
 
 def _held(live: LiveGeneration | None, observed: Observation | None) -> Callable[[Endpoint], bool]:
-    """Which addresses the running process holds: sockets handed over by it need no bind (FACTS, HAProxy 1)."""
+    """Which addresses the running process holds: sockets handed over by it need no bind (facts.md, HAProxy 1)."""
     if live is None or live.state is None or observed is None:
         return lambda _: False
     if observed.process.generation not in (live.number, live.loaded):

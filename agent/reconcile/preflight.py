@@ -1,7 +1,7 @@
 """Before anything is touched: which addresses and servers must be asked, and what follows from the answers. Pure.
 
-HAProxy starts whole or not at all: one address that cannot be bound would take every frontend down (FACTS, HAProxy
-1). So such an address is left out, and only it. And no client is sent to a server that has not answered (FACTS,
+HAProxy starts whole or not at all: one address that cannot be bound would take every frontend down (facts.md, HAProxy
+1). So such an address is left out, and only it. And no client is sent to a server that has not answered (facts.md,
 HAProxy 5).
 """
 

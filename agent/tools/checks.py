@@ -321,7 +321,7 @@ def _elsewhere(scene: Scene, bind: Endpoint) -> str:
 
 
 def _package(scene: Scene) -> Iterator[Found]:
-    """The haproxy package of pfSense, which leaves what has another name alone (FACTS, pfSense 3)."""
+    """The haproxy package of pfSense, which leaves what has another name alone (facts.md, pfSense 3)."""
     found = basetools.packages(scene.ask(["pkg", "info"]))
     theirs = sorted({str(one.endpoint) for one in scene.listening if one.program == "haproxy"})
     if "pfSense-pkg-haproxy" in found or theirs:

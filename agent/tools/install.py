@@ -110,7 +110,7 @@ class Place:
 
     @property
     def state_path(self) -> str:
-        """As the settings name it: durable. With RAM disks pfSense's /var is lost at boot (FACTS, pfSense 2)."""
+        """As the settings name it: durable. With RAM disks pfSense's /var is lost at boot (facts.md, pfSense 2)."""
         return "/usr/local/var/edgeagent" if self.pfsense else "/var/db/edgeagent"
 
     @property
@@ -136,7 +136,7 @@ class Place:
 
     @property
     def rc_conf(self) -> Path:
-        """Variables of rc: rc.subr reads this file after /etc/rc.conf, on pfSense as well (FACTS, pfSense 18)."""
+        """Variables of rc: rc.subr reads this file after /etc/rc.conf, on pfSense as well (facts.md, pfSense 18)."""
         return self.at("/usr/local/etc/rc.conf.d/edgeagent")
 
     @property
@@ -367,7 +367,7 @@ def _prune(place: Place, program: Path) -> None:
 
 
 def _link(place: Place) -> None:
-    """HAProxy under its own name, now rather than at the first change (FACTS, pfSense 3)."""
+    """HAProxy under its own name, now rather than at the first change (facts.md, pfSense 3)."""
     from agent.host.haproxy_process import HAProxy
 
     chosen = _chosen(place)

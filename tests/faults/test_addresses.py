@@ -1,4 +1,4 @@
-"""FACTS, HAProxy 1 and 2: one address that cannot be bound costs that address, and nothing else."""
+"""facts.md, HAProxy 1 and 2: one address that cannot be bound costs that address, and nothing else."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_our_own_overlapping_addresses_are_no_foreign_ones(scene: Scene):
 
 
 def test_an_address_that_is_shared_silently_is_a_finding(scene: Scene):
-    """FACTS, HAProxy 2: with SO_REUSEPORT a foreign process takes a share of the clients, and nobody is told."""
+    """facts.md, HAProxy 2: with SO_REUSEPORT a foreign process takes a share of the clients, and nobody is told."""
     edge = scene.edge
     with echo("a") as a:
         port = free_port()

@@ -1,4 +1,4 @@
-"""One of two servers goes: no client pays for it, as far as HAProxy can know (FACTS, HAProxy 11)."""
+"""One of two servers goes: no client pays for it, as far as HAProxy can know (facts.md, HAProxy 11)."""
 
 from __future__ import annotations
 

@@ -306,7 +306,7 @@ def wiped(box: Box) -> None:
 
 @pytest.mark.parametrize("year", VINTAGES)
 def test_a_wiped_var_run_hides_no_agent(serving: tuple[Box, int], year: str):
-    """daemon(8)'s pid files go, the lock on the state folder does not (FACTS, pfSense 18)."""
+    """daemon(8)'s pid files go, the lock on the state folder does not (facts.md, pfSense 18)."""
     box, port = serving
     verb(box, "stop")
     vintage(box, year)

@@ -161,3 +161,29 @@ def test_the_changelog_names_this_version():
     assert re.search(
         rf"^## \[?({re.escape(__version__)}|Unreleased)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE
     )
+
+
+CITED = re.compile(r"facts\.md[,:]\s+(HAProxy|pfSense|mail\s+servers)(?:\s+(\d+)(?:\s+and\s+(\d+))?)?")
+SECTIONS = {
+    "HAProxy": "## HAProxy",
+    "pfSense": "## pfSense and FreeBSD",
+    "mail servers": "## Mail servers and the header",
+}
+
+
+def test_every_fact_that_is_cited_is_there():
+    facts = (ROOT / "docs/facts.md").read_text()
+    sections = {name: facts.partition(head)[2].partition("\n## ")[0] for name, head in SECTIONS.items()}
+    numbers = {name: set(re.findall(r"^(\d+)\. \*\*", text, re.MULTILINE)) for name, text in sections.items()}
+    assert all(sections.values())
+    cited = 0
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    for name in tracked:
+        if not name.endswith((".py", ".j2", ".md", ".sh")) or name in ("docs/facts.md", "tests/house/test_house.py"):
+            continue
+        text = re.sub(r"\n\s*#?\s*", " ", (ROOT / name).read_text())
+        for match in CITED.finditer(text):
+            for number in match.groups()[1:]:
+                cited += 1
+                assert number is None or number in numbers[match[1]], (name, match[0])
+    assert cited > 50

@@ -160,7 +160,7 @@ def test_who_matches_no_route_is_refused_before_any_server_is_involved(edge: Edg
 
 
 def test_a_hello_over_two_records_is_refused_where_names_are_needed(edge: Edge):
-    """FACTS, HAProxy 14, and docs/desired-state.md: its name is not read."""
+    """facts.md, HAProxy 14, and docs/desired-state.md: its name is not read."""
     port = free_port()
     data = hello("a.example.org")
     body = data[5:]

@@ -126,7 +126,7 @@ def test_a_server_with_a_session_is_not_deleted_and_that_is_no_failure(edge: Edg
 
 
 def test_a_process_that_died_since_it_was_looked_at_is_replaced_by_a_cold_start(edge: Edge):
-    """A dead -x socket is fatal to the start (FACTS, HAProxy 4)."""
+    """A dead -x socket is fatal to the start (facts.md, HAProxy 4)."""
     with echo("a") as a:
         port = free_port()
         edge.live(one_server(port, a))

@@ -219,7 +219,7 @@ def test_a_broken_template_is_invalid_with_its_line(edge: Edge):
 
 
 def test_a_process_that_would_die_after_saying_yes_is_found_out_before(root: None, edge: Edge):
-    """FACTS, HAProxy 3: with a chroot that is not there, -c passes and -sf -x exits 0."""
+    """facts.md, HAProxy 3: with a chroot that is not there, -c passes and -sf -x exits 0."""
     with echo("a") as a:
         edge.live(one(port := free_port(), a))
         pid, before = edge.pid, (edge.folder / "state/haproxy.cfg").read_bytes()
@@ -441,7 +441,7 @@ def test_an_agent_that_dies_before_the_switch_leaves_the_old_generation(edge: Ed
 
 
 def test_dead_servers_stay_dead_over_a_reload_and_moved_ones_are_looked_at_anew(edge: Edge):
-    """FACTS, HAProxy 5: without the server-state file, dead servers get traffic until their first check."""
+    """facts.md, HAProxy 5: without the server-state file, dead servers get traffic until their first check."""
     dead = free_port()
     with echo("a") as a, echo("other") as other:
         state = one(port := free_port(), a)
@@ -556,7 +556,7 @@ def test_behind_an_outer_proxy_the_header_says_who_is_allowed_and_who_is_counted
     ],
 )
 def test_checks_carry_a_header_exactly_where_they_should(edge: Edge, health: dict, on: str, command: str):
-    """FACTS, HAProxy 8.
+    """facts.md, HAProxy 8.
 
     A check without a header is ended with a reset before its handshake is over (M: HAProxy on Linux), so that the
     server's program never sees it: only HAProxy tells that it passed.

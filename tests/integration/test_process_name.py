@@ -1,4 +1,4 @@
-"""Every HAProxy that the agent starts has its own process name, also for `-v` and `-c` (FACTS, pfSense 3 and 17).
+"""Every HAProxy that the agent starts has its own process name, also for `-v` and `-c` (facts.md, pfSense 3 and 17).
 
 The pfSense package reloads by `pgrep -x haproxy` and stops by `killall haproxy`; both go by the name of the process.
 """

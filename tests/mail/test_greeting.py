@@ -69,7 +69,7 @@ def test_greetings_of_postfix_and_dovecot_pass_and_leave_no_error_line(mail: Mai
 
 @pytest.mark.parametrize("version", ["v2", "v1"])
 def test_a_check_with_a_header_leaves_postfix_alive(mail: MailHost, haproxy_binary: Path, version: str):
-    """FACTS, servers: with LOCAL an smtpd dies (`fatal: smtpd_peer_hostaddr_to_sockaddr`); these carry addresses."""
+    """With LOCAL an smtpd died (facts.md, mail servers: `fatal: smtpd_peer_hostaddr_to_sockaddr`)."""
     document = state(mail)
     for key in ("frontends", "backends"):
         document[key] = {name: document[key][name] for name in ("smtp", "submission")}

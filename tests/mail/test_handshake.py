@@ -1,4 +1,4 @@
-"""What the probe makes of the real servers, each with its plain twin (FACTS, the table)."""
+"""What the probe makes of the real servers, each with its plain twin (facts.md, mail servers)."""
 
 from __future__ import annotations
 

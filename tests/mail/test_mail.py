@@ -136,7 +136,7 @@ def test_a_mail_is_sent_and_fetched_and_dovecot_names_the_client(
     [("smtp", 5.0, b"421 "), ("submission", 5.0, b"421 "), ("imaps", 3.0, b"")],
 )
 def test_without_the_header_the_known_silence(mail: MailHost, service: str, seconds: float, last: bytes):
-    """FACTS, What servers do with the header: silent, `421` after 5.0 s; silent, closed after 3.0 s."""
+    """facts.md, mail servers: silent, `421` after 5.0 s; silent, closed after 3.0 s."""
     start = time.monotonic()
     with connect(mail.ports[service]) as one:
         said = one.recv(100)

@@ -1,4 +1,4 @@
-"""Addresses that can be bound and must not be: FreeBSD binds beside a listener that overlaps (FACTS, pfSense 13)."""
+"""Addresses that can be bound and must not be: FreeBSD binds beside a listener that overlaps (facts.md, pfSense 13)."""
 
 from __future__ import annotations
 

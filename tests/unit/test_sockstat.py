@@ -55,7 +55,7 @@ def test_with_numbers_in_place_of_user_names(release: str):
 
 
 def test_without_w_main_would_cut_an_address():
-    """Why `-w` is asked for: the fact, in the stand-in (FACTS, pfSense 14)."""
+    """Why `-w` is asked for: the fact, in the stand-in (facts.md, pfSense 14)."""
     assert LONG not in RELEASES["main"](ROWS, wide=False)
 
 

@@ -224,7 +224,7 @@ class BackendReader:
         self.closing.append((told.values.get("on-marked-down") == "shutdown-sessions", line))
         self.proxies.append((told.proxy, line))
         if "check" in told.flags and told.proxy != "none":
-            # It carries a header where it uses the data port and names none (FACTS, HAProxy 8).
+            # It carries a header where it uses the data port and names none (facts.md, HAProxy 8).
             header = "check-send-proxy" in told.flags or "port" not in told.values
             self.headers.append((header, told.values.get("port", _port(address)) == _port(address), line))
         elif "check-send-proxy" in told.flags:

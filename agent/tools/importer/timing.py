@@ -1,7 +1,7 @@
 """Timeouts of frontends and backends: their own, those of their defaults section, and what becomes of them here.
 
 Only what an imported frontend reaches counts. In TCP mode `timeout tunnel` of a backend replaces the timeouts of client
-and server once data flows (FACTS, HAProxy 12).
+and server once data flows (facts.md, HAProxy 12).
 """
 
 from __future__ import annotations
