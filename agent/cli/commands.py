@@ -63,7 +63,7 @@ def _complain(error: AgentError) -> None:
 )
 @click.pass_context
 def main(ctx: click.Context, settings_file: Path | None) -> None:
-    """Keeps one HAProxy true to one desired-state file, and never breaks what works.
+    """Keeps one HAProxy in sync with one desired-state file, and never breaks what works.
 
     \b
     Exit codes: 0 live, 1 a bug, 2 usage, 3 invalid desired state, 4 refused before anything was

@@ -25,7 +25,7 @@ _log = logging.getLogger("agent")
 @click.command(epilog="Example: agent --settings /usr/local/etc/edgeagent/agent.toml run")
 @click.pass_obj
 def run(settings_file: Path | None) -> None:
-    """The service: watch the desired state and keep HAProxy true to it.
+    """The service: watch the desired state and keep HAProxy in sync with it.
 
     SIGHUP looks now; SIGTERM finishes the step under way and ends. HAProxy goes on serving when the agent stops,
     and is adopted, without a reload, when it starts.

@@ -135,7 +135,7 @@ SERVICE = Entry(
     known=("name", "edgeagent"),
     body="<name>edgeagent</name><rcfile>edgeagent.sh</rcfile>"
     f"<custom_php_service_status_command>{escape(_STATUS)}</custom_php_service_status_command>"
-    "<description><![CDATA[Keeps HAProxy true to a desired state]]></description>",
+    "<description><![CDATA[Keeps HAProxy in sync with a desired state]]></description>",
 )
 SHELLCMD = Entry(section="system", tag="shellcmd", what="the shellcmd", known=("", f"{_RC} start"), body=f"{_RC} start")
 

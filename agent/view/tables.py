@@ -252,7 +252,7 @@ def plan(
     if isinstance(step, Unchanged):
         return "No change: HAProxy already does what this says.\n" + asked
     if isinstance(step, Runtime):
-        text = "Runtime: the running HAProxy is told; no reload, no session is touched.\n"
+        text = "Runtime: applied to the running HAProxy without a reload; no session is touched.\n"
         text += "".join(f"  - {reason}\n" for reason in step.reasons)
         text += "\n" + "".join(f"  > {command}\n" for command in step.commands) + asked
         return text + (f"\n{coloured_diff(difference)}" if difference else "")

@@ -80,7 +80,7 @@ def manifest(found: dict[str, bytes]) -> dict[str, Any]:
         "name": "edgeagent",
         "origin": "net/edgeagent",
         "version": pyz.version(),
-        "comment": "Keeps HAProxy true to one desired-state file",
+        "comment": "Keeps HAProxy in sync with one desired-state file",
         "maintainer": "edgeagent@example.org",
         "www": "https://example.org/edgeagent",
         "abi": "FreeBSD:*:*",
