@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import sys
 import tarfile
 import tempfile
@@ -103,7 +104,7 @@ def build(target: Path) -> None:
     compact = manifest(found)
     whole = compact | {"files": {name: f"1${hashlib.sha256(data).hexdigest()}" for name, data in found.items()}}
     target.parent.mkdir(parents=True, exist_ok=True)
-    fresh = target.with_suffix(".fresh")
+    fresh = target.with_suffix(f".{os.getpid()}.fresh")  # two may build at once
     with tarfile.open(fresh, "w:xz", format=tarfile.USTAR_FORMAT) as archive:
         for name, document in (("+COMPACT_MANIFEST", compact), ("+MANIFEST", whole)):
             _add(archive, name, json.dumps(document, separators=(",", ":")).encode(), 0o644)

@@ -50,7 +50,7 @@ def build(target: Path) -> None:
         ours(folder)
         compiled(folder)
         target.parent.mkdir(parents=True, exist_ok=True)
-        fresh = target.with_suffix(".fresh")
+        fresh = target.with_suffix(f".{os.getpid()}.fresh")  # two may build at once
         with fresh.open("wb") as file:
             file.write(SHEBANG)
             with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:

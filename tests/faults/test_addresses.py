@@ -25,7 +25,7 @@ def pool(scene: Scene, server, *binds: str):
 def test_a_busy_port_is_quarantined_and_its_holder_named(scene: Scene, start: str):
     edge, good = scene.edge, free_port()
     edge.configure(f'[haproxy]\nbinary = "{edge.binary}"\nmaxconn = 500\n[apply]\nresync = "200ms"')
-    with echo("a") as a, socket.create_server(("127.0.0.1", 0)) as holder:
+    with echo("a") as a, socket.create_server(("127.0.0.1", free_port())) as holder:
         busy = holder.getsockname()[1]
         if start == "hot":
             edge.live(scene.state())

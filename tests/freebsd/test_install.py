@@ -433,6 +433,11 @@ def test_the_one_file_is_reproducible_and_starts_fast(pyz: Path):
     with zipfile.ZipFile(pyz) as archive:
         names = archive.namelist()
     assert not [name for name in names if name.endswith((".so", ".pyd", ".dylib"))]
-    assert {"agent/cli.pyc", "agent/cli.py", "agent/templates/haproxy.cfg.j2", "agent/rc/edgeagent"} <= set(names)
+    assert {
+        "agent/cli/commands.pyc",
+        "agent/cli/commands.py",
+        "agent/templates/haproxy.cfg.j2",
+        "agent/rc/edgeagent",
+    } <= set(names)
     assert not [name for name in names if name.startswith(("psutil", "pip/"))]
     assert good(pyz, "--version").startswith("edgeagent ")

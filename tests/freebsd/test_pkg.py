@@ -55,7 +55,7 @@ def test_what_is_in_it_runs(package: Path, tmp_path: Path, pyz: Path):
     with tarfile.open(package) as archive:
         archive.extractall(tmp_path, filter="tar")
     site = tmp_path / "usr/local/lib/python3.11/site-packages"
-    assert (site / "agent/__pycache__/cli.cpython-311.pyc").exists()
+    assert (site / "agent/cli/__pycache__/commands.cpython-311.pyc").exists()
     words = f"import sys; sys.path[:0] = [{str(site)!r}]; sys.path.append({str(pyz)!r}); import agent.cli as c; "
     words += "print(c.__file__); c.main(['check', sys.argv[1]])"
     told = subprocess.run(

@@ -183,7 +183,7 @@ def many(frontends: int, **more: Any) -> dict[str, Any]:
 
 def test_two_hundred_frontends_fold_and_the_one_that_is_down_is_seen(browser: Chrome, tmp_path: Path):
     file = tmp_path / "page.html"
-    file.write_text(page.render(many(200), ()))
+    file.write_text(page.render(status(many(200)), ()))
     browser.get(f"file://{file}")
     assert browser.get_log("browser") == []
     nodes = browser.find_elements(By.CSS_SELECTOR, "svg g.node")
