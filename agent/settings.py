@@ -60,7 +60,7 @@ class Paths:
 
 @frozen(kw_only=True)
 class Haproxy:
-    """The HAProxy that is run, and as whom. `ca_file` "": the system's own bundle."""
+    """The HAProxy that is run, and its user. `ca_file` "": the system's own bundle."""
 
     binary: str = "haproxy"
     process_name: ProcessName = ProcessName("edge-haproxy")
@@ -108,7 +108,7 @@ class Sync:
 
 @frozen(kw_only=True)
 class Notify:
-    """Who is told when an outcome changes: a program that reads JSON from its standard input. "": nobody."""
+    """A program that receives each change of the outcome, as JSON on its standard input. "": none."""
 
     command: OptionalFolder = OptionalFolder("")
 

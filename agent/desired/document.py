@@ -98,7 +98,7 @@ class _TooDeepError(Exception):
 
 
 class _JunkError(Exception):
-    """Something a parser takes and nobody means (NaN, a number of a thousand digits, two documents in one)."""
+    """Something a parser takes and no author means (NaN, a number of a thousand digits, two documents in one)."""
 
     def __init__(self, message: str, line: int | None = None) -> None:
         super().__init__(message)

@@ -312,7 +312,7 @@ def _bind(endpoint: Endpoint, frontend: Frontend) -> Iterator[str]:
 
 
 def _sources(frontend: Frontend, process: Process) -> Iterator[str]:
-    """Who may connect, and how often. Deny wins over allow; only who passed both is counted.
+    """The sources that may connect, and how often. Deny wins over allow; only clients that pass both are counted.
 
     HAProxy converts addresses between the families when it matches (`::/0` takes every IPv4 client, an IPv4 network
     takes its 6to4 twin), so where a client of the other family can come, the family is tested as well (M: all three).

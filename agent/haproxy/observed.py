@@ -97,7 +97,7 @@ class ServerStats:
 
     @property
     def wanted(self) -> bool:
-        """Whether it counts: not taken out by somebody on purpose."""
+        """Whether it counts: not taken out on purpose."""
         return not self.maintenance
 
     @property

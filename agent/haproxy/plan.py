@@ -2,7 +2,7 @@
 
 The plan is made whole before the first side effect, and printed as it is. Everything of a server but its fixed
 words can be changed in the running process; whatever else differs takes a new process. What servers *are* is taken
-from the running process, so that the same step corrects what somebody, or a crash, has changed there.
+from the running process, so that the same step corrects what a person, or a crash, has changed there.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ class Target:
 class Unchanged:
     """HAProxy does already what is wanted. `new_generation`: the document is another one all the same.
 
-    `pending_deletes`: removed servers that wait for their last session. `operator_overrides`: what somebody did by
-    hand.
+    `pending_deletes`: removed servers that wait for their last session. `operator_overrides`: what was
+    changed by hand.
     """
 
     new_generation: bool

@@ -11,7 +11,7 @@ from agent.desired.stored import is_text
 class Quarantined:
     """An address that is left out because it cannot be bound: `reason` in one word, `detail` for people.
 
-    `holder`: the names of the programs that hold it, "" where nobody knows.
+    `holder`: the names of the programs that hold it, "" where the system does not tell.
     """
 
     frontend: str = field(validator=is_text)

@@ -2,7 +2,7 @@
 
 Without it dead servers get traffic after a reload until their first check (facts.md, HAProxy 5). But only what is
 still the same server may be carried over: HAProxy matches by name alone, so a line of a server that has moved
-would call the new address up because the old one was. A server that nobody has reached gets a line of its own, by
+would call the new address up because the old one was. A server that has not answered gets a line of its own, by
 which HAProxy starts it as down.
 """
 

@@ -1,4 +1,4 @@
-"""A configuration as it is rehearsed: the same process, but nobody can reach it and it reaches nobody. Pure.
+"""A configuration for a trial start: the same process, that no client can reach and that reaches no server. Pure.
 
 Exit code 0 of `haproxy -D` proves nothing (facts.md, HAProxy 3): a missing chroot passes `haproxy -c` and kills the new
 process after it has taken the old one's place. So the same global section, user and limits are started aside first.

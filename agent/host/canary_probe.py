@@ -38,7 +38,7 @@ async def _go(passage: CanaryProbe, seconds: float) -> CanaryResult:
             reader, writer = await asyncio.open_connection(passage.address.host, passage.address.port, local_addr=local)
             try:
                 name = writer.get_extra_info("sockname")
-                if name is None:  # it was over before anybody could ask whose end this is
+                if name is None:  # it was over before the address could be asked for
                     raise ConnectionResetError(errno.ECONNRESET, "reset at once")
                 host, port = name[:2]
                 me = Endpoint(passage.address.family, host, port)

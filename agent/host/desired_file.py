@@ -57,7 +57,7 @@ class Intake:
     def put(self, data: bytes, signature: bytes) -> None:
         """Put a document in its place, and its signature (b"": none is needed here). The caller holds the lock.
 
-        The signature first: whoever reads between the two finds a document that was taken already. Raises StoreError,
+        The signature first: a reader between the two finds a document that was accepted already. Raises StoreError,
         UsageError.
         """
         if signature:
@@ -79,7 +79,7 @@ class Intake:
         """Check the signature of a document, where documents are signed; before anything parses the document.
 
         `signature` None: the one beside the desired file. Raises PolicyError. Returns whether the document is a
-        request: what is live already needs no signature to stay live, and then nothing says who put it there.
+        request: what is live already needs no signature to stay live, and then nothing tells how it came there.
         """
         if not self.signed:
             return True

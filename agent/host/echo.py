@@ -1,7 +1,7 @@
 """`agent echo`: a listener that demands PROXY v2 and tells each client the address it was told of.
 
 Put behind a frontend in place of the mail server, it proves the whole path (firewall, kube-proxy, pod) before the
-mail server is moved. It keeps nothing, sends nothing but that one line, and never waits long for anybody.
+mail server is moved. It keeps nothing, sends nothing but that one line, and never waits long for a client.
 """
 
 from __future__ import annotations

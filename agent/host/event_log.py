@@ -26,14 +26,14 @@ class EventLog:
         self._unwritten: list[Event] = []
 
     def start(self, unserved: Mapping[str, str] | None) -> None:
-        """Why each frontend served nobody when an agent looked last, None where that is not known.
+        """Why each frontend did not serve when an agent looked last, None where that is not known.
 
         So an agent that is started again tells nothing twice.
         """
         self._unserved = unserved
 
     def look(self, unserved: Mapping[str, str] | None, now: float) -> None:
-        """Take note of why frontends serve nobody now ("": it serves; None: HAProxy is silent), and tell changes."""
+        """Note why frontends do not serve now ("": it serves; None: HAProxy does not answer), and report changes."""
         changes = []
         if unserved is not None:
             changes = frontend_changes(self._unserved, unserved, at=now) if self._unserved is not None else []

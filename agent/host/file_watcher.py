@@ -1,4 +1,4 @@
-"""A hint that something happened in a folder. Only a hint: whoever gets it reads again and compares.
+"""A hint that something happened in a folder. Only a hint: its receiver reads again and compares.
 
 watchdog's events are not to be trusted further than that (facts.md, pfSense 6: on FreeBSD an atomic replace comes as
 `deleted`, and the thread can die silently); the resync tick is what guarantees.

@@ -1,4 +1,4 @@
-"""Whether the desired file is whole, or somebody is in the middle of writing it.
+"""Whether the desired file is whole, or being written.
 
 A rename puts a whole file in place. A copy or an editor may write in place: half of a YAML document can be valid, and
 would take away every frontend of the other half. Linux reports when a writer closes the file (inotify,
@@ -135,6 +135,6 @@ class Writes:
             about = self._file.stat()
         except (OSError, RuntimeError):  # a link that leads to itself is a RuntimeError to pathlib
             return None
-        if not stat.S_ISREG(about.st_mode):  # nobody writes it, and reading it is refused
+        if not stat.S_ISREG(about.st_mode):  # it is not being written, and reading it is refused
             return None
         return _Version(about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns)

@@ -1,4 +1,4 @@
-"""Reading files that others may have replaced by anything: a FIFO in a file's place must keep nobody waiting."""
+"""Reading files that others may have replaced by anything: a FIFO in a file's place must not block."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ def peers_socket(run: Path, chroot: str) -> PurePosixPath | None:
 def file_limit() -> int | None:
     """How many files a process of ours may open at most; None where that is not known to be a bound.
 
-    Who has CAP_SYS_RESOURCE raises its own limit, up to the kernel's; root without it (a container) cannot. On
+    A process with CAP_SYS_RESOURCE raises its own limit, up to the kernel's; root without it (a container) cannot. On
     FreeBSD root can, and the kernel's own bound is not looked at here.
     """
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -250,7 +250,7 @@ class HAProxy:
 
     def _check_words(self, binary: Path, config: Path) -> list[str]:
         server_state = self.run / "server-state"
-        if server_state.is_fifo():  # HAProxy would wait for ever for what nobody writes
+        if server_state.is_fifo():  # HAProxy would wait for a writer for ever
             server_state.unlink()
         return [str(binary), "-c", "-f", str(config)]
 
@@ -258,7 +258,7 @@ class HAProxy:
     def checking(self, config: Path) -> Iterator[Callable[[], None]]:
         """`haproxy -c` on a staged file, beside the body. Yields what waits for its end.
 
-        That raises RefusedError with HAProxy's own words. A check that nobody waits for is ended.
+        That raises RefusedError with HAProxy's own words. A check that is not waited for is ended.
         """
         with subprocesses.started(self._check_words(self.named_binary(), config)) as check:
             yield lambda: _accept(check.wait())

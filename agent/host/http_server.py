@@ -49,7 +49,7 @@ Route = Callable[[str], Answer]
 
 @frozen(kw_only=True)
 class Listen:
-    """Where to listen, with TLS where both files are given, and for whom (`user:password` lines; "": everybody)."""
+    """Where to listen, with TLS where both files are given, and for which users (`user:password` lines; "": all)."""
 
     address: Endpoint
     certificate: str = ""
@@ -171,7 +171,7 @@ class _Server(http.server.ThreadingHTTPServer):
             self._slots.release()
 
     def service_actions(self) -> None:
-        """Twice a second: who has had its time is hung up on."""
+        """Twice a second: close connections that have had their time."""
         now = time.monotonic()
         with self._lock:
             late = [one for one, deadline in self._open.items() if deadline < now]
@@ -212,7 +212,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     server_version, sys_version = "edgeagent", ""
 
     def setup(self) -> None:
-        """Bounded before anybody's password is looked at."""
+        """Bounded before a password is checked."""
         super().setup()
         self.rfile = self._bounded = _Bounded(self.rfile, MOST)  # type: ignore[assignment]  # only lines are read of it
 

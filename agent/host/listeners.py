@@ -1,4 +1,4 @@
-"""Who holds an address: what can be bound here, and which program listens where.
+"""Holders of addresses: what can be bound here, and which program listens where.
 
 The test-bind is HAProxy's own without SO_REUSEPORT: with it, a second process of the same user binds beside a
 listener without an error and shares its traffic (facts.md, HAProxy 2). Nothing listens, so no client is ever caught.
@@ -30,7 +30,7 @@ _LISTEN = "0A"  # include/net/tcp_states.h
 
 
 def unbound(endpoint: Endpoint) -> BindFailure | None:
-    """Why `endpoint` cannot be bound now, None where it can. Nobody is named here: see `holder`."""
+    """Why `endpoint` cannot be bound now, None where it can. The holder is not named here: see `holders`."""
     family = socket.AF_INET6 if endpoint.family == 6 else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_STREAM) as one:
@@ -55,7 +55,7 @@ def listeners() -> tuple[Listener, ...]:
 
 
 def holders(endpoint: Endpoint, among: Iterable[Listener]) -> tuple[Listener, ...]:
-    """Those who hold `endpoint` or one that overlaps it, by the families and ports."""
+    """The listeners on `endpoint` or on one that overlaps it, by the families and ports."""
     return tuple(one for one in among if overlap(endpoint, one.endpoint))
 
 

@@ -68,7 +68,7 @@ def _opened(path: Path) -> int:
     except OSError as error:
         raise StoreError(f"cannot open {path}: {error.strerror}", remedy=_REMEDY) from error
     owner = os.fstat(descriptor).st_uid
-    if os.geteuid() not in (0, owner):  # whoever can read a folder can lock it, and keep its owner waiting
+    if os.geteuid() not in (0, owner):  # a user who can read a folder can lock it, and keep its owner waiting
         os.close(descriptor)
         raise StoreError(f"cannot lock {path}: permission denied, it belongs to uid {owner}", remedy=_REMEDY)
     return descriptor
@@ -90,7 +90,7 @@ def same(descriptor: int, path: Path) -> bool:
 def holder(path: Path) -> str:
     """`pid 1234 (python3.11)` of each process that holds the lock on `path`, "" where the system does not tell.
 
-    Linux: /proc/locks (proc(5)); FreeBSD: fstat(1), which lists everybody who has it open.
+    Linux: /proc/locks (proc(5)); FreeBSD: fstat(1), which lists every process that has it open.
     """
     holders = _by_proc(path) or _by_fstat(path)
     return " and ".join(f"pid {pid} ({program})" if program else f"pid {pid}" for pid, program in holders)
@@ -103,7 +103,7 @@ def _by_proc(path: Path) -> list[tuple[int, str]]:
     except OSError:
         return []
     where = f"{os.major(about.st_dev):02x}:{os.minor(about.st_dev):02x}:{about.st_ino}"
-    # `1: FLOCK  ADVISORY  WRITE 1234 08:01:131 0 EOF`; who waits has `->` behind the number.
+    # `1: FLOCK  ADVISORY  WRITE 1234 08:01:131 0 EOF`; a waiting process has `->` behind the number.
     fields = [line.split() for line in lines]
     pids = {int(words[4]) for words in fields if len(words) > 5 and words[1] == "FLOCK" and words[5] == where}
     return [(pid, _name(pid)) for pid in sorted(pids) if pid > 0]
@@ -134,7 +134,7 @@ def fstat_lines(text: str) -> list[tuple[int, str]]:
 class ServiceLock:
     """The lock of the one agent of a state folder. The folder itself is locked, since /var/run can be wiped.
 
-    Its pid stands in the folder, for `holder_pid`: flock(2) tells nobody who holds a lock.
+    Its pid stands in the folder, for `holder_pid`: flock(2) does not tell which process holds a lock.
     """
 
     def __init__(self, folder: Path, descriptor: int) -> None:
@@ -171,14 +171,14 @@ class ServiceLock:
 
 
 def holder_pid(folder: Path) -> int | None:
-    """The pid of the agent that holds the lock on its state folder; None where nobody does, or it cannot be told.
+    """The pid of the agent that holds the lock on its state folder; None where none does, or it is not known.
 
     Raises StoreError where the folder belongs to another user.
     """
     if not folder.is_dir():
         return None
     try:
-        with locked(folder, waiting=None, shared=True):  # two who ask do not take each other for it
+        with locked(folder, waiting=None, shared=True):  # two that ask do not take each other for it
             return None
     except BlockingIOError:
         pass

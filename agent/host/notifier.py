@@ -1,4 +1,4 @@
-"""Telling the system, and whoever the operator chose, what became of a change. Never in the way of anything."""
+"""Reports outcomes to syslog and to the operator's program. Never waits for either."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ class HostProber:
     config: Path
 
     def unbound(self, endpoints: Collection[Endpoint]) -> Mapping[Endpoint, BindFailure]:
-        """Those that cannot be bound, and why, with the name of who holds them where the system tells.
+        """Those that cannot be bound, and why, with the name of their holder where the system tells.
 
         A test-bind also fails against our own overlapping sockets, where a reload succeeds (facts.md, HAProxy 1). On
         FreeBSD it succeeds beside a foreign listener that overlaps, from which it would take that address.
@@ -38,7 +38,7 @@ class HostProber:
         bindable = [one for one in endpoints if one not in refused] if KERNEL_ALLOWS_OVERLAP else []
         if not bindable and not any(why.reason == "in_use" for why in refused.values()):
             return refused
-        ours = self._ours()  # first: one of ours that ends meanwhile is not taken for somebody else's
+        ours = self._ours()  # first: one of ours that ends meanwhile is not taken for a foreign one
         everyone = listeners.listeners()
         found = {}
         for endpoint, why in refused.items():
@@ -75,7 +75,7 @@ class HostProber:
 
     def handshakes(self, questions: Collection[Question]) -> Mapping[Key, Seen]:
         """What each server is found to be. It is not asked for more than two seconds."""
-        from agent.host import proxy_probe  # asyncio and ssl: a fifth of the start of a command that asks nobody
+        from agent.host import proxy_probe  # asyncio and ssl: a fifth of the start of a command that probes nothing
 
         return proxy_probe.ask(questions)
 

@@ -1,7 +1,7 @@
 """Which processes are ours, by what they were started as: for when our socket cannot tell (wiped, hung).
 
 psutil where it is there; without it `ps`, which knows no listeners. Never by name alone: another HAProxy may run
-beside ours, and a pid from a file may belong to somebody else by now (facts.md, pfSense 3 and 9).
+beside ours, and a pid from a file may belong to another process by now (facts.md, pfSense 3 and 9).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Process:
 def started_on(config: Path, *, subprocesses: Path) -> tuple[Process, ...]:
     """All live processes of a program in the folder `subprocesses` that were started on `config`, oldest first.
 
-    The serving one and those draining; not somebody who reads the file, `tail -f CONFIG`.
+    The serving one and those draining; not a process that reads the file, `tail -f CONFIG`.
     """
     found = [
         Process(pid, started)

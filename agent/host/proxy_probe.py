@@ -21,7 +21,7 @@ QUIET_SECONDS = 0.5  # a plain server answers a header with errors within millis
 MOST_AT_ONCE = 1_000
 CONNECT_SECONDS = 1.0  # a server that takes longer to take a connection is as good as dead
 _ALONE_SHARE = 0.5  # of the time: after it, one that was sent no header and says nothing is asked with one as well
-_MOST = 4_096  # bytes that are read of anybody
+_MOST = 4_096  # bytes that are read of a server
 
 _REQUEST = b"GET / HTTP/1.1\r\nHost: probe.invalid\r\nUser-Agent: edgeagent\r\nConnection: close\r\n\r\n"
 
@@ -49,7 +49,7 @@ async def _ask_all(questions: tuple[Question, ...], seconds: float) -> dict[Key,
 
 
 def _at_once() -> int:
-    """Two files for each, and some for everything else: whoever finds no file left would be told as unreachable."""
+    """Two files for each, and some for the rest: without a file, a server would be reported as unreachable."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return MOST_AT_ONCE if files < 0 else max(10, min(MOST_AT_ONCE, (files - 60) // 2))
 
@@ -118,7 +118,7 @@ async def _ask(question: Question, deadline: float) -> Seen:
 
 def _header(question: Question, writer: asyncio.StreamWriter) -> bytes:
     name = writer.get_extra_info("sockname")
-    if name is None:  # it was over before anybody could ask whose end this is
+    if name is None:  # it was over before the address could be asked for
         raise ConnectionResetError
     host, port = name[:2]
     family = question.address.family
@@ -150,7 +150,7 @@ async def _listen(question: Question, reader: asyncio.StreamReader, deadline: fl
 
 
 async def _tls(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, deadline: float) -> Seen:
-    """A TLS handshake behind the header; whom the certificate is for is not the question."""
+    """A TLS handshake behind the header; the subject of the certificate is not the question."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE

@@ -1,4 +1,4 @@
-"""Signals that wait until a step is done: what goes live is judged first, whoever presses Ctrl-C meanwhile."""
+"""Signals that wait until a step is done: what goes live is judged first, whatever signal comes meanwhile."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _DEFERRED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def deferred(waiting: Callable[[], None]) -> Iterator[None]:
     """In the body SIGINT, SIGTERM and SIGHUP end nothing; the first one calls `waiting`, to say what is waited for.
 
-    The step is bounded in time. They are not repeated afterwards: whoever sent them wanted this command to end, and it
+    The step is bounded in time. They are not repeated afterwards: their sender wanted this command to end, and it
     ends with its result. Elsewhere than in the main thread Python delivers no signal, and nothing is done.
     """
     if threading.current_thread() is not threading.main_thread():

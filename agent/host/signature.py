@@ -16,7 +16,7 @@ from agent.errors import PolicyError, StoreError, UsageError
 from agent.host.files import read_regular
 
 NAMESPACE = "edgeagent"
-SIGN_SECONDS = 120.0  # somebody may have to find and touch a FIDO key
+SIGN_SECONDS = 120.0  # a person may have to find and touch a FIDO key
 CHECK_SECONDS = 10.0
 MOST = 16_384  # bytes of a signature; RSA's largest, with a certificate, stays below
 _MOST_NAMES = 50
@@ -38,7 +38,7 @@ def sign(data: bytes, key: Path) -> bytes:
 
 
 def check(data: bytes, signature: bytes, signers: Path) -> str:
-    """Who signed `data`, one of `signers` (a file as in ssh-keygen(1), ALLOWED SIGNERS). Raises PolicyError."""
+    """The signer of `data`, one of `signers` (a file as in ssh-keygen(1), ALLOWED SIGNERS). Raises PolicyError."""
     if not signers.is_file():
         raise PolicyError(
             f"{signers}: there is no such file, so nobody may sign",

@@ -49,7 +49,7 @@ class StatsSocket:
     timeout: float = 2.0
 
     def ask(self, command: str) -> str:
-        """The whole answer to one command. Raises NoAnswerError (nobody there, not in time), UsageError (not ours)."""
+        """The whole answer to one command. Raises NoAnswerError (no process, or not in time), UsageError (not ours)."""
         deadline = time.monotonic() + self.timeout
         chunks = []
         with self._answering(), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
@@ -63,7 +63,7 @@ class StatsSocket:
         return b"".join(chunks).decode(errors="replace")
 
     def running(self) -> Running | None:
-        """The process behind the socket; None where nobody answers."""
+        """The process behind the socket; None where none answers."""
         try:
             return _running(self.ask("show info"))
         except NoAnswerError:
@@ -89,7 +89,7 @@ class StatsSocket:
     def observe_brief(self) -> Observation:
         """The same with less of each server: whether it is up, but not how its check ended. Raises NoAnswerError.
 
-        A third of the time at 4,000 servers, in the moment when nobody knows yet whether a switch went well.
+        A third of the time at 4,000 servers, while it is not known yet whether a switch went well.
         """
         answer = self.ask(_BRIEF)
         with self._whole():

@@ -1,4 +1,4 @@
-"""The agent's files: generations, the live haproxy.cfg, journal, hold, status, lock. Nobody else writes them.
+"""The agent's files: generations, the live haproxy.cfg, journal, hold, status, lock. No other program writes them.
 
 Every file changes by temp, fsync, rename in its own folder, so that a reader or a crash finds the old one or the
 new one. What is read back after a crash may be anything; it is checked, never trusted.
@@ -147,13 +147,13 @@ class Store:
 
     @contextlib.contextmanager
     def lock(self, *, waiting: Callable[[str], None]) -> Iterator[None]:
-        """Hold the one lock under which anything is changed. `waiting`: called once with who has it."""
+        """Hold the one lock under which anything is changed. `waiting`: called once with its holder."""
         with locked(self.run / "lock", waiting=waiting):
             yield
 
     @contextlib.contextmanager
     def try_lock(self) -> Iterator[bool]:
-        """The same without waiting: yields whether it is ours. Who serves must stay able to hear a signal."""
+        """The same without waiting: yields whether it is ours. The service must stay able to receive a signal."""
         with contextlib.ExitStack() as held:
             try:
                 held.enter_context(locked(self.run / "lock", waiting=None))
@@ -173,7 +173,7 @@ class Store:
         if not self.state.is_dir():
             return False
         try:
-            with locked(self.state, waiting=None, shared=True):  # two who ask do not take each other for it
+            with locked(self.state, waiting=None, shared=True):  # two that ask do not take each other for it
                 return False
         except BlockingIOError:
             return True
@@ -312,7 +312,7 @@ class Store:
         write(self.state / "journal.json", json.dumps(asdict(journal)).encode(), durable=not journal.runtime)
 
     def journal(self) -> Journal | None:
-        """The switch that was under way when the agent ended, None where none was or nobody can tell."""
+        """The switch that was under way when the agent ended, None where none was, or it cannot be read."""
         try:
             return Journal(**(_json(self.state / "journal.json") or {}))
         except (TypeError, ValueError):  # absent, or not as we write it
@@ -337,7 +337,7 @@ class Store:
             write(self.state / "hold.json", json.dumps(asdict(hold), indent=1).encode())
 
     def handshakes(self) -> tuple[Handshake, ...]:
-        """What servers were last found to be, nothing where nobody can tell any more."""
+        """What servers were last found to be, nothing where that cannot be read."""
         with contextlib.suppress(OSError):
             return _handshakes(read_regular(self.state / "handshakes.json"))
         return ()
@@ -375,7 +375,7 @@ class Store:
             write(self.state / "force.json", json.dumps(asdict(request)).encode())
 
     def request(self) -> Request | None:
-        """How a document is to be treated, None where nobody has said."""
+        """How a document is to be treated, None where nothing was said."""
         try:
             return Request(**(_json(self.state / "force.json") or {}))
         except (TypeError, ValueError):  # absent, or not as we write it
@@ -412,7 +412,7 @@ class Store:
         return serial, digest
 
     def write_progress(self, digest: str | None, stage: str) -> None:
-        """Where the service is with a document: whoever waits for it may look."""
+        """Where the service is with a document, for those that wait for it."""
         # In place, at every stage of every change: a reader that comes in between finds no progress.
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK
         with _telling("write", self.progress_file):
@@ -423,7 +423,7 @@ class Store:
                 os.close(descriptor)
 
     def progress(self) -> tuple[str, str] | None:
-        """The document that the service is at, and its stage; None where nobody can tell."""
+        """The document that the service is at, and its stage; None where it is not known."""
         found = _json(self.progress_file) or {}
         digest, stage = found.get("digest"), found.get("stage")
         return (digest, stage) if isinstance(digest, str) and isinstance(stage, str) else None

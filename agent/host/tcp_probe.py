@@ -1,4 +1,4 @@
-"""Knocking at servers: who takes a connection, before and after a switch. No byte is sent; see `handshake` for more."""
+"""TCP probes: which servers take a connection, before and after a step. No byte is sent; see `proxy_probe` for more."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _knock(door: Endpoint, selector: selectors.BaseSelector, found: set[Endpoint
 
 
 def _connected(one: socket.socket) -> bool:
-    """Whether somebody else took the connection: on loopback a socket can meet itself where nobody listens."""
+    """Whether another socket took the connection: on loopback a socket can meet itself where none listens."""
     failed = one.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
     with contextlib.suppress(OSError):
         return failed == 0 and one.getsockname() != one.getpeername()

@@ -1,4 +1,4 @@
-"""Does a client's address get through a frontend: whom to connect to, and what the echo's answer makes of it. Pure.
+"""Does a client's address get through a frontend: where to connect, and what the echo's answer means. Pure.
 
 Behind the frontend stands `agent echo`, which answers each client with the address it was told of.
 """
@@ -26,8 +26,8 @@ _NOT_TOLD = (b"LOCAL", b"no PROXY v2 header")  # by agent.host.echo
 class CanaryProbe:
     """One address of a frontend to go through. `source`: where from, None: whatever the system takes.
 
-    `accept_proxy`: who must send a PROXY header, as in the desired state. `nudge`: it waits for a first byte (routes
-    by SNI).
+    `accept_proxy`: which clients must send a PROXY header, as in the desired state. `nudge`: it waits for a first byte
+    (routes by SNI).
     """
 
     frontend: str

@@ -1,4 +1,4 @@
-"""Whom a certificate is for, unverified: Python decodes only what it has verified, and the probe only asks who."""
+"""The subject of a certificate, unverified: Python decodes only what it has verified."""
 
 from __future__ import annotations
 

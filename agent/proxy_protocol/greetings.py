@@ -104,7 +104,7 @@ def questions(
 ) -> tuple[Question, ...]:
     """One for each enabled server of `backends` (empty: of all), as a client of their frontend would come.
 
-    `client`: whom the headers name; servers of the other address family are asked with the true source.
+    `client`: the client that the headers name; servers of the other address family are asked with the true source.
     """
     binds: dict[str, list[Endpoint]] = {}
     for frontend in state.frontends:
@@ -160,7 +160,7 @@ def _greeted(application: Application, heard: Heard, *, quiet: bool) -> Seen | N
     rest = data[greeting.end() :]
     if dialect.complaint.search(rest):
         return Seen(result=Result.PLAIN, detail=f"greeted, then {shown(rest)}")
-    if heard.closed:  # over the header, or because it ends just now, or does not like who asks
+    if heard.closed:  # over the header, or because it ends just now, or refuses this client
         detail = f"greeted, then {shown(rest) if rest else 'hung up'}"
         return Seen(result=Result.UNKNOWN, detail=detail, inconclusive=True)
     if quiet:
@@ -174,7 +174,7 @@ def _no_greeting(application: Application, heard: Heard) -> Seen | None:
     """Nothing, half of a greeting, or something else."""
     data, beginning = heard.data, _BEGINNINGS[application]
     if _REFUSALS[application].search(data):
-        # Exim's synchronization check, postscreen's greet action; or a server that takes nobody just now.
+        # Exim's synchronization check, postscreen's greet action; or a server that takes no connection just now.
         return Seen(result=Result.UNKNOWN, detail=f"{shown(data)} and no greeting", inconclusive=True)
     if not data.startswith(beginning[: len(data)]) and not _maybe_refusal(data):
         return Seen(result=Result.WRONG_PROTOCOL, detail=f"no {application} greeting: {shown(data)}")

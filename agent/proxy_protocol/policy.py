@@ -1,4 +1,4 @@
-"""Do the servers of a state speak PROXY: whom to ask, what is known already, what speaks against a change. Pure.
+"""Do the servers of a state speak PROXY: which to probe, what is known already, what speaks against a change. Pure.
 
 A server is asked when it comes or changes, and again, rarely, while it is up and was away or not as it should be:
 Postfix logs every probe, and once throttled clients for them (facts.md, mail servers). In between, its last answer
@@ -76,8 +76,8 @@ def believed(
 ) -> tuple[Handshake, ...]:
     """What need not be asked again: a refused or a paced document is looked at every few seconds.
 
-    `digest`: of the document, since one that was changed is somebody's wish to have everything looked at. `patience`:
-    for how many seconds an answer is believed. Who did not answer may answer now.
+    `digest`: of the document, since a changed one asks for everything to be probed. `patience`:
+    for how many seconds an answer is believed. A server that did not answer may answer now.
     """
     return tuple(
         was
@@ -124,7 +124,7 @@ def remembered(
 
 
 def mismatches(found: Iterable[Handshake]) -> tuple[str, ...]:
-    """Why a change is refused: who provably does not take what it would be sent, and what was seen."""
+    """Why a change is refused: the servers that provably do not take what they would be sent, and what was seen."""
     wrong = [
         f"server {one.server} of backend {one.backend} ({one.address}) {_fault(one)}"
         for one in found

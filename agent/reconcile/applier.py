@@ -267,7 +267,7 @@ class Applier:
                 self.environment.proxy.delete_drained(command)
             except NoAnswerError:  # it runs no more, and its leftovers with it
                 return
-            except CommandError as error:  # in maintenance it harms nobody
+            except CommandError as error:  # in maintenance it harms no client
                 report.findings.append(Finding(f"backends.{command.subject.partition('/')[0]}", str(error)))
 
     # --- the way back
@@ -291,7 +291,7 @@ class Applier:
         return WorseError(str(error), remedy=f"the previous state is live; this document is held; {RETRY}")
 
     def hold(self, digest: str, error: WorseError) -> None:
-        """Keep a document from being applied again until it changes, or somebody asks for it."""
+        """Keep a document from being applied again until it changes, or is asked for."""
         self.environment.store.write_hold(Hold(digest=digest, reason=str(error), since=self.environment.clock.now()))
 
     def start(

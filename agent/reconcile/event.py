@@ -96,7 +96,7 @@ def _together(window: _Window) -> Event:
 
 
 def frontend_changes(before: Mapping[str, str], now: Mapping[str, str], *, at: float) -> list[Event]:
-    """Frontends that serve nobody since `before`, or serve again. By name: why it serves nobody, "" where it serves.
+    """Frontends that no longer serve since `before`, or serve again. By name: why it does not serve, "" where it does.
 
     A frontend that is only in one of the two has come or gone by a change, which is reported as such.
     """

@@ -36,7 +36,7 @@ def lower(parsed: Parsed, live: Generation | None) -> str:
 def stale(parsed: Parsed, newest: Newest | None) -> str:
     """The rule for what is handed in or signed: a serial only grows, and names one document.
 
-    Whoever hands in an older document, or another one of the same number, is behind.
+    An older document, or another one of the same number, is stale.
     """
     if newest is None or newest.serial is None or newest.digest == parsed.digest:
         return ""
@@ -51,7 +51,7 @@ def stale(parsed: Parsed, newest: Newest | None) -> str:
 
 
 def moved_on(expected: str, live: Generation | None) -> str:
-    """Compare and swap: somebody else was faster."""
+    """Compare and swap: another change was faster."""
     if live is None:
         return f"nothing is live, not sha256 {expected[:SHORTEST_DIGEST]}"
     if not live.digest.startswith(expected):

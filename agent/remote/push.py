@@ -133,7 +133,7 @@ _SEVERITY = (0, 6, 9, 4, 3, 5, 7, 8, 2, 1)
 
 
 def worst(codes: Sequence[ExitCode]) -> ExitCode:
-    """The code that says most: from live over refused, where nothing was touched, to nobody knows, and a bug."""
+    """The worst code: from live over refused, where nothing was touched, to unknown, and a bug."""
     return max(codes, key=lambda code: _SEVERITY.index(int(code)))
 
 

@@ -1,7 +1,7 @@
 """Handing a document to the agent of this host, and hearing what became of it.
 
 The document goes into the desired file, the answer comes out of status.json, by digest: there is no other way in, so
-that who syncs sees what anybody sees.
+that `agent sync` reports what everything else reports.
 """
 
 from __future__ import annotations
@@ -221,7 +221,7 @@ def _report(status: Status) -> dict[str, Any]:
 
 
 def _superseded(host: Host, submission: Submission, status: Status | None, seconds: float) -> Answer:
-    """Another document took its place: after it was live, or before anybody could read what became of it."""
+    """Another document took its place: after it was live, or before the outcome could be read."""
     later = status.desired if status else None
     serial = f", serial {later.serial}" if later and later.serial is not None else ""
     outcome = status.outcome if status else None
@@ -267,7 +267,7 @@ def _timed_out(submission: Submission, why: str, remedy: str, seconds: float) ->
 
 
 def stored(submission: Submission) -> Answer:
-    """Nobody waits for what becomes of it."""
+    """The caller does not wait for the outcome."""
     return Answer(
         word="stored",
         exit_code=ExitCode.LIVE,

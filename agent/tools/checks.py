@@ -1,6 +1,6 @@
 """What `agent doctor` looks at, check by check. Each looks and touches nothing; each finding says what to do.
 
-`broken`: the agent cannot do its work; `look`: somebody should; `note`: worth knowing; `ok`.
+`broken`: the agent cannot do its work; `look`: needs attention; `note`: worth knowing; `ok`.
 """
 
 from __future__ import annotations

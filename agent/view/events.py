@@ -45,7 +45,7 @@ def notice(before: Report | None, report: Report) -> dict[str, object]:
 
 
 def log(logger: logging.Logger, report: Report) -> None:
-    """All of it, for whoever reads the log later."""
+    """All of it, for the log."""
     quiet = report.outcome in (Outcome.UNCHANGED, Outcome.COMMITTED)
     for finding in report.findings[:_MOST_LOGGED]:
         logger.warning("%s", finding.text(report.file))
@@ -95,7 +95,7 @@ def event_document(event: Event) -> dict[str, Any]:
 
 
 def unserved(status: Status) -> dict[str, str] | None:
-    """Why each frontend serves nobody, "" where it serves; None where HAProxy did not answer."""
+    """Why each frontend does not serve, "" where it does; None where HAProxy did not answer."""
     if status.haproxy is None:
         return None
     return {

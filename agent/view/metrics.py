@@ -91,7 +91,7 @@ class Totals:
         with self._lock:
             if process in self._gone:
                 return
-            if self._process is None:  # what it had counted before this agent began to look is nobody's increase
+            if self._process is None:  # what it counted before this agent began is no increase
                 self._base = {one.name: _minus(_counts(one)) for one in look.frontends}
             if process != self._process:
                 for name, last in self._last.items():
@@ -144,7 +144,7 @@ class Metrics:
         self._registry.register(_Now(facts, look, self.totals))
 
     def note(self, report: Report) -> None:
-        """A converge that counts: it did something, or somebody asked for it."""
+        """A reconcile that counts: it changed something, or was asked for."""
         self._applies.labels(report.outcome.value).inc()
         if report.switched:
             for stage, seconds in report.timings:
@@ -337,7 +337,7 @@ def _frontends(facts: Facts, state: DesiredState, seen: Observation | None, tota
 
 
 def _reason(one: Quarantined) -> str:
-    """In one word, with the program that holds the address. Its name is somebody else's text: bounded, and plain."""
+    """In one word, with the program that holds the address. Its name is foreign text: bounded, and plain."""
     holder = _ODD.sub("_", one.holder)[:_HOLDER_LENGTH]
     return f"{one.reason} by {holder}" if holder else one.reason
 

@@ -41,7 +41,7 @@ class Node:
 
     @property
     def glyph(self) -> str:
-        """The state as a shape, for whoever does not see the colour."""
+        """The state as a shape, for readers who do not see the colour."""
         return _GLYPHS.get(self.state, "○")
 
     @property

@@ -15,7 +15,7 @@ from agent.view.metrics import Facts, Metrics, Usage
 from agent.view.status import Status
 
 FRESH_SECONDS = 0.25  # fifty scrapers at once are told the same
-PAGE_SECONDS = 1.0  # the page is made at most so often, whoever reads it
+PAGE_SECONDS = 1.0  # the page is made at most so often, for all readers
 PAGE_SHARE = 20  # and a page that takes 200 ms to make is made every 4 s: readers cost 5 % of a core at most
 BUSY_SECONDS = 30.0  # so old may be what is served while a change is under way, which must not wait for readers
 USAGE_SECONDS = 10.0  # looking through all processes costs milliseconds
@@ -70,7 +70,7 @@ class Site:
         return evolve(self.facts, usage=self._used[1])
 
     def _metrics(self, accept: str) -> dict[str, Any]:
-        """One look at HAProxy for all who ask at one moment: a frozen one costs them a second together."""
+        """One observation of HAProxy for all scrapes of one moment: a frozen one costs them a second together."""
         wanted, arrived = "application/openmetrics-text" in accept, time.monotonic()
         with self._lock:
             made = self._made.get(wanted)
@@ -78,7 +78,7 @@ class Site:
             if made is None or made[0] < arrived - fresh:
                 begin = time.monotonic()
                 text = self.metrics.text(open_metrics=wanted)
-                # What took a second is as old as its end: those who waited for it share it.
+                # What took a second is as old as its end: the scrapes that waited for it share it.
                 made = self._made[wanted] = (max(begin, time.monotonic() - FRESH_SECONDS / 2), text)
         kind, body = made[1]
         return {"code": 200, "kind": kind, "body": body}

@@ -155,7 +155,7 @@ def proofs(found: Sequence[Handshake]) -> str:
 
 
 def canary_results(found: Sequence[CanaryResult]) -> str:
-    """What became of those who went through a frontend."""
+    """The results of canary probes."""
     return table(
         ("FRONTEND", "ADDRESS", "USED", "SEEN", "PRESERVED", "TOOK", "WHAT"),
         (
