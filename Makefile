@@ -7,6 +7,11 @@ ONEFILE = -k "not 3.2"
 
 all: demo
 
+# This list.
+help:
+	@awk '/^# / { text = text (text == "" ? "" : " ") substr($$0, 3) } /^[a-z][a-z-]*:/ { split($$0, name, ":"); \
+		if (text != "") printf "  make %-13s %s\n", name[1], text } !/^# / { text = "" }' Makefile
+
 $(VENV)/made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11"; exit 2; }
@@ -39,6 +44,7 @@ test-all: system lint unit house
 	EDGEAGENT_ALL_VERSIONS=1 sh tests/onefile-later.sh
 	.cache/lowest/bin/python -m pytest -n 2 --dist loadfile tests/faults
 
+# The system packages and HAProxys that the tests need, as root on Debian.
 system:
 	sh tests/prepare.sh
 
@@ -85,6 +91,7 @@ fuzz: $(VENV)/test
 	HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest tests/property -k "not haproxy"
 	EDGEAGENT_ALL_VERSIONS=1 EDGEAGENT_WALK=2000 $(BIN)/python -m pytest tests/faults/test_walk.py
 
+# Put the style right.
 format: $(VENV)/test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -102,7 +109,8 @@ pyz: $(VENV)/made
 pkg: $(VENV)/made
 	$(BIN)/python deploy/freebsd/pkg.py
 
+# Remove all that was made here.
 clean:
 	rm -rf $(VENV) .cache build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
-.PHONY: all demo test test-all system lint unit versions integration onefile onefile-later test-cluster house pyz pkg fuzz format bench clean
+.PHONY: all help demo test test-all system lint unit versions integration onefile onefile-later test-cluster house pyz pkg fuzz format bench clean
