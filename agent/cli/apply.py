@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from agent.settings import Settings
 
 
-@click.command(epilog="Example: agent check examples/mail-edge.yaml")
+@click.command(epilog="Example: agent check examples/mail-edge.yaml", short_help="Validate a desired state.")
 @DESIRED
 @click.pass_obj
 def check(settings_file: Path | None, file: Path | None) -> None:
@@ -55,7 +55,7 @@ def check(settings_file: Path | None, file: Path | None) -> None:
     )
 
 
-@click.command(epilog="Example: agent plan new.yaml")
+@click.command(epilog="Example: agent plan new.yaml", short_help="Show what would change, and why.")
 @DESIRED
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 @click.option("--from-gate", is_flag=True, hidden=True)
@@ -95,7 +95,7 @@ def plan(settings_file: Path | None, file: Path | None, *, as_json: bool, from_g
     sys.exit(code)
 
 
-@click.command(epilog="Example: agent apply new.yaml")
+@click.command(epilog="Example: agent apply new.yaml", short_help="Make the desired state live now.")
 @DESIRED
 @click.option("--force", is_flag=True, help="Even if a frontend that serves now is left without a server that answers.")
 @click.option(
@@ -156,7 +156,7 @@ def _again(host: Host, settings: Settings, report: Report) -> str:
     return f"the running agent tries it again every {duration(settings.apply.resync)}"
 
 
-@click.command(epilog="Example: agent rollback 41")
+@click.command(epilog="Example: agent rollback 41", short_help="Put an earlier generation back.")
 @click.argument("generation", required=False, type=click.IntRange(min=1))
 @click.pass_obj
 def rollback(settings_file: Path | None, generation: int | None) -> None:

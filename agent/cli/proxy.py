@@ -13,7 +13,7 @@ import click
 from agent.cli.options import load_settings
 
 
-@click.command(epilog="Example: agent probe smtp --client 198.51.100.7")
+@click.command(epilog="Example: agent probe smtp --client 198.51.100.7", short_help="Test whether servers speak PROXY.")
 @click.argument("backends", nargs=-1, metavar="[BACKEND]...")
 @click.option("--client", metavar="ADDRESS", help="Whom the header names, to be found in the server's log.")
 @click.option("--via", metavar="FRONTEND", help="Go through this live frontend to `agent echo` behind it instead.")
@@ -49,7 +49,10 @@ def probe(
     probe.ask(load_settings(settings_file), backends, client, as_json=as_json)
 
 
-@click.command(epilog="Example: agent echo --listen 10.0.20.101:2525")
+@click.command(
+    epilog="Example: agent echo --listen 10.0.20.101:2525",
+    short_help="Answer each client with the address it is seen with.",
+)
 @click.option("--listen", required=True, metavar="ADDR:PORT", help="Where; an IPv6 address in brackets.")
 def echo(listen: str) -> None:
     """A listener that demands PROXY v2 and answers each client with the address it was told of.

@@ -14,7 +14,10 @@ import click
 from agent.cli.options import DESIRED, hex_digits, load_settings, seconds
 
 
-@click.command(epilog="Example: agent sync desired.yaml --to admin@192.0.2.1 --to admin@192.0.2.2 --sign KEY")
+@click.command(
+    epilog="Example: agent sync desired.yaml --to admin@192.0.2.1 --to admin@192.0.2.2 --sign KEY",
+    short_help="Hand a desired state to agents, here or by ssh.",
+)
 @DESIRED
 @click.option(
     "--to", "targets", multiple=True, metavar="USER@HOST[:PORT]", help="An agent to hand it to, by ssh; repeat."
@@ -22,8 +25,15 @@ from agent.cli.options import DESIRED, hex_digits, load_settings, seconds
 @click.option("--ordered", is_flag=True, help="One after the other, until one is not live (a CARP pair: backup first).")
 @click.option("--dry-run", is_flag=True, help="Only the plan, preflight included; exit as `agent plan`.")
 @click.option("--no-wait", is_flag=True, help="Hand it over, and do not wait for what becomes of it.")
-@click.option("--timeout", callback=seconds, default="30s", show_default=True, help="How long to wait for an answer.")
-@click.option("--if-live", callback=hex_digits, default="", metavar="DIGEST", help="Only if this is what is live now.")
+@click.option(
+    "--timeout",
+    callback=seconds,
+    default="30s",
+    show_default=True,
+    metavar="DURATION",
+    help="How long to wait for an answer.",
+)
+@click.option("--if-live", callback=hex_digits, default="", metavar="SHA256", help="Only if this is what is live now.")
 @click.option(
     "--sign", "key", type=click.Path(path_type=Path, dir_okay=False), metavar="KEY", help="Sign it with this ssh key."
 )
@@ -32,7 +42,9 @@ from agent.cli.options import DESIRED, hex_digits, load_settings, seconds
     "--retry", is_flag=True, help="Even if it is held: it was rolled back, or `agent rollback` put another back."
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
-@click.option("--digest", callback=hex_digits, default="", help="Its SHA-256: half of a document is not taken.")
+@click.option(
+    "--digest", callback=hex_digits, default="", metavar="SHA256", help="Its SHA-256: half of a document is not taken."
+)
 @click.option("--signature", default="", hidden=True)
 @click.option("--from-gate", is_flag=True, hidden=True)
 @click.pass_obj
@@ -47,7 +59,10 @@ def sync(settings_file: Path | None, /, file: Path | None, **options: Any) -> No
     sync.sync(load_settings(settings_file), file, sync.Options(**options))
 
 
-@click.command(epilog="Example: agent discover --base base.yaml > desired.yaml")
+@click.command(
+    epilog="Example: agent discover --base base.yaml > desired.yaml",
+    short_help="Make a desired state out of a Kubernetes cluster.",
+)
 @click.option(
     "--base",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -65,7 +80,14 @@ def sync(settings_file: Path | None, /, file: Path | None, **options: Any) -> No
 @click.option(
     "--to", "targets", multiple=True, metavar="USER@HOST[:PORT]", help="With --watch: an agent to push to; repeat."
 )
-@click.option("--timeout", callback=seconds, default="30s", show_default=True, help="How long a push may take.")
+@click.option(
+    "--timeout",
+    callback=seconds,
+    default="30s",
+    show_default=True,
+    metavar="DURATION",
+    help="How long a push may take.",
+)
 @click.option(
     "--sign", "key", type=click.Path(path_type=Path, dir_okay=False), metavar="KEY", help="Sign what is pushed."
 )
@@ -101,7 +123,10 @@ def discover(**options: Any) -> None:
     cluster.discover(cluster.Options(**options))
 
 
-@click.command(epilog="Example: agent gate --print-authorized-key ~/.ssh/id_ed25519.pub")
+@click.command(
+    epilog="Example: agent gate --print-authorized-key ~/.ssh/id_ed25519.pub",
+    short_help="The forced command of an ssh key.",
+)
 @click.option(
     "--print-authorized-key",
     "key",

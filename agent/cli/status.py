@@ -22,7 +22,9 @@ from agent.errors import ExitCode, NoAnswerError, UsageError
 _log = logging.getLogger("agent")
 
 
-@click.command(epilog="Example: agent --settings /usr/local/etc/edgeagent/agent.toml run")
+@click.command(
+    epilog="Example: agent --settings /usr/local/etc/edgeagent/agent.toml run", short_help="Run the service."
+)
 @click.pass_obj
 def run(settings_file: Path | None) -> None:
     """The service: watch the desired state and keep HAProxy in sync with it.
@@ -59,7 +61,9 @@ def run(settings_file: Path | None) -> None:
             host.events.close()
 
 
-@click.command(epilog="Example: agent status --json | jq .frontends")
+@click.command(
+    epilog="Example: agent status --json | jq .frontends", short_help="Show what is live, and how it serves."
+)
 @click.option("--json", "as_json", is_flag=True, help="status.json: one JSON document.")
 @click.option("--watch", is_flag=True, help="Look again each second, until Ctrl-C.")
 @click.option("--pid", is_flag=True, help="Only the pid of the running agent, by the lock that it holds.")
@@ -112,7 +116,7 @@ def _print_pid(settings_file: Path | None) -> NoReturn:
     sys.exit(ExitCode.LIVE)
 
 
-@click.command(epilog="Example: agent history")
+@click.command(epilog="Example: agent history", short_help="List what was live, and when.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document, oldest first.")
 @click.pass_obj
 def history(settings_file: Path | None, *, as_json: bool) -> None:

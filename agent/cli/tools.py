@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 
-@click.command(epilog="Example: agent demo --stay")
+@click.command(epilog="Example: agent demo --stay", short_help="Show the whole thing on loopback.")
 @click.option("--stay", is_flag=True, help="Keep it up to play with, until Ctrl-C.")
 def demo(*, stay: bool) -> None:
     """The whole thing on loopback, no root: mail servers that demand PROXY v2, and what each client is seen as.
@@ -23,7 +23,11 @@ def demo(*, stay: bool) -> None:
     sys.exit(play.main(stay=stay))
 
 
-@click.command("import", epilog="Example: agent import /cf/conf/config.xml > desired.yaml")
+@click.command(
+    "import",
+    epilog="Example: agent import /cf/conf/config.xml > desired.yaml",
+    short_help="Convert a pfSense config.xml or a haproxy.cfg.",
+)
 @click.argument(
     "files",
     metavar="FILE...",
@@ -44,7 +48,7 @@ def import_(files: tuple[Path, ...], *, resolve: bool) -> None:
     command.main(files, resolve=resolve)
 
 
-@click.command(epilog="Example: agent doctor")
+@click.command(epilog="Example: agent doctor", short_help="Report whether this host is ready.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @click.pass_obj
 def doctor(settings_file: Path | None, *, as_json: bool) -> None:
@@ -65,7 +69,7 @@ _ROOT = click.option(
 )
 
 
-@click.command(epilog="Example: python3.11 edgeagent.pyz install")
+@click.command(epilog="Example: python3.11 edgeagent.pyz install", short_help="Install the one file, or upgrade it.")
 @_ROOT
 @click.option("--revert", is_flag=True, help="Put the version before this one in place again.")
 @click.option("--service", is_flag=True, help="List it among pfSense's services (config.xml).")
@@ -82,7 +86,7 @@ def install(root: Path | None, *, revert: bool, service: bool, shellcmd: bool, p
         work.revert(root) if revert else work.install(root, service=service, shellcmd=shellcmd, platform=platform or "")
 
 
-@click.command(epilog="Example: agent uninstall --purge")
+@click.command(epilog="Example: agent uninstall --purge", short_help="Remove what `install` put there.")
 @_ROOT
 @click.option("--purge", is_flag=True, help="Also settings, desired state and state; ends HAProxy.")
 def uninstall(root: Path | None, *, purge: bool) -> None:

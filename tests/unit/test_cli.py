@@ -46,6 +46,12 @@ def test_every_command_has_a_help_text_with_an_example(command: str):
     assert command in agent("--help").output
 
 
+def test_no_summary_of_a_command_is_cut_short():
+    commands = agent("--help").output.partition("Commands:\n")[2]
+    assert commands.count("\n") >= 17
+    assert "..." not in commands
+
+
 def test_help_names_every_exit_code_of_the_contract():
     text = agent("--help").output
     for code in ExitCode:
