@@ -28,21 +28,22 @@ VIA_SECONDS = 3.0
 def ask(settings: Settings, backends: tuple[str, ...], client: str | None, *, as_json: bool) -> None:
     """Each server of these backends (none: of all), as `client` would come; exit 4 where one is a mismatch."""
     state = parse(read(settings.desired, settings), file=str(settings.desired), max_bytes=settings.sync.max_bytes).state
-    if unknown := sorted(set(backends) - {one.name for one in state.backends}):
+    if unknown := sorted(set(backends) - {backend.name for backend in state.backends}):
         raise click.BadParameter(f"there is no backend {', '.join(unknown)}", param_hint="BACKEND")
     try:
         named = endpoint(f"[{client}]:40000" if ":" in client else f"{client}:40000") if client else None
     except ValueError:
         raise click.BadParameter(f"{client} is no IP address", param_hint="--client") from None
-    asked = greetings.questions(state, backends, named)
-    found = asking.ask(asked)
-    mismatch = any(greetings.mismatch(one.version, found[one.key].result) for one in asked)
+    questions = greetings.questions(state, backends, named)
+    answers = asking.ask(questions)
+    mismatch = any(greetings.mismatch(question.version, answers[question.key].result) for question in questions)
     code = ExitCode.REFUSED if mismatch else ExitCode.LIVE
     entries = [
-        {"backend": one.key[0], "server": one.key[1], "address": str(one.address), **asdict(found[one.key])}
-        for one in asked
+        {"backend": backend, "server": server, "address": str(question.address), **asdict(answers[question.key])}
+        for question in questions
+        for backend, server in (question.key,)
     ]
-    show(json.dumps(entries, indent=2) + "\n" if as_json else tables.handshakes(asked, found), code)
+    show(json.dumps(entries, indent=2) + "\n" if as_json else tables.handshakes(questions, answers), code)
     sys.exit(code)
 
 
@@ -54,22 +55,22 @@ def go_through(settings: Settings, via: str, source: str | None, *, as_json: boo
         raise UsageError("nothing is live yet", remedy="`agent apply` makes the desired state live")
     data = store.desired_of(live.number)
     state = parse(data, file="the live state", max_bytes=max(len(data), 1)).state
-    if all(one.name != via for one in state.frontends):
+    if all(frontend.name != via for frontend in state.frontends):
         raise click.BadParameter(f"no frontend {via} is live", param_hint="--via")
     try:
         named = str(ipaddress.ip_address(source)) if source else None
     except ValueError:
         raise click.BadParameter(f"{source} is no IP address", param_hint="--source") from None
-    aside = [one.address for one in live.quarantined if one.frontend == via]
-    canary_probes = canary.canary_probes(state, (via,), source=named, without=aside)
-    if not canary_probes:
+    left_out = [bind.address for bind in live.quarantined if bind.frontend == via]
+    probes = canary.canary_probes(state, (via,), source=named, without=left_out)
+    if not probes:
         raise UsageError(f"frontend {via} has no address that {named or 'anybody'} could connect to now")
-    found = canary_probe.go(canary_probes, seconds=VIA_SECONDS)
+    results = canary_probe.go(probes, seconds=VIA_SECONDS)
     if as_json:
-        print_json([{"frontend": one.frontend, **asdict(canary_status(one))} for one in found])
+        print_json([{"frontend": result.frontend, **asdict(canary_status(result))} for result in results])
     else:
-        click.echo(tables.canary_results(found), nl=False)
-    if any(one.preserved is False for one in found):
+        click.echo(tables.canary_results(results), nl=False)
+    if any(result.preserved is False for result in results):
         sys.exit(ExitCode.REFUSED)
-    if any(one.preserved is None for one in found):
+    if any(result.preserved is None for result in results):
         sys.exit(ExitCode.NO_ANSWER)

@@ -72,12 +72,12 @@ def echo(listen: str) -> None:
         raise click.BadParameter(str(error), param_hint="--listen") from None
 
     async def serve() -> None:
-        told = asyncio.Event()
+        stopped = asyncio.Event()
         # In a pod it is process 1, which no signal ends by itself.
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, told.set)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
         async with listening(address, click.echo) as where:
             click.echo(f"listening on {where}; every client must send a PROXY v2 header. Ctrl-C ends it.", err=True)
-            await told.wait()
+            await stopped.wait()
 
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(serve())

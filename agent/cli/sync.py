@@ -290,10 +290,10 @@ def _tell(answer: Answer) -> None:
     if answer.remedy:
         click.echo(f"agent: {answer.remedy}", err=True)
     live = (report.get("live") or {}).get("generation")
-    told = [f"generation {live} is live"] if live is not None else []
-    told += [f"serial {answer.serial}"] if answer.serial is not None else []
-    told += [f"sha256 {answer.digest[:12]}"] if answer.digest else []
-    click.echo(f"{answer.word}: {', '.join(told)} ({answer.seconds * 1000:.0f} ms)")
+    facts = [f"generation {live} is live"] if live is not None else []
+    facts += [f"serial {answer.serial}"] if answer.serial is not None else []
+    facts += [f"sha256 {answer.digest[:12]}"] if answer.digest else []
+    click.echo(f"{answer.word}: {', '.join(facts)} ({answer.seconds * 1000:.0f} ms)")
     for reason in report.get("reasons") or ():
         click.echo(f"  - {reason}")
 

@@ -326,7 +326,7 @@ class HAProxy:
             _signal(pid, signal.SIGTERM)
 
     def _ours(self, config: Path) -> tuple[processes.Process, ...]:
-        return processes.started_on(config, subprocesses=self.state / "bin")
+        return processes.started_on(config, programs=self.state / "bin")
 
     def _retire(self, pid: int, config: Path) -> None:
         """See that a process told to finish gives up its listeners; one that hangs cannot, and is ended."""

@@ -80,11 +80,11 @@ class HostProber:
         return proxy_probe.ask(questions)
 
     def _ours(self) -> frozenset[int | None]:
-        return frozenset(one.pid for one in processes.started_on(self.config, subprocesses=self.config.parent / "bin"))
+        return frozenset(one.pid for one in processes.started_on(self.config, programs=self.config.parent / "bin"))
 
 
 def _held(endpoint: Endpoint, why: BindFailure, foreign: Iterable[Listener]) -> BindFailure:
     """`why`, with the names of the holders."""
     names = ", ".join(sorted({f"{one}" + f" at {one.endpoint}" * (one.endpoint != endpoint) for one in foreign}))
-    subprocesses = ", ".join(sorted({one.program for one in foreign if one.program}))
-    return BindFailure(reason=why.reason, detail=f"{why.detail}, by {names}", holder=subprocesses)
+    names_of_programs = ", ".join(sorted({one.program for one in foreign if one.program}))
+    return BindFailure(reason=why.reason, detail=f"{why.detail}, by {names}", holder=names_of_programs)

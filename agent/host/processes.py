@@ -34,22 +34,22 @@ class Process:
     started: float
 
 
-def started_on(config: Path, *, subprocesses: Path) -> tuple[Process, ...]:
-    """All live processes of a program in the folder `subprocesses` that were started on `config`, oldest first.
+def started_on(config: Path, *, programs: Path) -> tuple[Process, ...]:
+    """All live processes of a program in the folder `programs` that were started on `config`, oldest first.
 
     The serving one and those draining; not a process that reads the file, `tail -f CONFIG`.
     """
     found = [
         Process(pid, started)
         for pid, started, words in _command_lines()
-        if words and Path(words[0]).parent == subprocesses and ("-f", str(config)) in itertools.pairwise(words)
+        if words and Path(words[0]).parent == programs and ("-f", str(config)) in itertools.pairwise(words)
     ]
     return tuple(sorted(found, key=lambda one: (one.started, one.pid)))
 
 
 def usage(config: Path) -> dict[str, Any]:
     """What our HAProxy processes take: numbers by role, and bytes and files of all of them where psutil is there."""
-    found = started_on(config, subprocesses=config.parent / "bin")
+    found = started_on(config, programs=config.parent / "bin")
     told: dict[str, Any] = {
         "processes": {"serving": min(len(found), 1), "draining": max(len(found) - 1, 0)},
         "memory": None,

@@ -410,7 +410,7 @@ def _end_agent(place: Place, chosen: Settings) -> None:
 
 def _end_haproxy(state: Path) -> None:
     """What was started on our own configuration, replaced ones too; nobody else's."""
-    for one in processes.started_on(state / "haproxy.cfg", subprocesses=state / "bin"):
+    for one in processes.started_on(state / "haproxy.cfg", programs=state / "bin"):
         with contextlib.suppress(ProcessLookupError):  # it has ended by itself
             os.kill(one.pid, signal.SIGTERM)
         click.echo(f"ended HAProxy, pid {one.pid}")

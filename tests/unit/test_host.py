@@ -85,8 +85,8 @@ def test_somebody_who_reads_our_file_is_none_of_our_processes(tmp_path: Path):
     config.touch()
     words = [sys.executable, "-c", "import sys; sys.stdin.read()", "-f", str(config)]
     with subprocess.Popen(words, stdin=subprocess.PIPE) as reader:
-        assert processes.started_on(config, subprocesses=tmp_path / "bin") == ()
-        found = processes.started_on(config, subprocesses=Path(sys.executable).parent)
+        assert processes.started_on(config, programs=tmp_path / "bin") == ()
+        found = processes.started_on(config, programs=Path(sys.executable).parent)
         assert [one.pid for one in found] == [reader.pid]
         assert reader.stdin is not None
         reader.stdin.close()
@@ -108,7 +108,7 @@ def test_without_psutil_and_ps_nothing_is_known_and_nothing_is_taken_for_dead(mo
 
     monkeypatch.setattr(processes.subprocess, "run", nothing)
     assert processes.alive(1)
-    assert processes.started_on(Path("/x"), subprocesses=Path("/y")) == ()
+    assert processes.started_on(Path("/x"), programs=Path("/y")) == ()
 
 
 def test_this_hosts_own_listeners_are_found_with_their_program():
