@@ -35,16 +35,22 @@ def writer(file: Path) -> str:
         place = str(file.resolve())
     except (OSError, RuntimeError):
         return ""
-    for link in Path("/proc").glob("[0-9]*/fd/*"):
-        with contextlib.suppress(OSError, ValueError, StopIteration):  # it has ended, or is not ours to look at
-            if str(link.readlink()) != place:
-                continue
-            process = link.parent.parent
-            lines = (process / "fdinfo" / link.name).read_text().splitlines()
-            flags = int(next(line.split()[1] for line in lines if line.startswith("flags:")), 8)
-            if flags & os.O_ACCMODE != os.O_RDONLY:
-                return f"pid {process.name} ({(process / 'comm').read_text().strip()})"
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended, or is not ours to look at (glob passes on the former)
+            for link in (process / "fd").iterdir():
+                if _opened_for_writing(link, place):
+                    return f"pid {process.name} ({(process / 'comm').read_text().strip()})"
     return ""
+
+
+def _opened_for_writing(link: Path, place: str) -> bool:
+    """Whether /proc/PID/fd/N is `place`, open for writing."""
+    with contextlib.suppress(OSError, ValueError, StopIteration):  # closed meanwhile
+        if str(link.readlink()) == place:
+            lines = (link.parent.parent / "fdinfo" / link.name).read_text().splitlines()
+            flags = int(next(line.split()[1] for line in lines if line.startswith("flags:")), 8)
+            return flags & os.O_ACCMODE != os.O_RDONLY
+    return False
 
 
 @frozen

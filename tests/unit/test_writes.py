@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.host.file_writes import CONFIRM_SECONDS, OPEN_SECONDS, QUIET_SECONDS, Writes
+from agent.host.file_writes import CONFIRM_SECONDS, OPEN_SECONDS, QUIET_SECONDS, Writes, writer
 
 
 class Clock:
@@ -132,3 +132,22 @@ def test_a_clock_that_goes_back_makes_nobody_wait_for_ever(file: Path, clock: Cl
     assert one.unfinished() == QUIET_SECONDS
     clock.time += QUIET_SECONDS
     assert one.unfinished() == 0.0
+
+
+@pytest.mark.skipif(not Path("/proc/self/fdinfo").exists(), reason="only Linux lists the open files of a process")
+@pytest.mark.parametrize("function", ["listdir", "scandir"])
+def test_a_process_that_ends_while_it_is_looked_at_is_passed_over(
+    file: Path, monkeypatch: pytest.MonkeyPatch, function: str
+):
+    """proc(5): the folder of a process goes with it, also between two looks at it (found by the crash suite)."""
+    file.write_text("")
+    real, earlier = getattr(os, function), f"/proc/{os.getppid()}/fd"
+
+    def vanish(path: str) -> object:
+        if str(path) == earlier:
+            raise FileNotFoundError(path)
+        return real(path)
+
+    monkeypatch.setattr(os, function, vanish)
+    with file.open("a"):
+        assert writer(file) == f"pid {os.getpid()} ({Path('/proc/self/comm').read_text().strip()})"
