@@ -16,7 +16,7 @@ from typing import NewType
 from attrs import frozen
 
 from agent.desired import structure
-from agent.desired.structure import Hook, describe, expected
+from agent.desired.structure import Scalar, describe, expected
 from agent.errors import UsageError, dotted
 
 ENVIRONMENT = "EDGEAGENT_SETTINGS"
@@ -154,23 +154,32 @@ def _optional_folder(value: object) -> OptionalFolder:
     return OptionalFolder("" if value == "" else _folder(value))
 
 
+_PROCESS_NAME = structure.matching(
+    r"[a-z][a-z0-9._-]{0,14}", "a process name of at most 15 of a-z 0-9 . _ -", label="process name"
+)
+
+
 def _process_name(value: object) -> str:
-    name = structure.matching(r"[a-z][a-z0-9._-]{0,14}", "a process name of at most 15 of a-z 0-9 . _ -")(value)
+    name = _PROCESS_NAME.hook(value)
     if name == "haproxy":
         # facts.md, pfSense 3: the haproxy package takes any process of this name for its own, and kills it.
         raise ValueError('must not be "haproxy": pfSense\'s haproxy package kills every process of that name')
     return str(name)
 
 
-_SCALARS: dict[object, Hook] = {
-    FolderText: _folder,
-    OptionalFolder: _optional_folder,
-    ProcessName: _process_name,
-    Account: structure.matching(r"(?:[a-z_][a-z0-9_.-]{0,31})?", "the name of a user or group"),
-    LogAddress: structure.matching(r"[A-Za-z0-9./:@_\[\]-]{0,200}", "a syslog address, such as 127.0.0.1:514"),
-    ListenAddress: structure.matching(r"(?:[0-9a-fA-F.:\[\]]+:[0-9]{1,5})?", "an address and a port"),
+_SCALARS: dict[object, Scalar] = {
+    FolderText: Scalar(_folder, "absolute path", {"type": "string"}),
+    OptionalFolder: Scalar(_optional_folder, "absolute path or nothing", {"type": "string"}),
+    ProcessName: Scalar(_process_name, _PROCESS_NAME.label, _PROCESS_NAME.json_schema),
+    Account: structure.matching(r"(?:[a-z_][a-z0-9_.-]{0,31})?", "the name of a user or group", label="account"),
+    LogAddress: structure.matching(
+        r"[A-Za-z0-9./:@_\[\]-]{0,200}", "a syslog address, such as 127.0.0.1:514", label="syslog address"
+    ),
+    ListenAddress: structure.matching(
+        r"(?:[0-9a-fA-F.:\[\]]+:[0-9]{1,5})?", "an address and a port", label="address:port"
+    ),
     Count: structure.whole(1, 100_000_000),
-    Milliseconds: structure.milliseconds,
+    Milliseconds: structure.DURATION,
 }
 _CONVERTER = structure.converter(_SCALARS)
 

@@ -18,7 +18,7 @@ import click
 from attrs import evolve, frozen
 
 from agent.cli.output import end
-from agent.desired.schema import endpoint
+from agent.desired.addresses import endpoint
 from agent.discover import merge, objects
 from agent.discover.api import Api, Where
 from agent.discover.controller import Controller, Sources

@@ -10,7 +10,7 @@ import click
 from attrs import asdict
 
 from agent.cli.output import print_json, show
-from agent.desired.schema import endpoint
+from agent.desired.addresses import endpoint
 from agent.desired.state import parse
 from agent.errors import ExitCode, UsageError
 from agent.host import canary_probe

@@ -63,7 +63,7 @@ def echo(listen: str) -> None:
     import asyncio
     import signal
 
-    from agent.desired.schema import endpoint
+    from agent.desired.addresses import endpoint
     from agent.host.echo import listening
 
     try:

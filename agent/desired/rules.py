@@ -5,15 +5,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from operator import attrgetter
 
 from attrs import frozen
 
+from agent.desired.addresses import WILDCARDS, Endpoint, SniPattern
 from agent.desired.schema import (
-    WILDCARDS,
     Application,
     Backend,
-    Endpoint,
+    DesiredState,
     Frontend,
     HealthType,
     Name,
@@ -21,8 +22,6 @@ from agent.desired.schema import (
     ProxyProtocol,
     RateLimit,
     Route,
-    SniPattern,
-    Written,
 )
 from agent.desired.structure import Structured, did_you_mean
 from agent.errors import Path
@@ -128,22 +127,29 @@ def _at(tree: object, path: Path) -> object:
     return tree
 
 
-def violations(built: Structured[Written]) -> Iterator[Remark]:
-    """Every broken rule among what could be built. What was cut out for its own fault is not blamed twice."""
+def violations(built: Structured[DesiredState], tree: object) -> Iterator[Remark]:
+    """Every broken rule among what could be built. What was cut out for its own fault is not blamed twice.
+
+    `tree`: the document as written, which tells what was left to its default.
+    """
     written = built.value
     if written is None:
         return
     yield from _addresses(written)
-    for name, frontend in written.frontends.items():
-        yield from _frontend(built, written, ("frontends", name), frontend)
-    for name, backend in written.backends.items():
-        yield from _backend(built, written, ("backends", name), backend)
+    backends = {backend.name: backend for backend in written.backends}
+    for frontend in written.frontends:
+        yield from _frontend(built, backends, ("frontends", frontend.name), frontend)
+    for backend in written.backends:
+        at = ("backends", backend.name)
+        yield from _backend(built, written, at, backend)
+        yield from _health(built, at, backend, _at(tree, (*at, "health")))
 
 
-def _addresses(written: Written) -> Iterator[Remark]:
+def _addresses(written: DesiredState) -> Iterator[Remark]:
     """An address is bound once, wildcards counted: HAProxy itself would bind it twice and share the traffic."""
     seen: dict[tuple[int, int], dict[str, tuple[Endpoint, str]]] = {}
-    for name, frontend in written.frontends.items():
+    for frontend in written.frontends:
+        name = frontend.name
         for index, endpoint in enumerate(frontend.bind):
             bound = seen.setdefault((endpoint.family, endpoint.port), {})
             met = bound.get(endpoint.host) or next((bound[host] for host in WILDCARDS if host in bound), None)
@@ -156,21 +162,23 @@ def _addresses(written: Written) -> Iterator[Remark]:
             bound.setdefault(endpoint.host, (endpoint, f"frontends.{name}.bind[{index}]"))
 
 
-def _frontend(built: Structured[Written], written: Written, at: Path, frontend: Frontend) -> Iterator[Remark]:
+def _frontend(
+    built: Structured[DesiredState], backends: Mapping[str, Backend], at: Path, frontend: Frontend
+) -> Iterator[Remark]:
     if not frontend.bind and built.whole((*at, "bind")):
         yield Remark((*at, "bind"), "a frontend without an address serves nobody")
     if frontend.backend is not None:
-        yield from _known(written.backends, frontend.backend, (*at, "backend"), "backend", built, "backends")
+        yield from _known(backends, frontend.backend, (*at, "backend"), "backend", built, "backends")
     elif not frontend.routes and built.whole((*at, "routes")) and built.whole((*at, "backend")):
         yield Remark(at, "the key `backend` is missing; only a frontend with `routes` can do without")
     if frontend.rate_limit is not None and built.whole((*at, "rate_limit")):
         yield from _rate_limit((*at, "rate_limit"), frontend.rate_limit)
     if frontend.canary:
-        yield from _canary(written, at, frontend)
+        yield from _canary(backends, at, frontend)
     coverings = _coverings(frontend.routes)
     for index, route in enumerate(frontend.routes):
         where = (*at, "routes", index)
-        yield from _known(written.backends, route.backend, (*where, "backend"), "backend", built, "backends")
+        yield from _known(backends, route.backend, (*where, "backend"), "backend", built, "backends")
         if not route.sni and built.whole((*where, "sni")):
             yield Remark((*where, "sni"), "a route without a name can never match")
         covering = coverings[index]
@@ -187,9 +195,9 @@ def _rate_limit(at: Path, limit: RateLimit) -> Iterator[Remark]:
         yield Remark(at, "limits nothing; give it `connections` and `period`, or `concurrent`")
 
 
-def _canary(written: Written, at: Path, frontend: Frontend) -> Iterator[Remark]:
+def _canary(backends: Mapping[str, Backend], at: Path, frontend: Frontend) -> Iterator[Remark]:
     """Behind a canary stands `agent echo`, which demands PROXY v2 of every client."""
-    backend = written.backends.get(frontend.backend) if frontend.backend is not None else None
+    backend = backends.get(frontend.backend) if frontend.backend is not None else None
     if backend is not None and backend.proxy_protocol is not ProxyProtocol.V2:
         yield Remark(
             (*at, "canary"),
@@ -224,13 +232,13 @@ def _takers(name: SniPattern) -> Iterator[SniPattern]:
 
 
 def _known(
-    names: Mapping[Name, object], name: Name, at: Path, what: str, built: Structured[Written], key: str
+    names: Collection[str], name: str, at: Path, what: str, built: Structured[DesiredState], key: str
 ) -> Iterator[Remark]:
     if name not in names and built.whole((key, name)):
         yield Remark(at, f'there is no {what} "{name}"{did_you_mean(name, names)}')
 
 
-def _backend(built: Structured[Written], written: Written, at: Path, backend: Backend) -> Iterator[Remark]:
+def _backend(built: Structured[DesiredState], written: DesiredState, at: Path, backend: Backend) -> Iterator[Remark]:
     group: Mapping[Name, object] = {}
     if backend.nodes is not None:
         yield from _known(written.nodes, backend.nodes, (*at, "nodes"), "group of nodes", built, "nodes")
@@ -239,25 +247,25 @@ def _backend(built: Structured[Written], written: Written, at: Path, backend: Ba
             yield Remark((*at, "nodes"), "a group of nodes needs the `port` its servers listen on")
     elif backend.port is not None and built.whole((*at, "nodes")):
         yield Remark((*at, "port"), "only servers of a group take their port from here; `nodes` is missing")
-    for name in sorted(group.keys() & backend.servers.keys()):
+    for name in sorted(group.keys() & {server.name for server in backend.servers}):
         yield Remark(
             (*at, "servers", name),
             f'the group "{backend.nodes}" has a node of this name; servers need names of their own',
         )
-    for name, server in backend.servers.items():
+    for server in backend.servers:
         if server.address.wildcard:
-            yield Remark((*at, "servers", name, "address"), f"{server.address.host} is no address of a server")
+            yield Remark((*at, "servers", server.name, "address"), f"{server.address.host} is no address of a server")
     whole = all(built.whole(path) for path in ((*at, "nodes"), (*at, "servers"), ("nodes", backend.nodes or "")))
     if whole and not group and not backend.servers and (backend.nodes is None or backend.nodes in written.nodes):
         yield Remark(at, "a backend without a server; give it `servers`, or `nodes` and `port`")
-    yield from _health(at, backend)
 
 
-def _health(at: Path, backend: Backend) -> Iterator[Remark]:
+def _health(built: Structured[DesiredState], at: Path, backend: Backend, tree: object) -> Iterator[Remark]:
     health = backend.health
+    written = {key for key in tree if built.whole((*at, "health", key))} if isinstance(tree, dict) else set()
     allowed = HEALTH_KEYS[health.type]
     for key in sorted(HEALTH_KEYS[HealthType.HTTP] - allowed):
-        if getattr(health, key) is not None:
+        if key in written:
             owners = " or ".join(kind for kind, keys in HEALTH_KEYS.items() if key in keys)
             yield Remark(
                 (*at, "health", key), f"means nothing to a check of type {health.type}; it belongs to {owners}"
@@ -269,27 +277,27 @@ def _health(at: Path, backend: Backend) -> Iterator[Remark]:
         )
     if health.send_proxy and backend.proxy_protocol is ProxyProtocol.NONE:
         yield Remark((*at, "health", "send_proxy"), "this backend sends no header (proxy_protocol: none)")
-    if health.type is HealthType.HTTP and health.verify is not None and not health.tls:
+    if health.type is HealthType.HTTP and "verify" in written and not health.tls:
         yield Remark((*at, "health", "verify"), "only a check over TLS has a certificate to verify; set `tls: true`")
 
 
-def advice(written: Written, *, process_maxconn: int, file_limit: int | None) -> Iterator[Remark]:
+def advice(written: DesiredState, tree: object, *, process_maxconn: int, file_limit: int | None) -> Iterator[Remark]:
     """What is valid but unwise. `process_maxconn`: haproxy.maxconn; `file_limit`: open files, None if unlimited."""
-    used = {frontend.backend for frontend in written.frontends.values() if frontend.backend is not None}
-    used |= {route.backend for frontend in written.frontends.values() for route in frontend.routes}
-    for name in sorted(written.backends.keys() - used):
+    used = {name for frontend in written.frontends for name in frontend.backends}
+    for name in sorted({backend.name for backend in written.backends} - used):
         yield Remark(("backends", name), "no frontend uses it", "remove it, or route something to it")
-    groups = {backend.nodes for backend in written.backends.values()}
+    groups = {backend.nodes for backend in written.backends}
     for name in sorted(written.nodes.keys() - groups):
         yield Remark(("nodes", name), "no backend uses this group", "remove it, or name it in a backend")
     if not written.frontends:
         yield Remark((), "no frontend: nothing will be served", "add one, unless this is meant")
-    bound = frozenset(endpoint for frontend in written.frontends.values() for endpoint in frontend.bind)
-    for name, backend in sorted(written.backends.items()):
-        yield from _backend_advice(("backends", name), backend, written, bound)
-    for name, frontend in sorted(written.frontends.items()):
-        yield from _frontend_advice(("frontends", name), frontend, process_maxconn)
-    if written.defaults.maxconn is not None and written.defaults.maxconn > process_maxconn:
+    bound = frozenset(endpoint for frontend in written.frontends for endpoint in frontend.bind)
+    by_name = attrgetter("name")
+    for backend in sorted(written.backends, key=by_name):
+        yield from _backend_advice(("backends", backend.name), backend, written, bound)
+    for frontend in sorted(written.frontends, key=by_name):
+        yield from _frontend_advice(("frontends", frontend.name), frontend, process_maxconn)
+    if _at(tree, ("defaults", "maxconn")) is not None and written.defaults.maxconn > process_maxconn:
         yield _above(("defaults", "maxconn"), written.defaults.maxconn, process_maxconn)
     # Each proxied connection holds two descriptors (HAProxy's manual, maxconn).
     if file_limit is not None and 2 * process_maxconn > file_limit:
@@ -325,9 +333,9 @@ def _frontend_advice(at: Path, frontend: Frontend, process_maxconn: int) -> Iter
                 yield Remark(where, f'"{name}" never comes here: an earlier route has "{by}"', "remove it, or reorder")
 
 
-def _backend_advice(at: Path, backend: Backend, written: Written, bound: frozenset[Endpoint]) -> Iterator[Remark]:
+def _backend_advice(at: Path, backend: Backend, written: DesiredState, bound: frozenset[Endpoint]) -> Iterator[Remark]:
     nodes = written.nodes.get(backend.nodes, {}) if backend.nodes else {}
-    ports = {server.address.port for server in backend.servers.values()}
+    ports = {server.address.port for server in backend.servers}
     ports |= {backend.port} if nodes and backend.port is not None else set()
     health = backend.health
     on_data_port = health.port is None or health.port in ports
@@ -346,11 +354,13 @@ def _backend_advice(at: Path, backend: Backend, written: Written, bound: frozens
         yield Remark((*at, "health"), "not checked: a dead server goes on getting its share of clients", "add a check")
     if health.type is HealthType.NONE and backend.on_down is OnDown.CLOSE:
         yield Remark((*at, "on_down"), "not checked: no server is ever found down", "add a check")
-    enabled = [server for server in backend.servers.values() if not server.disabled]
+    enabled = [server for server in backend.servers if not server.disabled]
     if not nodes and not enabled:
         yield Remark((*at, "servers"), "every server is disabled: nobody will be served", "enable one")
     if not nodes and enabled and all(server.weight == 0 for server in enabled):
         yield Remark((*at, "servers"), "every server has weight 0: nobody will be served", "give one a weight")
-    for name, server in sorted(backend.servers.items()):
+    for server in sorted(backend.servers, key=attrgetter("name")):
         if server.address in bound:
-            yield Remark((*at, "servers", name), f"{server.address} is an address this firewall binds: a loop", "")
+            yield Remark(
+                (*at, "servers", server.name), f"{server.address} is an address this firewall binds: a loop", ""
+            )

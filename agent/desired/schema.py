@@ -1,28 +1,27 @@
-"""Desired state, version 1, as it is written: the keys, their types, what one value alone may be.
+"""Desired state, version 1: every key with its type, its default, what one value alone may be, and what it is for.
 
-What values may be together (a backend that exists, an address bound once) is `rules`; what later stages see is
-`desired`. The texts allowed here are narrow on purpose: every one of them ends up in haproxy.cfg, and none can
-carry a space, a quote, a `#`, a `$` or a newline there.
+The one set of classes: a document is structured into them (CONVERTER), and every later stage reads them. The JSON
+Schema (`agent schema`) and the reference page are made of the same descriptions. What values may be together (a
+backend that exists, an address bound once) is `rules`.
+
+In a document `frontends`, `backends` and `servers` are mappings by name; here they are tuples of named values, which
+`state` sorts by name, so that the order of the file changes nothing.
 """
 
 from __future__ import annotations
 
 import enum
-import functools
-import ipaddress
 import re
 from typing import NewType
 
-from attrs import Factory, frozen
+from attrs import field, frozen
 
-from agent.desired import structure
-from agent.desired.structure import Hook, describe, expected
+from agent.desired import addresses, structure
+from agent.desired.addresses import MAX_PORT, Address, Endpoint, HttpHost, Network, SniPattern
+from agent.desired.structure import Scalar, about, describe, expected, name_key
 
-MAX_PORT = 65_535
 MAX_SERIAL = 2**53 - 1  # what every JSON reader keeps exact
 MAX_CONNECTIONS = 10_000_000
-DEFAULT_MAXCONN = 2_000
-WILDCARDS = ("0.0.0.0", "::")  # noqa: S104  # recognised, not bound
 
 Version = NewType("Version", int)
 Name = NewType("Name", str)
@@ -34,18 +33,11 @@ Checks = NewType("Checks", int)
 HttpStatus = NewType("HttpStatus", str)
 """`200`, or a range of them: `200-399`."""
 Milliseconds = NewType("Milliseconds", int)
-Address = NewType("Address", str)
-"""An IP literal in its shortest form."""
-Network = NewType("Network", str)
-"""`203.0.113.0/24`, `2001:db8::/32`; a single address has no `/`."""
-SniPattern = NewType("SniPattern", str)
-"""A host name, `*.suffix` or `*`; lower case."""
 HttpPath = NewType("HttpPath", str)
-HttpHost = NewType("HttpHost", str)
 
 
 class Application(enum.StrEnum):
-    """What the server behind speaks: what the probe says to it."""
+    """What the servers speak; it decides what the PROXY probe says to them."""
 
     SMTP = "smtp"
     IMAP = "imap"
@@ -56,7 +48,7 @@ class Application(enum.StrEnum):
 
 
 class ProxyProtocol(enum.StrEnum):
-    """Which header the server is told of its client with."""
+    """Which PROXY header the servers receive."""
 
     V2 = "v2"
     V1 = "v1"
@@ -84,247 +76,330 @@ class HealthType(enum.StrEnum):
 
 
 class OnDown(enum.StrEnum):
-    """What becomes of the sessions of a server whose checks fail."""
+    """What happens to the sessions of a server whose checks fail."""
 
     KEEP = "keep"
     CLOSE = "close"
 
 
-@frozen(order=True)
-class Endpoint:
-    """An IP address and a port. `host` is the shortest form; `family` 4 or 6."""
-
-    family: int
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if self.family == 6 else f"{self.host}:{self.port}"
-
-    @property
-    def wildcard(self) -> bool:
-        """Whether this is every address of its family.
-
-        The families never meet: a v6 wildcard is bound v6only (facts.md, HAProxy 9).
-        """
-        return self.host in WILDCARDS
-
-
 @frozen(kw_only=True)
 class Timeouts:
-    """How long HAProxy waits, in milliseconds."""
+    """How long HAProxy waits, unless a frontend or backend overrides it; in milliseconds."""
 
-    connect: Milliseconds = Milliseconds(5_000)
-    client: Milliseconds = Milliseconds(3_600_000)
-    server: Milliseconds = Milliseconds(3_600_000)
+    connect: Milliseconds = field(
+        default=Milliseconds(5_000),
+        metadata=about("for a server to accept a connection", example="4s", line="timeout connect 4s"),
+    )
+    client: Milliseconds = field(
+        default=Milliseconds(3_600_000),
+        metadata=about("for a client that sends nothing", example="30m", line="timeout client 30m"),
+    )
+    server: Milliseconds = field(
+        default=Milliseconds(3_600_000),
+        metadata=about("for a server that sends nothing", example="30m", line="timeout server 30m"),
+    )
 
 
 @frozen(kw_only=True)
 class FrontendTimeouts:
     """Overrides of `defaults.timeouts` for one frontend, in milliseconds. None: the default holds."""
 
-    client: Milliseconds | None = None
+    client: Milliseconds | None = field(
+        default=None,
+        metadata=about(
+            "for a client that sends nothing (SMTP wants 5m, IMAP IDLE 1h)", example="5m", line="timeout client 5m"
+        ),
+    )
 
 
 @frozen(kw_only=True)
 class BackendTimeouts:
     """Overrides of `defaults.timeouts` for one backend, in milliseconds. None: the default holds."""
 
-    connect: Milliseconds | None = None
-    server: Milliseconds | None = None
+    connect: Milliseconds | None = field(
+        default=None,
+        metadata=about(
+            "for a server to accept a connection; so long waits a client of a server that has gone silent before "
+            "another server is tried",
+            example="2s",
+            line="timeout connect 2s",
+        ),
+    )
+    server: Milliseconds | None = field(
+        default=None, metadata=about("for a server that sends nothing", example="10m", line="timeout server 10m")
+    )
 
 
 @frozen(kw_only=True)
 class Defaults:
-    """What every frontend starts from. `maxconn` None: not written, DEFAULT_MAXCONN holds."""
+    """What every frontend and backend starts from."""
 
-    maxconn: Count | None = None
-    timeouts: Timeouts = Timeouts()
+    maxconn: Count = field(
+        default=Count(2_000),
+        metadata=about("connections at once, of one frontend", example=500, line="maxconn 500"),
+    )
+    timeouts: Timeouts = field(default=Timeouts(), metadata=about("how long HAProxy waits"))
 
 
 @frozen(kw_only=True)
 class RateLimit:
-    """Limits per source address: `connections` new ones in a `period` (milliseconds), `concurrent` ones at once.
+    """Limits per source address; `connections` in a `period`, `concurrent` ones at once, or both."""
 
-    `exempt`: networks that no limit holds for.
-    """
-
-    connections: Count | None = None
-    period: Milliseconds | None = None
-    concurrent: Count | None = None
-    exempt: tuple[Network, ...] = ()
+    connections: Count | None = field(default=None, metadata=about("new connections in one `period`", example=30))
+    period: Milliseconds | None = field(
+        default=None, metadata=about("the time in which `connections` are counted", example="10s")
+    )
+    concurrent: Count | None = field(default=None, metadata=about("connections at once", example=20))
+    exempt: tuple[Network, ...] = field(
+        default=(), metadata=about("networks that are not limited", example=["203.0.113.9/32"])
+    )
 
 
 @frozen(kw_only=True)
 class Route:
-    """The backend of the connections whose SNI is one of these."""
+    """The backend of the connections whose SNI is one of these names. The first route that matches wins."""
 
-    sni: tuple[SniPattern, ...]
-    backend: Name
+    sni: tuple[SniPattern, ...] = field(
+        metadata=about("host names; `*.example.org` is every name below it, `*` any name", example=["mail.example.org"])
+    )
+    backend: Name = field(metadata=about("where these connections go", example="webmail"))
 
 
 @frozen(kw_only=True)
 class Frontend:
-    """What clients connect to. `backend` None: a client that matches no route is refused.
+    """What clients connect to."""
 
-    `accept_proxy`: whether clients send a PROXY header, or the networks of the proxies that alone may send one.
-    """
+    name: str = field(default="", metadata=name_key(Name))
+    bind: tuple[Endpoint, ...] = field(
+        metadata=about(
+            "addresses with ports, on this firewall; an IPv6 address in brackets",
+            example=["192.0.2.1:25"],
+            line="bind 192.0.2.1:25",
+        )
+    )
+    backend: Name | None = field(
+        default=None,
+        metadata=about(
+            "where connections go; beside `routes`: those without a name or a match. Left out beside `routes`, such "
+            "connections are refused before any server is involved",
+            example="smtp",
+            line="default_backend smtp",
+        ),
+    )
+    maxconn: Count | None = field(
+        default=None,
+        metadata=about("connections at once; left out: `defaults.maxconn`", example=500, line="maxconn 500"),
+    )
+    timeouts: FrontendTimeouts = field(default=FrontendTimeouts(), metadata=about("overrides of `defaults.timeouts`"))
+    accept_proxy: bool | tuple[Network, ...] = field(
+        default=False,
+        metadata=about(
+            "the networks of the outer proxies that send a PROXY header; any other client is a client like any other, "
+            "and a header that it sends is only data. `true`: every client must send one, so that anybody can forge "
+            "an address and pass `allow`, `deny` and `rate_limit` (a warning)",
+            example=["192.0.2.8"],
+            line="tcp-request connection expect-proxy layer4 if",
+        ),
+    )
+    allow: tuple[Network, ...] = field(
+        default=(),
+        metadata=about(
+            "source networks that may connect; each concerns the clients of its own address family",
+            example=["203.0.113.0/24"],
+        ),
+    )
+    deny: tuple[Network, ...] = field(
+        default=(),
+        metadata=about("source networks that may not connect; wins over `allow`", example=["198.51.100.0/24"]),
+    )
+    rate_limit: RateLimit | None = field(
+        default=None, metadata=about("limits per source address; counts survive reloads")
+    )
+    routes: tuple[Route, ...] = field(default=(), metadata=about("backends by the name in the TLS ClientHello (SNI)"))
+    canary: bool = field(
+        default=False,
+        metadata=about(
+            "`agent echo` is behind this frontend, and every resync tries whether the client's address arrives there; "
+            "the backend must have `proxy_protocol: v2`, the frontend no `routes`",
+            example=True,
+        ),
+    )
 
-    bind: tuple[Endpoint, ...]
-    backend: Name | None = None
-    maxconn: Count | None = None
-    timeouts: FrontendTimeouts = FrontendTimeouts()
-    accept_proxy: bool | tuple[Network, ...] = False
-    allow: tuple[Network, ...] = ()
-    deny: tuple[Network, ...] = ()
-    rate_limit: RateLimit | None = None
-    routes: tuple[Route, ...] = ()
-    canary: bool = False
+    @property
+    def backends(self) -> tuple[str, ...]:
+        """Every backend a connection can get to, each once, the default last unless a route leads there."""
+        default = () if self.backend is None else (self.backend,)
+        return tuple(dict.fromkeys([*(route.backend for route in self.routes), *default]))
 
 
 @frozen(kw_only=True)
 class Server:
-    """One server, written one by one."""
+    """One server of a backend."""
 
-    address: Endpoint
-    weight: Weight = Weight(1)
-    backup: bool = False
-    disabled: bool = False
+    name: str = field(default="", metadata=name_key(Name))
+    address: Endpoint = field(metadata=about("address and port", example="10.0.20.9:2525", line="10.0.20.9:2525"))
+    weight: Weight = field(
+        default=Weight(1),
+        metadata=about("its share, beside the weights of the others; 0: no new clients", example=10, line="weight 10"),
+    )
+    backup: bool = field(
+        default=False,
+        metadata=about("gets clients only where no other server can", example=True, line="backup"),
+    )
+    disabled: bool = field(
+        default=False, metadata=about("in maintenance: no clients, no checks", example=True, line="disabled")
+    )
 
 
 @frozen(kw_only=True)
 class Health:
-    """How servers are checked. None: not written; what then holds depends on the type and on the server."""
+    """How the servers of a backend are checked. Times in milliseconds."""
 
-    type: HealthType = HealthType.TCP
-    port: Port | None = None
-    interval: Milliseconds | None = None
-    timeout: Milliseconds | None = None
-    rise: Checks | None = None
-    fall: Checks | None = None
-    send_proxy: bool | None = None
-    path: HttpPath | None = None
-    host: HttpHost | None = None
-    status: HttpStatus | None = None
-    tls: bool | None = None
-    verify: bool | None = None
+    type: HealthType = field(
+        default=HealthType.TCP,
+        metadata=about(
+            "`tcp` connects; `http` asks for `path`; `tls` shakes hands; `greeting` reads the first line of smtp "
+            "(`220`), imap (`* OK`) or pop3 (`+OK`) and says goodbye; `none` checks nothing",
+            example="tls",
+            line="check-ssl",
+        ),
+    )
+    port: Port | None = field(
+        default=None,
+        metadata=about("where to check; left out: each server's own port", example=30145, line="port 30145"),
+    )
+    interval: Milliseconds = field(
+        default=Milliseconds(5_000), metadata=about("between two checks", example="7s", line="inter 7s")
+    )
+    timeout: Milliseconds = field(
+        default=Milliseconds(3_000),
+        metadata=about(
+            "for the answer of a check; for the connection itself HAProxy waits the shorter of `interval` and "
+            "`timeouts.connect`",
+            example="2s",
+            line="timeout check 2s",
+        ),
+    )
+    rise: Checks = field(
+        default=Checks(2), metadata=about("good checks until a server is up", example=4, line="rise 4")
+    )
+    fall: Checks = field(
+        default=Checks(3), metadata=about("bad checks until a server is down", example=5, line="fall 5")
+    )
+    send_proxy: bool | None = field(
+        default=None,
+        metadata=about(
+            "whether the check carries a PROXY header; left out: only where it uses the data port",
+            example=True,
+            line="check-send-proxy",
+        ),
+    )
+    path: HttpPath = field(
+        default=HttpPath("/"),
+        metadata=about("of an http check", example="/readyz", line="http-check send meth GET uri /readyz"),
+    )
+    host: HttpHost | None = field(
+        default=None,
+        metadata=about(
+            "of an http or tls check: the Host header, and the name asked for over TLS", example="health.example.org"
+        ),
+    )
+    status: HttpStatus = field(
+        default=HttpStatus("200"),
+        metadata=about(
+            "of an http check: the status, or a range of them, that is healthy",
+            example="200-399",
+            line="http-check expect status 200-399",
+        ),
+    )
+    tls: bool = field(default=False, metadata=about("of an http check: ask over TLS", example=True, line="check-ssl"))
+    verify: bool = field(
+        default=False,
+        metadata=about("of a check over TLS: verify the certificate, by `haproxy.ca_file`", example=True),
+    )
+
+    @property
+    def over_tls(self) -> bool:
+        """Whether checks speak TLS."""
+        return self.tls or self.type is HealthType.TLS
 
 
 @frozen(kw_only=True)
 class Backend:
-    """A pool of servers, by group, one by one, or both."""
+    """A pool of servers: a group of nodes, servers one by one, or both."""
 
-    application: Application = Application.RAW
-    proxy_protocol: ProxyProtocol = ProxyProtocol.V2
-    balance: Balance = Balance.ROUNDROBIN
-    nodes: Name | None = None
-    port: Port | None = None
-    servers: dict[Name, Server] = Factory(dict)
-    timeouts: BackendTimeouts = BackendTimeouts()
-    on_down: OnDown = OnDown.KEEP
-    health: Health = Health()
-
-
-@frozen(kw_only=True)
-class Written:
-    """The whole document. `allow_empty`: it may be without a frontend, and end all service."""
-
-    version: Version
-    name: Name = Name("")
-    serial: Serial | None = None
-    allow_empty: bool = False
-    defaults: Defaults = Defaults()
-    nodes: dict[Name, dict[Name, Address]] = Factory(dict)
-    frontends: dict[Name, Frontend] = Factory(dict)
-    backends: dict[Name, Backend] = Factory(dict)
-
-
-# --- hooks ------------------------------------------------------------------------------------------------------
-
-_LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
-_HOSTNAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
-_ENDPOINT = re.compile(r"(?:\[([^\[\]]+)\]|([^\[\]:]+)):([1-9][0-9]{0,4})")
-
-
-def _address(value: object) -> Address:
-    if not isinstance(value, str):
-        raise expected("an IP address", value)
-    return Address(ip(value)[1])
+    name: str = field(default="", metadata=name_key(Name))
+    application: Application = field(
+        default=Application.RAW,
+        metadata=about("what the servers speak: what the PROXY probe says to them", example="smtp"),
+    )
+    proxy_protocol: ProxyProtocol = field(
+        default=ProxyProtocol.V2,
+        metadata=about("which PROXY header the servers receive", example="v1", line="send-proxy"),
+    )
+    balance: Balance = field(
+        default=Balance.ROUNDROBIN,
+        metadata=about("how connections are spread over the servers", example="leastconn", line="balance leastconn"),
+    )
+    # Unfolded into `servers` by `state`: how they were written makes no other backend.
+    nodes: Name | None = field(
+        default=None,
+        eq=False,
+        metadata=about("a group of `nodes`: each of them is a server of this backend, at `port`", example="workers"),
+    )
+    port: Port | None = field(
+        default=None, eq=False, metadata=about("the port of the servers that `nodes` makes", example=30125)
+    )
+    servers: tuple[Server, ...] = field(default=(), metadata=about("servers one by one"))
+    timeouts: BackendTimeouts = field(default=BackendTimeouts(), metadata=about("overrides of `defaults.timeouts`"))
+    on_down: OnDown = field(
+        default=OnDown.KEEP,
+        metadata=about(
+            "what happens to the sessions of a server whose checks fail: `keep` lets them go on, `close` ends them",
+            example="close",
+            line="on-marked-down shutdown-sessions",
+        ),
+    )
+    health: Health = field(default=Health(), metadata=about("how the servers are checked"))
 
 
-@functools.lru_cache(maxsize=4_096)  # a thousand backends have the same few nodes
-def ip(text: str) -> tuple[int, str]:
-    """Family and shortest form of an IP literal. Raises ValueError with what is wrong with it."""
-    if "%" in text:  # ipaddress takes any character, a newline too, behind the % of a scope
-        raise ValueError(f"an address with a scope is not taken, got {describe(text)}")
-    try:
-        found = ipaddress.ip_address(text)
-    except ValueError:
-        raise ValueError(f"expected an IP address (names are not looked up), got {describe(text)}") from None
-    if isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped is not None:
-        raise ValueError(f"an IPv4 address in IPv6 clothes; write {found.ipv4_mapped}")
-    if found.is_multicast:
-        raise ValueError(f"a multicast address cannot be connected to: {found}")
-    return found.version, str(found)
+@frozen(kw_only=True, cache_hash=True)  # it is a key of what was rendered, and large
+class DesiredState:
+    """The whole document."""
+
+    version: Version = field(metadata=about("of this format", example=1))
+    name: Name = field(
+        default=Name(""), metadata=about("a label of this edge, in status and metrics", example="home-edge")
+    )
+    serial: Serial | None = field(
+        default=None,
+        metadata=about(
+            "a number that only grows: a lower one than what is live is refused on every path in (exit 9)", example=42
+        ),
+    )
+    allow_empty: bool = field(
+        default=False,
+        metadata=about(
+            "`true`: a document without a frontend is accepted although it ends all service; without it such a "
+            "document is refused (exit 9) wherever something is live",
+            example=True,
+        ),
+    )
+    defaults: Defaults = field(default=Defaults(), metadata=about("what every frontend and backend starts from"))
+    # Unfolded into the servers of the backends by `state`.
+    nodes: dict[Name, dict[Name, Address]] = field(
+        factory=dict,
+        eq=False,
+        metadata=about(
+            "groups of addresses, named once and used by many backends",
+            example={"workers": {"node1": "10.0.20.101"}},
+        ),
+    )
+    frontends: tuple[Frontend, ...] = field(default=(), metadata=about("what clients connect to"))
+    backends: tuple[Backend, ...] = field(default=(), metadata=about("where connections go"))
 
 
-def endpoint(value: object) -> Endpoint:
-    """`192.0.2.1:25` or `[2001:db8::1]:25`. Raises ValueError."""
-    found = _ENDPOINT.fullmatch(value) if isinstance(value, str) else None
-    if found is None or (port := int(found[3])) > MAX_PORT:
-        hint = ""
-        if isinstance(value, str) and value.count(":") > 2 and not value.startswith("["):
-            hint = "; an IPv6 address stands in brackets"
-        raise ValueError(
-            f'expected an address and a port from 1 to 65,535, such as "192.0.2.1:25" or "[2001:db8::1]:25", '
-            f"got {describe(value)}{hint}"
-        )
-    family, host = ip(found[1] or found[2])
-    if (family == 6) != (found[1] is not None):
-        raise ValueError(f"an IPv6 address stands in brackets, an IPv4 address does not, got {describe(value)}")
-    return Endpoint(family, host, port)
-
-
-_MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
-"""IPv4-mapped addresses (RFC 4291, 2.5.5.2): IPv4 clients to every rule."""
-
-
-def _network(value: object) -> Network:
-    if not isinstance(value, str) or "%" in value:
-        raise expected('a network, such as "203.0.113.0/24"', value)
-    try:
-        found = ipaddress.ip_network(value, strict=False)
-    except ValueError:
-        raise expected('a network, such as "203.0.113.0/24" or "2001:db8::/32"', value) from None
-    given = ipaddress.ip_interface(value)
-    if given.ip != found.network_address:
-        raise ValueError(f"{value} has bits behind its mask; write {found} (or {given.ip} for that one address)")
-    if isinstance(found, ipaddress.IPv6Network) and found.prefixlen >= _MAPPED.prefixlen and found.subnet_of(_MAPPED):
-        plain = ipaddress.IPv4Address(int(found.network_address) & 0xFFFFFFFF)
-        raise ValueError(f"an IPv4 network in IPv6 clothes; write {plain}/{found.prefixlen - _MAPPED.prefixlen}")
-    return Network(str(given.ip) if found.prefixlen == found.max_prefixlen else str(found))
-
-
-def _hostname(value: object) -> str | None:
-    lowered = value.lower() if isinstance(value, str) else ""
-    return lowered if len(lowered) <= 253 and _HOSTNAME.fullmatch(lowered) else None
-
-
-def _sni(value: object) -> SniPattern:
-    if isinstance(value, str):
-        if value == "*":
-            return SniPattern("*")
-        suffix = value.removeprefix("*.")
-        if name := _hostname(suffix):
-            return SniPattern(name if suffix == value else f"*.{name}")
-    raise expected('a host name, "*.example.org" for all below it, or "*" for any name', value)
-
-
-def _http_host(value: object) -> HttpHost:
-    if name := _hostname(value):
-        return HttpHost(name)
-    raise expected("a host name", value)
-
+# --- scalars ------------------------------------------------------------------------------------------------------
 
 _STATUS = re.compile(r"([1-5][0-9]{2})-([1-5][0-9]{2})")
 
@@ -345,27 +420,39 @@ def _version(value: object) -> Version:
     return Version(1)
 
 
-SCALARS: dict[object, Hook] = {
-    Version: _version,
+SCALARS: dict[object, Scalar] = {
+    Version: Scalar(_version, "1", {"const": 1}),
     Name: structure.matching(
         r"[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?",
         "a name: at most 63 of a-z 0-9 . _ - that begins and ends with a letter or a digit",
+        label="name",
     ),
     Port: structure.whole(1, MAX_PORT),
     Count: structure.whole(1, MAX_CONNECTIONS),
     Serial: structure.whole(0, MAX_SERIAL),
     Weight: structure.whole(0, 256),
     Checks: structure.whole(1, 1_000),
-    HttpStatus: _http_status,
-    Milliseconds: structure.milliseconds,
-    Address: _address,
-    Network: _network,
-    SniPattern: _sni,
-    HttpPath: structure.matching(
-        r"/[A-Za-z0-9._~/=&?+:@%,;-]{0,254}", 'a path, such as "/readyz", of at most 255 plain characters'
+    HttpStatus: Scalar(
+        _http_status,
+        "status or range",
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": 100, "maximum": 599},
+                {"type": "string", "pattern": f"^{_STATUS.pattern}$"},
+            ]
+        },
     ),
-    HttpHost: _http_host,
-    Endpoint: endpoint,
+    Milliseconds: structure.DURATION,
+    Address: addresses.ADDRESS,
+    Network: addresses.NETWORK,
+    SniPattern: addresses.SNI_PATTERN,
+    HttpPath: structure.matching(
+        r"/[A-Za-z0-9._~/=&?+:@%,;-]{0,254}",
+        'a path, such as "/readyz", of at most 255 plain characters',
+        label="path",
+    ),
+    HttpHost: addresses.HTTP_HOST,
+    Endpoint: addresses.ENDPOINT,
 }
 
 CONVERTER = structure.converter(SCALARS)

@@ -26,7 +26,7 @@ from cattrs import (
     IterableValidationError,
     IterableValidationNote,
 )
-from cattrs.gen import make_dict_structure_fn
+from cattrs.gen import make_dict_structure_fn, override
 
 from agent.errors import MOST_VIOLATIONS, Path
 
@@ -37,6 +37,28 @@ _LONGEST_WORD = 100  # characters of a word that a similar one is looked for; th
 
 Hook = Callable[[object], object]
 """A scalar's hook: takes the plain value, returns the typed one, raises ValueError saying what was expected."""
+
+
+@frozen
+class Scalar:
+    """A type of single values."""
+
+    hook: Hook
+    label: str
+    """What the reference page calls it."""
+    json_schema: Mapping[str, object]
+    """JSON Schema (2020-12) of the values as they are written."""
+
+
+def name_key(kind: object) -> dict[str, object]:
+    """Metadata of the field that is the key of a value in its mapping, of this scalar type; it is no key of its own."""
+    return {"name_key": kind}
+
+
+def about(text: str, *, example: object = None, line: str = "") -> dict[str, object]:
+    """Metadata of a key: what it is for, a value as it is written, and what of it is then in haproxy.cfg."""
+    return {"about": text, "example": example, "line": line}
+
 
 _ROUNDS = 6  # of cutting out what is wrong; each round can only uncover a parent that lost a required key
 
@@ -149,11 +171,21 @@ def _faults(error: BaseException, path: Path) -> Iterable[Fault]:
         for other in others:
             yield from _faults(other, path)
     elif isinstance(error, ForbiddenExtraKeysError):
-        known = [attribute.name for attribute in attrs.fields(error.cl)]
+        known = [attribute.name for attribute in keys_of(error.cl)]
         for key in sorted(error.extra_fields):
             yield Fault((*path, key), f"unknown key{did_you_mean(key, known)}", (*path, key))
     else:
         yield Fault(path, str(error), path)
+
+
+def keys_of(cls: type) -> list[attrs.Attribute[Any]]:
+    """The keys of a class as it is written in a document."""
+    return [attribute for attribute in attrs.fields(cls) if not attribute.metadata.get("name_key")]
+
+
+def is_named(kind: Any) -> bool:
+    """Whether values of this class stand in a mapping, by their name."""
+    return attrs.has(kind) and any(attribute.metadata.get("name_key") for attribute in attrs.fields(kind))
 
 
 def _count(error: BaseException) -> int:
@@ -213,19 +245,23 @@ def boolean(value: object) -> bool:
     return value
 
 
-def whole(low: int, high: int) -> Hook:
-    """A hook for whole numbers from `low` to `high`."""
+TEXT = Scalar(text, "text", {"type": "string"})
+BOOLEAN = Scalar(boolean, "true or false", {"type": "boolean"})
+
+
+def whole(low: int, high: int) -> Scalar:
+    """Whole numbers from `low` to `high`."""
 
     def hook(value: object) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             raise expected(f"a whole number from {low:,} to {high:,}", value)
         return value
 
-    return hook
+    return Scalar(hook, f"{low:,} to {high:,}", {"type": "integer", "minimum": low, "maximum": high})
 
 
-def matching(pattern: str, what: str) -> Hook:
-    """A hook for texts that match `pattern` from end to end (no newline can hide behind `$`)."""
+def matching(pattern: str, what: str, *, label: str) -> Scalar:
+    """Texts that match `pattern` from end to end (no newline can hide behind `$`)."""
     compiled = re.compile(pattern)
 
     def hook(value: object) -> str:
@@ -233,7 +269,7 @@ def matching(pattern: str, what: str) -> Hook:
             raise expected(what, value)
         return value
 
-    return hook
+    return Scalar(hook, label, {"type": "string", "pattern": f"^{pattern}$"})
 
 
 _UNITS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000}
@@ -253,6 +289,11 @@ def milliseconds(value: object) -> int:
     return amount
 
 
+DURATION = Scalar(
+    milliseconds, "duration", {"type": "string", "pattern": "^(?=[0-9]{1,9}[a-z])0*[1-9][0-9]*(ms|s|m|h)$"}
+)
+
+
 def duration(amount: int) -> str:
     """Milliseconds in the largest unit that says them exactly: 3600000 is `1h`."""
     for unit in ("h", "m", "s"):
@@ -261,7 +302,7 @@ def duration(amount: int) -> str:
     return f"{amount}ms"
 
 
-def converter(scalars: Mapping[Any, Hook]) -> Converter:
+def converter(scalars: Mapping[Any, Scalar]) -> Converter:
     """A cattrs converter that never coerces; `scalars` maps types (NewTypes too) to their hooks."""
     made = Converter(detailed_validation=True, forbid_extra_keys=True)
     made.register_structure_hook_factory(attrs.has, lambda cls: _class(cls, made))
@@ -269,8 +310,8 @@ def converter(scalars: Mapping[Any, Hook]) -> Converter:
     made.register_structure_hook_factory(_is_switch_or_list, lambda kind: _switch_or_list(kind, made))
     made.register_structure_hook_factory(partial(_originates, tuple), lambda kind: _tuple(kind, made))
     made.register_structure_hook_factory(partial(_originates, dict), lambda kind: _dict(kind, made))
-    for kind, hook in {str: text, bool: boolean, **scalars}.items():
-        made.register_structure_hook(kind, _scalar(hook))
+    for kind, scalar in {str: TEXT, bool: BOOLEAN, **scalars}.items():
+        made.register_structure_hook(kind, _scalar(scalar.hook))
     # Named, or the hook of str would take every StrEnum for a text.
     made.register_structure_hook(enum.StrEnum, _enum)
     return made
@@ -325,7 +366,10 @@ def _enum(value: object, kind: type[enum.StrEnum]) -> enum.StrEnum:
 
 
 def _class(cls: type[T], made: Converter) -> Callable[[object, Any], T]:
-    build = make_dict_structure_fn(cls, made, _cattrs_forbid_extra_keys=True, _cattrs_detailed_validation=True)
+    keyless: dict[str, Any] = {"name": override(omit=True)} if is_named(cls) else {}
+    build = make_dict_structure_fn(
+        cls, made, _cattrs_forbid_extra_keys=True, _cattrs_detailed_validation=True, **keyless
+    )
 
     def hook(value: object, kind: Any) -> T:
         if not isinstance(value, dict):
@@ -365,11 +409,27 @@ def _grouped(name: str, errors: list[Exception], kind: Any, dropped: int) -> Ite
 
 def _tuple(kind: Any, made: Converter) -> Callable[[object, Any], object]:
     item = get_args(kind)[0]
+    if is_named(item):
+        return _by_name(item, made)
 
     def hook(value: object, _: Any) -> object:
         if not isinstance(value, list):
             raise expected("a list", value)
         return tuple(built for _, built in _items(made, tuple, item, enumerate(value), "list"))
+
+    return hook
+
+
+def _by_name(item: Any, made: Converter) -> Callable[[object, Any], object]:
+    """A mapping by name to a tuple of named values, in the order of the document."""
+    (name,) = filter(None, (attribute.metadata.get("name_key") for attribute in attrs.fields(item)))
+    mapping = _dict(dict[name, item], made)  # type: ignore[valid-type]  # made of what the class says
+
+    def hook(value: object, kind: Any) -> object:
+        built: dict[str, Any] = mapping(value, kind)  # type: ignore[assignment]  # what _dict makes
+        for key, named in built.items():
+            object.__setattr__(named, "name", key)  # fresh, not seen by others yet; `evolve` costs a tenth of a load
+        return tuple(built.values())
 
     return hook
 

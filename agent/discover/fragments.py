@@ -10,7 +10,7 @@ from typing import Any
 
 from attrs import evolve, field, frozen
 
-from agent.desired.schema import WILDCARDS, endpoint
+from agent.desired.addresses import WILDCARDS, endpoint
 from agent.desired.state import parse
 from agent.discover.annotations import Exposed, Mistake, read
 from agent.discover.objects import PREFIX, Key, Service

@@ -11,15 +11,14 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import attrs
 import yaml
 from attrs import field, frozen
 
 from agent.desired import document, schema
+from agent.desired.addresses import endpoint, ip
 from agent.desired.document import Document
-from agent.desired.schema import endpoint, ip
 from agent.desired.state import DEFAULT_MAX_BYTES, Limits, Parsed, parse
-from agent.desired.structure import describe
+from agent.desired.structure import describe, keys_of
 from agent.discover.annotations import Mistake
 from agent.discover.fragments import Bound, Fragment, Ground, flat
 from agent.discover.objects import PREFIX, Key
@@ -140,8 +139,8 @@ def merge(under: Base, fragments: Iterable[Fragment]) -> tuple[dict[str, Any], t
 def _wait(under: Base, tree: dict[str, Any]) -> Iterator[str]:
     """Take out what only says something about a Service that is not there: it must not be in the others' way."""
     for kind, needed, known in (
-        ("frontends", ({"bind"}, {"backend"}), attrs.fields_dict(schema.Frontend)),
-        ("backends", ({"servers", "nodes"},), attrs.fields_dict(schema.Backend)),
+        ("frontends", ({"bind"}, {"backend"}), {key.name for key in keys_of(schema.Frontend)}),
+        ("backends", ({"servers", "nodes"},), {key.name for key in keys_of(schema.Backend)}),
     ):
         part = tree.get(kind)
         if not isinstance(part, Mapping):
@@ -149,7 +148,7 @@ def _wait(under: Base, tree: dict[str, Any]) -> Iterator[str]:
         waits = [
             name
             for name, one in part.items()
-            if isinstance(one, Mapping) and one.keys() <= known.keys() and not all(one.keys() & keys for keys in needed)
+            if isinstance(one, Mapping) and one.keys() <= known and not all(one.keys() & keys for keys in needed)
         ]
         if waits:
             tree[kind] = {name: one for name, one in part.items() if name not in waits}

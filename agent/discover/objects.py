@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from attrs import field, frozen
 
-from agent.desired.schema import ip
+from agent.desired.addresses import ip
 from agent.discover.selector import Labels
 
 PREFIX = "edgeagent.io/"

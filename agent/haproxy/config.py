@@ -18,8 +18,19 @@ import jinja2
 from attrs import field, frozen
 
 from agent import __version__
-from agent.desired.schema import Application, Balance, Endpoint, HealthType, OnDown, ProxyProtocol, RateLimit
-from agent.desired.state import Backend, DesiredState, Frontend, Server
+from agent.desired.addresses import Endpoint
+from agent.desired.schema import (
+    Application,
+    Backend,
+    Balance,
+    DesiredState,
+    Frontend,
+    HealthType,
+    OnDown,
+    ProxyProtocol,
+    RateLimit,
+    Server,
+)
 from agent.desired.structure import duration
 from agent.errors import InvalidError, RefusedError, Violation
 from agent.haproxy.observed import FRONTEND_PREFIX
@@ -261,10 +272,10 @@ def _global(state: DesiredState, process: Process) -> Iterator[str]:
 
 def _defaults(state: DesiredState, process: Process) -> Iterator[str]:
     yield "mode tcp"
-    yield f"maxconn {state.maxconn}"
-    yield f"timeout connect {duration(state.timeouts.connect)}"
-    yield f"timeout client {duration(state.timeouts.client)}"
-    yield f"timeout server {duration(state.timeouts.server)}"
+    yield f"maxconn {state.defaults.maxconn}"
+    yield f"timeout connect {duration(state.defaults.timeouts.connect)}"
+    yield f"timeout client {duration(state.defaults.timeouts.client)}"
+    yield f"timeout server {duration(state.defaults.timeouts.server)}"
     # A client or server that vanishes without a word is noticed after idle + 4 x intvl, not after an hour; and one
     # that has closed its half of a session holds the other half no longer than this.
     yield f"timeout client-fin {HALF_CLOSED}"
@@ -289,7 +300,7 @@ def _defaults(state: DesiredState, process: Process) -> Iterator[str]:
 
 
 def _frontend(frontend: Frontend, process: Process) -> Iterator[str]:
-    for endpoint in frontend.binds:
+    for endpoint in frontend.bind:
         yield " ".join(_bind(endpoint, frontend))
     if frontend.maxconn is not None:
         yield f"maxconn {frontend.maxconn}"
@@ -323,7 +334,7 @@ def _sources(frontend: Frontend, process: Process) -> Iterator[str]:
     before (HAProxy's manual, tcp-request session). Where only some proxies send one, the first rule tests who connects.
     """
     rule = "tcp-request session" if frontend.accept_proxy else "tcp-request connection"
-    connecting = {endpoint.family for endpoint in frontend.binds}
+    connecting = {endpoint.family for endpoint in frontend.bind}
     named = {4, 6} if frontend.accept_proxy else connecting
     proxies = () if isinstance(frontend.accept_proxy, bool) else frontend.accept_proxy
     exempt = frontend.rate_limit.exempt if frontend.rate_limit is not None else ()
@@ -486,7 +497,7 @@ def _check(server: Server, backend: Backend, process: Process) -> Iterable[str]:
         yield f"port {server.address.port}"
     if with_header and not own_port:
         yield "check-send-proxy"
-    if health.tls:
+    if health.over_tls:
         yield "check-ssl"
         yield from _verify(backend, process)
     yield f"inter {duration(health.interval)} rise {health.rise} fall {health.fall}"

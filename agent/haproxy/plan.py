@@ -14,8 +14,8 @@ from typing import Protocol, TypeVar
 import attrs
 from attrs import AttrsInstance, evolve, frozen
 
-from agent.desired.schema import Application, HealthType
-from agent.desired.state import Backend, DesiredState, Frontend, Key, Server
+from agent.desired.schema import Application, Backend, DesiredState, Frontend, HealthType, Name, Server
+from agent.desired.state import Key
 from agent.errors import Finding
 from agent.haproxy.commands import Command, Verb, of_server
 from agent.haproxy.config import Config, ServerLine
@@ -177,7 +177,7 @@ def _enabled(frontend: FrontendStats) -> Command:
 def static_part(state: DesiredState) -> DesiredState:
     """What only a new process can change: not the document's label and number, what the probe speaks, the servers."""
     backends = tuple(evolve(backend, servers=(), application=Application.RAW) for backend in state.backends)
-    return evolve(state, name="", serial=None, backends=backends)
+    return evolve(state, name=Name(""), serial=None, backends=backends)
 
 
 # --- servers: a function for each thing of a server that can differ
@@ -424,7 +424,7 @@ def changes(before: DesiredState | None, after: DesiredState) -> list[str]:
     if before is None:
         return ["what is live cannot be read by this version of the agent"]
     sentences = []
-    if (before.maxconn, before.timeouts) != (after.maxconn, after.timeouts):
+    if before.defaults != after.defaults:
         sentences.append("defaults changed")
     sentences += _named("frontend", _by_name(before.frontends), _by_name(after.frontends))
     old, new = _by_name(before.backends), _by_name(after.backends)

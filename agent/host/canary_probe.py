@@ -7,7 +7,8 @@ import errno
 import time
 from collections.abc import Sequence
 
-from agent.desired.schema import Endpoint, ProxyProtocol
+from agent.desired.addresses import Endpoint
+from agent.desired.schema import ProxyProtocol
 from agent.proxy_protocol.canary import CanaryProbe, CanaryResult, announces, judge
 from agent.proxy_protocol.header import header
 

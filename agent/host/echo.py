@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 
-from agent.desired.schema import Endpoint
+from agent.desired.addresses import Endpoint
 from agent.errors import UsageError
 from agent.proxy_protocol.header import LONGEST, ReportBuilder, parse
 

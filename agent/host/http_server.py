@@ -22,7 +22,7 @@ from pathlib import Path
 
 from attrs import frozen
 
-from agent.desired.schema import Endpoint
+from agent.desired.addresses import Endpoint
 from agent.errors import UsageError
 from agent.host.files import read_regular
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from attrs import frozen
 
-from agent.desired.schema import Endpoint
+from agent.desired.addresses import Endpoint
 
 
 @frozen(kw_only=True)

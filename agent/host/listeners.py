@@ -14,7 +14,7 @@ import sys
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from agent.desired.schema import Endpoint
+from agent.desired.addresses import Endpoint
 from agent.host import sockstat
 from agent.host.listener import Listener
 from agent.reconcile.preflight import BindFailure

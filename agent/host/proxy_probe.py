@@ -10,7 +10,8 @@ from collections.abc import Iterable
 
 from attrs import evolve
 
-from agent.desired.schema import Application, Endpoint, ProxyProtocol
+from agent.desired.addresses import Endpoint
+from agent.desired.schema import Application, ProxyProtocol
 from agent.desired.state import Key
 from agent.proxy_protocol.certificate import common_name
 from agent.proxy_protocol.greetings import CHOKED, Heard, Question, Result, Seen, compared, judge, shown

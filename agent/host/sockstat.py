@@ -13,7 +13,7 @@ import re
 import subprocess
 from collections.abc import Iterable
 
-from agent.desired.schema import Endpoint
+from agent.desired.addresses import Endpoint
 from agent.host.listener import Listener
 
 _COMMAND = "/usr/bin/sockstat"

@@ -10,7 +10,7 @@ import struct
 import time
 from collections.abc import Iterable, Mapping
 
-from agent.desired.schema import Endpoint
+from agent.desired.addresses import Endpoint
 from agent.desired.state import Key
 
 _AT_ONCE = 200  # a fresh process may open 1,024 files on many systems

@@ -11,8 +11,8 @@ from collections.abc import Collection, Iterable
 
 from attrs import evolve, frozen
 
-from agent.desired.schema import Endpoint
-from agent.desired.state import DesiredState
+from agent.desired.addresses import Endpoint
+from agent.desired.schema import DesiredState
 from agent.errors import Finding
 from agent.proxy_protocol.greetings import shown
 
@@ -68,7 +68,7 @@ def canary_probes(
         )
         for one in state.frontends
         if one.name in frontends
-        for bind in one.binds
+        for bind in one.bind
         if family in (None, bind.family) and str(bind) not in without
     )
 

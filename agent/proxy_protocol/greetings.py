@@ -12,8 +12,9 @@ from collections.abc import Collection
 
 from attrs import evolve, frozen
 
-from agent.desired.schema import Application, Endpoint, ProxyProtocol
-from agent.desired.state import Backend, DesiredState, Key, Server
+from agent.desired.addresses import Endpoint
+from agent.desired.schema import Application, Backend, DesiredState, ProxyProtocol, Server
+from agent.desired.state import Key
 
 
 class Result(enum.StrEnum):
@@ -109,7 +110,7 @@ def questions(
     binds: dict[str, list[Endpoint]] = {}
     for frontend in state.frontends:
         for name in frontend.backends:
-            binds.setdefault(name, []).extend(frontend.binds)
+            binds.setdefault(name, []).extend(frontend.bind)
 
     def question(pool: Backend, server: Server) -> Question:
         named = client if client is not None and client.family == server.address.family else None

@@ -7,7 +7,8 @@ import struct
 
 from attrs import frozen
 
-from agent.desired.schema import Endpoint, ProxyProtocol
+from agent.desired.addresses import Endpoint
+from agent.desired.schema import ProxyProtocol
 
 SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
 """How a v2 header begins. It holds `QUIT` on a line of its own: a plain SMTP server answers and hangs up."""

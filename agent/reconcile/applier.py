@@ -11,8 +11,9 @@ from collections.abc import Collection, Mapping
 
 from attrs import frozen
 
-from agent.desired.schema import Endpoint, HealthType
-from agent.desired.state import DesiredState, Key, digest_of
+from agent.desired.addresses import Endpoint
+from agent.desired.schema import DesiredState, HealthType
+from agent.desired.state import Key, digest_of
 from agent.errors import (
     CommandError,
     Finding,

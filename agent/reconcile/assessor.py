@@ -9,8 +9,9 @@ from pathlib import Path
 
 from attrs import frozen
 
-from agent.desired.schema import Endpoint
-from agent.desired.state import DesiredState, Key, Limits, Parsed, parse
+from agent.desired.addresses import Endpoint
+from agent.desired.schema import DesiredState
+from agent.desired.state import Key, Limits, Parsed, parse
 from agent.errors import Finding, InvalidError, NoAnswerError, RefusedError, UsageError
 from agent.haproxy.config import Config, Process, Template, digest_of_template, render
 from agent.haproxy.observed import Observation
@@ -307,9 +308,7 @@ def _held(live: LiveGeneration | None, observed: Observation | None) -> Callable
     if observed.process.generation not in (live.number, live.loaded):
         return lambda _: False  # unknown: the prober tells our own sockets from foreign ones
     closed = {frontend.name for frontend in observed.frontends if not frontend.open}  # at the socket: it let go of them
-    bound = (
-        endpoint for frontend in live.state.frontends if frontend.name not in closed for endpoint in frontend.binds
-    )
+    bound = (endpoint for frontend in live.state.frontends if frontend.name not in closed for endpoint in frontend.bind)
     return frozenset(bound).__contains__
 
 

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from attrs import frozen
 
-from agent.desired.schema import Endpoint
+from agent.desired.addresses import Endpoint
 from agent.desired.state import Key
 from agent.haproxy.commands import Command
 from agent.haproxy.observed import Observation, Running

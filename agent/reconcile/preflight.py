@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable, Mapping
 
 from attrs import evolve, field, frozen
 
-from agent.desired.schema import WILDCARDS, Endpoint, HealthType
-from agent.desired.state import Backend, DesiredState, Key, Server
+from agent.desired.addresses import WILDCARDS, Endpoint
+from agent.desired.schema import Backend, DesiredState, HealthType, Server
+from agent.desired.state import Key
 from agent.errors import Finding
 from agent.haproxy.observed import Observation, ServerStats
 from agent.haproxy.quarantine import Quarantined
@@ -75,7 +76,7 @@ def checks(
     `dirty`: servers that an interrupted step has changed, so that nothing is known of them. `unreachable`: servers
     without a check that have never answered.
     """
-    binds = tuple(endpoint for frontend in target.frontends for endpoint in frontend.binds if not held(endpoint))
+    binds = tuple(endpoint for frontend in target.frontends for endpoint in frontend.bind if not held(endpoint))
     servers = {(backend.name, server.name) for backend in target.backends for server in backend.servers}
     unproven = _unproven(live, target) | (dirty & servers)
     stats = {server.key: server for server in observed.servers} if observed is not None else None
@@ -177,7 +178,7 @@ def quarantine(state: DesiredState, failures: Mapping[Endpoint, BindFailure]) ->
             holder=failure.holder,
         )
         for frontend in state.frontends
-        for endpoint in frontend.binds
+        for endpoint in frontend.bind
         if (failure := failures.get(endpoint)) is not None
     )
 
@@ -188,10 +189,10 @@ def without(state: DesiredState, quarantined: Iterable[Quarantined]) -> DesiredS
     if not gone:
         return state
     kept = (
-        evolve(frontend, binds=tuple(end for end in frontend.binds if (frontend.name, str(end)) not in gone))
+        evolve(frontend, bind=tuple(end for end in frontend.bind if (frontend.name, str(end)) not in gone))
         for frontend in state.frontends
     )
-    return evolve(state, frontends=tuple(frontend for frontend in kept if frontend.binds))
+    return evolve(state, frontends=tuple(frontend for frontend in kept if frontend.bind))
 
 
 def findings(quarantined: Iterable[Quarantined]) -> tuple[Finding, ...]:
@@ -241,11 +242,11 @@ def serving_backends(
     names = {frontend.name for frontend in before}
     hosts: dict[tuple[int, int], set[str]] = {}  # by family and port
     for frontend in before:
-        for endpoint in frontend.binds:
+        for endpoint in frontend.bind:
             hosts.setdefault((endpoint.family, endpoint.port), set()).add(endpoint.host)
     serving = []
     for frontend in target.frontends:
-        if frontend.name not in names and not any(_overlaps(endpoint, hosts) for endpoint in frontend.binds):
+        if frontend.name not in names and not any(_overlaps(endpoint, hosts) for endpoint in frontend.bind):
             continue
         kept = [name for name in frontend.backends if name in up]
         serving += [ServingBackend(frontend=frontend.name, backends=(name,)) for name in kept]

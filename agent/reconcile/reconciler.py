@@ -17,7 +17,8 @@ from collections.abc import Callable
 
 from attrs import evolve, field, frozen
 
-from agent.desired.state import DesiredState, Key, Parsed, digest_of
+from agent.desired.schema import DesiredState
+from agent.desired.state import Key, Parsed, digest_of
 from agent.errors import (
     AgentError,
     CommandError,
@@ -280,7 +281,7 @@ class Reconciler:
         state = assessment.target.state
         self._applier.delete_drained(report, step.pending_deletes)
         report.findings += step.operator_overrides
-        binds = [endpoint for frontend in state.frontends for endpoint in frontend.binds]
+        binds = [endpoint for frontend in state.frontends for endpoint in frontend.bind]
         report.findings += preflight.shared(self.environment.prober.shared(binds))
         if assessment.observed is not None:
             again = self.assessor.probe_again(assessment.target, assessment.observed, assessment.handshakes)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from attrs import evolve
 
 from agent import __version__
-from agent.desired.schema import endpoint
+from agent.desired.addresses import endpoint
 from agent.desired.state import digest_of
 from agent.errors import NoAnswerError, Outcome, StoreError, UsageError
 from agent.haproxy.observed import Observation

@@ -20,8 +20,9 @@ from pathlib import Path
 from attrs import frozen
 
 from agent import __version__
-from agent.desired.schema import Endpoint, endpoint
-from agent.desired.state import DesiredState, Limits, parse
+from agent.desired.addresses import Endpoint, endpoint
+from agent.desired.schema import DesiredState
+from agent.desired.state import Limits, parse
 from agent.errors import AgentError, InvalidError, UsageError
 from agent.host import listeners
 from agent.host.desired_file import read
@@ -90,7 +91,7 @@ class Scene:
     @property
     def binds(self) -> list[tuple[str, Endpoint]]:
         """Every address that should be served, with its frontend."""
-        return [(one.name, bind) for one in self.state.frontends for bind in one.binds] if self.state else []
+        return [(one.name, bind) for one in self.state.frontends for bind in one.bind] if self.state else []
 
 
 _START = {

@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 
 from attrs import frozen
 
-from agent.desired.schema import Endpoint
-from agent.desired.state import Backend, DesiredState, Frontend, Server
+from agent.desired.addresses import Endpoint
+from agent.desired.schema import Backend, DesiredState, Frontend, Server
 from agent.errors import Finding, dotted
 from agent.haproxy.observed import FrontendStats, Observation, ServerStats
 from agent.haproxy.quarantine import Quarantined
@@ -178,7 +178,7 @@ def _frontend(
 ) -> FrontendStatus:
     stats = index.frontends.get(frontend.name)
     counts = [index.count(backends[name]) for name in frontend.backends]
-    gone = [endpoint for endpoint in frontend.binds if (frontend.name, str(endpoint)) in quarantined]
+    gone = [endpoint for endpoint in frontend.bind if (frontend.name, str(endpoint)) in quarantined]
     # Clients that send no name, or match no route.
     otherwise = RouteStatus(sni=(), backend=frontend.backend)
     canaries = [arrival for arrival in canary_results if arrival.frontend == frontend.name] if canary_results else ()
@@ -187,7 +187,7 @@ def _frontend(
         state=frontend_state(frontend, gone, counts, is_open=stats is not None and stats.open),
         binds=tuple(
             _bind(address, quarantined.get((frontend.name, address)), stats, index)
-            for address in map(str, frontend.binds)
+            for address in map(str, frontend.bind)
         ),
         backends=frontend.backends,
         routes=(*(RouteStatus(sni=route.sni, backend=route.backend) for route in frontend.routes), otherwise),
@@ -229,7 +229,7 @@ def frontend_state(
     frontend: Frontend, gone: Collection[Endpoint], counts: Sequence[tuple[int, int]], *, is_open: bool
 ) -> str:
     """`up`, `degraded`, `down` or `quarantined`. `gone`: its addresses that are; `counts`: see Index.count."""
-    if len(gone) == len(frontend.binds):
+    if len(gone) == len(frontend.bind):
         return "quarantined"
     if not is_open or not any(up for up, _ in counts):
         return "down"

@@ -18,7 +18,7 @@ from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from agent.desired.state import DesiredState
+from agent.desired.schema import DesiredState
 from agent.errors import Outcome
 from agent.haproxy.observed import FrontendStats, Observation
 from agent.haproxy.quarantine import Quarantined
@@ -315,11 +315,11 @@ def _frontends(facts: Facts, state: DesiredState, seen: Observation | None, tota
     for one in state.frontends:
         found = index.frontends.get(one.name)
         numbers = [index.count(pools[name]) for name in one.backends]
-        gone = [bind for bind in one.binds if (one.name, str(bind)) in aside]
+        gone = [bind for bind in one.bind if (one.name, str(bind)) in aside]
         word = frontend_state(one, gone, numbers, is_open=found is not None and found.open)
         key = (one.name,)
         up.add_metric(key, float(word in ("up", "degraded")))
-        for bind in one.binds:
+        for bind in one.bind:
             there = found is not None and found.open and bind not in gone
             listening.add_metric((one.name, str(bind)), float(there))
         sessions.add_metric(key, float(found.sessions if found is not None else 0))

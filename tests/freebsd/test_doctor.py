@@ -15,7 +15,8 @@ from kit.servers import echo, free_port
 from kit.sockstat import RELEASES, Row
 
 from agent import settings
-from agent.desired.state import DesiredState, parse
+from agent.desired.schema import DesiredState
+from agent.desired.state import parse
 from agent.host import listeners, sockstat
 from agent.host.haproxy_process import HAProxy
 from agent.tools import basetools, checks, doctor

@@ -71,13 +71,13 @@ def test_the_example_has_every_part_of_the_worked_deployment():
     state = parse(EXAMPLE.read_bytes(), file="example").state
     frontends = {one.name: one for one in state.frontends}
     mail = [frontends[name] for name in ("smtp", "smtps", "submission", "imaps")]
-    assert [{endpoint.port for endpoint in one.binds} for one in mail] == [{25}, {465}, {587}, {993}]
-    assert all({endpoint.family for endpoint in one.binds} == {4, 6} for one in mail)
+    assert [{endpoint.port for endpoint in one.bind} for one in mail] == [{25}, {465}, {587}, {993}]
+    assert all({endpoint.family for endpoint in one.bind} == {4, 6} for one in mail)
     backends = {one.name: one for one in state.backends}
     assert [backends[one.name].servers[0].address.port for one in mail] == [30125, 30126, 30127, 30128]
     assert all(len(backends[one.name].servers) == 4 for one in mail)
     assert {backends[one.name].health.port for one in mail} == {30145, 30146, 30147}
-    assert len(frontends["https"].binds) == 2
+    assert len(frontends["https"].bind) == 2
     assert frontends["https"].routes[-1].sni == ("*",)
     assert backends["traefik"].health.type == "none"
     assert (backends["kubernetes"].health.path, backends["kubernetes"].health.tls) == ("/readyz", True)

@@ -150,7 +150,7 @@ def test_the_schema_is_documented_key_by_key():
     from agent.desired import schema
 
     text = (ROOT / "docs/desired-state.md").read_text()
-    for kind in (schema.Written, schema.Frontend, schema.Backend, schema.Server, schema.Health, schema.RateLimit):
+    for kind in (schema.DesiredState, schema.Frontend, schema.Backend, schema.Server, schema.Health, schema.RateLimit):
         for key in attrs.fields(kind):
             assert f"`{key.name}`" in text, f"{kind.__name__}.{key.name}"
 

@@ -15,7 +15,8 @@ import pytest
 from kit.edge import Edge, Load, connect, first_line, until
 from kit.servers import echo, free_port
 
-from agent.desired.schema import Endpoint, ProxyProtocol
+from agent.desired.addresses import Endpoint
+from agent.desired.schema import ProxyProtocol
 from agent.host.stats_socket import StatsSocket
 from agent.proxy_protocol.header import header
 

@@ -18,7 +18,8 @@ from kit.edge import Edge, connect, until
 from kit.onefile import AGENT
 from kit.servers import free_port
 
-from agent.desired.schema import ProxyProtocol, endpoint
+from agent.desired.addresses import endpoint
+from agent.desired.schema import ProxyProtocol
 from agent.proxy_protocol.header import header
 
 

@@ -18,7 +18,8 @@ import pytest
 from kit.edge import Edge
 from kit.servers import echo, free_port, parse_header
 
-from agent.desired.schema import Application, Endpoint, ProxyProtocol
+from agent.desired.addresses import Endpoint
+from agent.desired.schema import Application, ProxyProtocol
 from agent.host.proxy_probe import ask
 from agent.proxy_protocol.certificate import common_name
 from agent.proxy_protocol.greetings import Question, Result
@@ -265,7 +266,7 @@ def test_a_limit_of_files_makes_nobody_unreachable():
         "resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))\n"
         "from agent.host.proxy_probe import ask\n"
         "from agent.proxy_protocol.greetings import Question\n"
-        "from agent.desired.schema import Application, Endpoint, ProxyProtocol\n"
+        "from agent.desired.addresses import Endpoint\nfrom agent.desired.schema import Application, ProxyProtocol\n"
         "where = Endpoint(4, '127.0.0.1', int(sys.argv[1]))\n"
         "asked = [Question(key=('b', str(n)), address=where, application=Application.SMTP, version=ProxyProtocol.V2)"
         " for n in range(150)]\n"

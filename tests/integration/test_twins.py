@@ -18,7 +18,8 @@ from kit.edge import until
 from kit.left_out import leave_out
 from kit.servers import free_port
 
-from agent.desired.schema import Application, Endpoint, ProxyProtocol
+from agent.desired.addresses import Endpoint
+from agent.desired.schema import Application, ProxyProtocol
 from agent.host.proxy_probe import ask
 from agent.proxy_protocol.greetings import Question, Result, Seen
 

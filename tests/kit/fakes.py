@@ -13,7 +13,8 @@ from typing import Any
 
 from attrs import define, evolve, field
 
-from agent.desired.schema import Endpoint, ProxyProtocol
+from agent.desired.addresses import Endpoint
+from agent.desired.schema import ProxyProtocol
 from agent.desired.state import Key
 from agent.errors import CommandError, NoAnswerError
 from agent.haproxy.commands import Command, Verb

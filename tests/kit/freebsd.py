@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
-from agent.desired.schema import Endpoint
+from agent.desired.addresses import Endpoint
 from agent.host.listener import Listener
 from agent.reconcile.preflight import BindFailure
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.desired.schema import Endpoint
+from agent.desired.addresses import Endpoint
 from agent.host import http_server
 from agent.host.http_server import Answer, Listen, serving
 

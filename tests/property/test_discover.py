@@ -7,7 +7,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.desired.state import DesiredState, parse
+from agent.desired.schema import DesiredState
+from agent.desired.state import parse
 from agent.discover import merge, objects, selector
 from agent.discover.state import Snapshot, Terms, document, wanted
 from agent.discover.telling import told

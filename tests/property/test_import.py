@@ -11,7 +11,8 @@ from hypothesis import assume, given, reject
 from hypothesis import strategies as st
 from kit.strategies import states
 
-from agent.desired.state import DesiredState, parse
+from agent.desired.schema import DesiredState
+from agent.desired.state import parse
 from agent.errors import InvalidError
 from agent.haproxy.config import CONFIG_TEMPLATE, Process, render
 from agent.host import templates

@@ -9,8 +9,18 @@ from typing import Any
 import pytest
 from kit.states import FIVE_MISTAKES, state
 
-from agent.desired.schema import Application, Balance, Endpoint, HealthType, OnDown, ProxyProtocol, RateLimit, Timeouts
-from agent.desired.state import DesiredState, Limits, Parsed, parse
+from agent.desired.addresses import Endpoint
+from agent.desired.schema import (
+    Application,
+    Balance,
+    DesiredState,
+    HealthType,
+    OnDown,
+    ProxyProtocol,
+    RateLimit,
+    Timeouts,
+)
+from agent.desired.state import Limits, Parsed, parse
 from agent.errors import InvalidError
 
 UNBOUNDED = Limits()
@@ -85,10 +95,10 @@ def test_every_key_of_the_schema_comes_through():
             servers: {a: {address: "192.0.2.10:1"}}
         """
     ).state
-    assert (found.name, found.serial, found.maxconn) == ("home-edge", 42, 100)
-    assert found.timeouts == Timeouts(connect=1_000, client=120_000, server=10_800_000)
+    assert (found.name, found.serial, found.defaults.maxconn) == ("home-edge", 42, 100)
+    assert found.defaults.timeouts == Timeouts(connect=1_000, client=120_000, server=10_800_000)
     (smtp,) = found.frontends
-    assert smtp.binds == (Endpoint(4, "192.0.2.1", 25), Endpoint(6, "2001:db8:1::2", 25))
+    assert smtp.bind == (Endpoint(4, "192.0.2.1", 25), Endpoint(6, "2001:db8:1::2", 25))
     limit = RateLimit(connections=30, period=10_000, concurrent=20, exempt=("203.0.113.9",))
     assert (smtp.maxconn, smtp.timeouts.client, smtp.rate_limit) == (50, 300_000, limit)
     assert smtp.accept_proxy == ("192.0.2.8", "2001:db8:8::/48")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.desired.schema import Endpoint
+from agent.desired.addresses import Endpoint
 from agent.errors import NoAnswerError
 from agent.host import listeners, processes, subprocesses, tcp_probe
 from agent.host.stats_socket import StatsSocket

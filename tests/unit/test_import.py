@@ -49,7 +49,7 @@ def test_the_worked_deployment_out_of_a_config_xml():
     assert set(frontends) == {*mail, "https", "kubernetes"}
     assert set(backends) == {*mail, "webgui", "traefik", "kubernetes"}
     for name, (port, to, check) in mail.items():
-        assert [str(one) for one in frontends[name].binds] == [f"10.0.20.1:{port}", f"[2001:db8:1::2]:{port}"]
+        assert [str(one) for one in frontends[name].bind] == [f"10.0.20.1:{port}", f"[2001:db8:1::2]:{port}"]
         pool = backends[name]
         assert {str(one.address) for one in pool.servers} == {f"10.0.20.10{n}:{to}" for n in (1, 2, 3, 4)}
         assert (pool.health.port, pool.health.interval, pool.proxy_protocol) == (check, 5_000, "v2")

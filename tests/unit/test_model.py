@@ -9,7 +9,8 @@ import pytest
 from kit.fakes import servers_of
 from kit.states import state
 
-from agent.desired.state import DesiredState, parse
+from agent.desired.schema import DesiredState
+from agent.desired.state import parse
 from agent.desired.structure import duration, milliseconds
 from agent.errors import InvalidError, RefusedError
 from agent.haproxy import server_state
@@ -104,7 +105,7 @@ def test_changes_are_told_a_sentence_each_in_the_order_of_the_file():
     assert changes(of(before), of(after)) == [
         "defaults changed",
         "frontend gone removed",
-        "frontend kept changed: binds, maxconn",
+        "frontend kept changed: bind, maxconn",
         "frontend new added",
         "backend gone removed",
         "server kept/a removed",

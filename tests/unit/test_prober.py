@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from kit.freebsd import bind_rule
 
-from agent.desired.schema import Endpoint, endpoint
+from agent.desired.addresses import Endpoint, endpoint
 from agent.host import listeners, probes
 from agent.host.listener import Listener
 from agent.host.probes import HostProber

@@ -9,7 +9,8 @@ from kit.strategies import v4, v6
 from proxyprotocol.v1 import ProxyProtocolV1
 from proxyprotocol.v2 import ProxyProtocolV2
 
-from agent.desired.schema import Endpoint, ProxyProtocol
+from agent.desired.addresses import Endpoint
+from agent.desired.schema import ProxyProtocol
 from agent.proxy_protocol.header import LONGEST, SIGNATURE, header, parse
 
 PORTS = st.integers(1, 65_535)

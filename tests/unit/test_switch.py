@@ -9,8 +9,9 @@ import pytest
 from attrs import evolve
 from kit.states import state
 
-from agent.desired.schema import Endpoint
-from agent.desired.state import DesiredState, parse
+from agent.desired.addresses import Endpoint
+from agent.desired.schema import DesiredState
+from agent.desired.state import parse
 from agent.haproxy import server_state
 from agent.haproxy.observed import FrontendStats, Observation, Running, ServerStats
 from agent.haproxy.trial_config import trial_config
@@ -116,7 +117,7 @@ def test_what_cannot_be_bound_is_left_out_and_a_frontend_without_an_address_is_l
         ("b", "192.0.2.1:1001", "in_use"),
     ]
     left = preflight.without(whole, found)
-    assert [(one.name, [str(bind) for bind in one.binds]) for one in left.frontends] == [("a", ["[2001:db8::1]:25"])]
+    assert [(one.name, [str(bind) for bind in one.bind]) for one in left.frontends] == [("a", ["[2001:db8::1]:25"])]
     assert left.backends == whole.backends
     assert preflight.without(whole, ()) is whole
 
