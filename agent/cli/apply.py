@@ -55,6 +55,21 @@ def check(settings_file: Path | None, file: Path | None) -> None:
     )
 
 
+@click.command(epilog="Example: agent schema > desired-state.schema.json", short_help="Print the JSON Schema.")
+def schema() -> None:
+    """JSON Schema (draft 2020-12) of the desired state, for editors and checks without an agent.
+
+    An editor with the YAML language server reads it where the first line of a file is
+
+        # yaml-language-server: $schema=desired-state.schema.json
+
+    `agent check` refuses more: what takes the whole document, such as a backend that must exist.
+    """
+    from agent.desired import json_schema
+
+    show(json.dumps(json_schema.document(), indent=2) + "\n", ExitCode.LIVE)
+
+
 @click.command(epilog="Example: agent plan new.yaml", short_help="Show what would change, and why.")
 @DESIRED
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")

@@ -78,7 +78,7 @@ def main(ctx: click.Context, settings_file: Path | None) -> None:
 
 
 for _command in (
-    status.run, apply.check, apply.plan, apply.apply, remote.sync, remote.discover, remote.gate,
+    status.run, apply.check, apply.schema, apply.plan, apply.apply, remote.sync, remote.discover, remote.gate,
     status.status, status.history, apply.rollback, proxy.probe, proxy.echo, *tools.COMMANDS,
 ):  # fmt: skip  # in the order in which the help shows them
     main.add_command(_command)
