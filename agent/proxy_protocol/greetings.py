@@ -21,12 +21,19 @@ class Result(enum.StrEnum):
     """What a server was found to be."""
 
     SPEAKS_PROXY = "speaks_proxy"
+    """it takes the PROXY header that it is sent"""
     PLAIN = "plain"
+    """it answers without a header"""
     SILENT = "silent"
+    """it accepts the connection and says nothing"""
     REFUSED = "refused"
+    """it refuses the connection"""
     UNREACHABLE = "unreachable"
+    """there is no way to it, or no answer in time"""
     WRONG_PROTOCOL = "wrong_protocol"
+    """it answers, but not in the protocol of `application`"""
     UNKNOWN = "unknown"
+    """the answer proves neither"""
 
 
 @frozen(kw_only=True)

@@ -19,10 +19,15 @@ class Kind(enum.StrEnum):
     """What happened."""
 
     HAPROXY_RESTARTED = "haproxy_restarted"
+    """HAProxy was not running, and was started again"""
     FRONTEND_DOWN = "frontend_down"
+    """a frontend has lost all its servers, or its addresses"""
     FRONTEND_UP = "frontend_up"
+    """it serves again"""
     ROLLED_BACK = "rolled_back"
+    """a document was tried and rolled back"""
     DRIFT_CORRECTED = "drift_corrected"
+    """something was changed by hand, and was corrected"""
 
 
 @frozen(kw_only=True)

@@ -16,12 +16,19 @@ class Relation(enum.StrEnum):
     """Why the desired state is not what is live."""
 
     MISSING = "missing"
+    """the file is missing"""
     INVALID = "invalid"
+    """`agent check` names every mistake"""
     REFUSED = "refused"
+    """refused before anything was touched"""
     HELD = "held"
+    """not applied again until it changes, or `agent apply --retry`"""
     ROLLED_BACK = "rolled_back"
+    """tried and rolled back"""
     PENDING = "pending"
+    """not read yet: it is still being written"""
     OTHER = "other"
+    """not applied for another reason"""
 
 
 HINT = "change it, or `agent apply --retry`"

@@ -130,18 +130,18 @@ class Metrics:
         # A time beside each count, in a format that few read.
         disable_created_metrics()  # type: ignore[no-untyped-call]  # has no types
         self.totals = Totals()
-        self._registry = CollectorRegistry(auto_describe=False)
+        self.registry = CollectorRegistry(auto_describe=False)
         self._applies = Counter(
-            f"{PREFIX}applies", "Converges that did something, by outcome", ["outcome"],
-            registry=self._registry,
+            f"{PREFIX}applies", "Reconciles that changed something or were asked for, by outcome", ["outcome"],
+            registry=self.registry,
         )  # fmt: skip
         for outcome in Outcome:
             self._applies.labels(outcome.value)
         self._durations = Histogram(
-            f"{PREFIX}apply_duration_seconds", "How long each stage of a change took", ["stage"], buckets=BUCKETS,
-            registry=self._registry,
+            f"{PREFIX}apply_duration_seconds", "Duration of each stage of a change", ["stage"], buckets=BUCKETS,
+            registry=self.registry,
         )  # fmt: skip
-        self._registry.register(_Now(facts, look, self.totals))
+        self.registry.register(_Now(facts, look, self.totals))
 
     def note(self, report: Report) -> None:
         """A reconcile that counts: it changed something, or was asked for."""
@@ -154,8 +154,8 @@ class Metrics:
     def text(self, *, open_metrics: bool) -> tuple[str, bytes]:
         """Content type and body."""
         if open_metrics:
-            return openmetrics.CONTENT_TYPE_LATEST, bytes(openmetrics.generate_latest(_Unique(self._registry)))  # type: ignore[no-untyped-call]
-        return CONTENT_TYPE_LATEST, written(self._registry.collect())
+            return openmetrics.CONTENT_TYPE_LATEST, bytes(openmetrics.generate_latest(_Unique(self.registry)))  # type: ignore[no-untyped-call]
+        return CONTENT_TYPE_LATEST, written(self.registry.collect())
 
 
 def written(metrics: Iterable[Metric]) -> bytes:
@@ -256,37 +256,47 @@ def _agent(facts: Facts) -> Iterator[Metric]:
     kinds = ("file", "frontend", "process", "server")
     drift = {kind: counters.get(f"drift_corrections.{kind}", 0) for kind in kinds}
     yield _counted("reloads", "Hot reloads of HAProxy", [], [((), counters.get("reloads", 0))])
-    yield _counted("runtime_updates", "Changes at the running HAProxy", [], [((), counters.get("runtime_updates", 0))])
-    yield _counted("rollbacks", "Changes that hurt and were put back", [], [((), counters.get("rollbacks", 0))])
     yield _counted(
-        "drift_corrections", "Differences that were put right", ["kind"],
+        "runtime_updates",
+        "Changes applied at runtime, without a reload",
+        [],
+        [((), counters.get("runtime_updates", 0))],
+    )
+    yield _counted(
+        "rollbacks",
+        "Changes that made a frontend unhealthy and were rolled back",
+        [],
+        [((), counters.get("rollbacks", 0))],
+    )
+    yield _counted(
+        "drift_corrections", "Differences from the live state that were corrected", ["kind"],
         (((kind,), count) for kind, count in drift.items()),
     )  # fmt: skip
     yield _gauge("in_sync", "Whether the desired state is what is live", facts.in_sync)
-    yield _gauge("held", "Whether a document is held back because it hurt", facts.hold is not None)
+    yield _gauge("held", "Whether a document is held: it is not applied again until it changes", facts.hold is not None)
     live = facts.live
     if live is not None:
-        yield _gauge("live_generation", "The generation that is live", live.number)
-        yield _gauge("live_timestamp_seconds", "Since when it is live", live.at)
+        yield _gauge("live_generation", "Number of the live generation", live.number)
+        yield _gauge("live_timestamp_seconds", "When the live generation was committed", live.at)
     if facts.read is not None:
-        yield _gauge("desired_read_timestamp_seconds", "When the desired state was looked at last", facts.read)
-    info = InfoMetricFamily(f"{PREFIX}live", "The document that is live")
+        yield _gauge("desired_read_timestamp_seconds", "When the desired state was read last", facts.read)
+    info = InfoMetricFamily(f"{PREFIX}live", "The live document")
     serial = "" if live is None or live.serial is None else str(live.serial)
     about = {"digest": live.digest if live else "", "serial": serial, "name": live.name if live else ""}
     info.add_metric([], about)
     yield info
-    build = InfoMetricFamily(f"{PREFIX}build", "Which agent, and which HAProxy")
+    build = InfoMetricFamily(f"{PREFIX}build", "Version of the agent and of HAProxy")
     build.add_metric([], {"version": facts.version, "haproxy": facts.haproxy})
     yield build
     if (usage := facts.usage) is not None:
         yield _labelled(
-            "haproxy_processes", "HAProxy processes, serving and draining", ["role"],
+            "haproxy_processes", "HAProxy processes by role: serving or draining", ["role"],
             (((role,), count) for role, count in usage.processes.items()),
         )  # fmt: skip
         if usage.memory is not None:
-            yield _gauge("haproxy_resident_memory_bytes", "Resident memory of all of them", usage.memory)
+            yield _gauge("haproxy_resident_memory_bytes", "Resident memory of all HAProxy processes", usage.memory)
         if usage.files is not None:
-            yield _gauge("haproxy_open_fds", "Open files of all of them", usage.files)
+            yield _gauge("haproxy_open_fds", "Open files of all HAProxy processes", usage.files)
         for name, value in usage.agent.items():
             kind = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
             told = kind(f"process_{name.removesuffix('_total')}", "Of the agent's own process")
@@ -300,15 +310,15 @@ def _frontends(facts: Facts, state: DesiredState, seen: Observation | None, tota
     quarantined_binds = facts.live.quarantined if facts.live else ()
     aside = {(one.frontend, one.address) for one in quarantined_binds}
     label = ["frontend"]
-    up = _labelled("frontend_up", "Whether a frontend serves: open, and a server takes clients", label, ())
-    listening = _labelled("frontend_listening", "Whether an address takes connections", ["frontend", "bind"], ())
-    sessions = _labelled("frontend_sessions", "Sessions now", label, ())
-    servers_up = _labelled("frontend_servers_up", "Servers that get its clients", label, ())
-    servers = _labelled("frontend_servers", "Servers that should", label, ())
-    preserved = _labelled("frontend_client_ip_preserved", "Whether the canary was seen with its own address", label, ())
+    up = _labelled("frontend_up", "Whether a frontend serves: it listens, and a server receives its clients", label, ())
+    listening = _labelled("frontend_listening", "Whether an address accepts connections", ["frontend", "bind"], ())
+    sessions = _labelled("frontend_sessions", "Current sessions", label, ())
+    servers_up = _labelled("frontend_servers_up", "Servers that receive the frontend's clients", label, ())
+    servers = _labelled("frontend_servers", "Servers that should receive the frontend's clients", label, ())
+    preserved = _labelled("frontend_client_ip_preserved", "Whether the canary arrived with its own address", label, ())
     counts = (
-        _counted("frontend_sessions", "Sessions so far", label, ()),
-        _counted("frontend_connections_denied", "Connections turned away by a rule", label, ()),
+        _counted("frontend_sessions", "Sessions since the agent started", label, ()),
+        _counted("frontend_connections_denied", "Connections refused by a rule", label, ()),
         _counted("frontend_bytes_in", "Bytes from clients", label, ()),
         _counted("frontend_bytes_out", "Bytes to clients", label, ()),
     )
@@ -347,12 +357,15 @@ def _backends(facts: Facts, state: DesiredState, seen: Observation | None) -> It
     both = ["backend", "server"]
     states = _labelled("backend_servers", "Servers of a backend by state", ["backend", "state"], ())
     up = _labelled("server_up", "Whether new clients are sent to a server", both, ())
-    sessions = _labelled("server_sessions", "Sessions now", both, ())
-    checks = _labelled("server_check_duration_seconds", "How long its last check took", both, ())
-    handshakes = _labelled(
-        "server_proxy_handshake", "What it was when it was last asked whether it speaks PROXY", [*both, "result"], ()
+    sessions = _labelled("server_sessions", "Current sessions", both, ())
+    checks = _labelled("server_check_duration_seconds", "Duration of the last health check", both, ())
+    handshakes = _labelled("server_proxy_handshake", "Result of the last PROXY probe", [*both, "result"], ())
+    wrong = _labelled(
+        "server_proxy_mismatch",
+        "Whether the server provably does not take the PROXY header that it is sent, or demands one",
+        both,
+        (),
     )
-    wrong = _labelled("server_proxy_mismatch", "Whether it provably does not take what it is sent", both, ())
     for pool in state.backends:
         counts = dict.fromkeys(_BACKEND_STATES, 0)
         kind = (pool.application.value, pool.proxy_protocol.value)

@@ -27,9 +27,13 @@ class AgentStatus:
     """Which agent wrote the status, as which command."""
 
     version: str
+    """of the agent"""
     pid: int
+    """of the process"""
     command: str = ""
+    """the command that wrote the status: `run`, `apply`, ..."""
     started: str = ""
+    """when that process began"""
 
 
 @frozen(kw_only=True)
@@ -37,11 +41,17 @@ class DesiredStatus:
     """The document of the last reconcile. `file_id`: inode and modification time (ns) of that very file."""
 
     digest: str | None
+    """SHA-256 of the document, hex; null: there is no file"""
     serial: int | None
+    """its `serial`"""
     file: str = ""
+    """its path"""
     name: str = ""
+    """its `name`"""
     read: str = ""
+    """when it was read"""
     file_id: tuple[int, ...] | None = None
+    """identity of that very file: inode and modification time (ns)"""
 
 
 @frozen(kw_only=True)
@@ -49,10 +59,15 @@ class LiveStatus:
     """The live generation."""
 
     generation: int
+    """its number"""
     digest: str
+    """SHA-256 of its document, hex"""
     name: str
+    """its `name`"""
     serial: int | None
+    """its `serial`"""
     since: str
+    """when it was committed"""
 
 
 @frozen(kw_only=True)
@@ -60,8 +75,11 @@ class HoldStatus:
     """The document that is not applied again until it changes."""
 
     digest: str
+    """SHA-256 of the document that is held"""
     reason: str
+    """what got worse, or who rolled it back"""
     since: str
+    """when"""
 
 
 @frozen(kw_only=True)
@@ -69,8 +87,11 @@ class NotInSync:
     """Why the desired state is not live. `state`: in one word; `reason`: a sentence, "" where that says all."""
 
     text: str
+    """the whole reason, as part of a sentence"""
     state: str = ""
+    """the reason in one word: missing, invalid, refused, held, rolled_back, pending, other"""
     reason: str = ""
+    """details; empty where `state` says all"""
 
 
 @frozen(kw_only=True)
@@ -78,9 +99,13 @@ class ViolationStatus:
     """A mistake in the document."""
 
     file: str
+    """the document"""
     line: int | None
+    """1-based; null: not known"""
     path: str
+    """where in the document: `frontends.smtp.bind[0]`"""
     message: str
+    """what is wrong"""
 
 
 @frozen(kw_only=True)
@@ -88,9 +113,13 @@ class FindingStatus:
     """What people should know."""
 
     where: str
+    """the path in the document, or what it is about"""
     message: str
+    """what was found"""
     remedy: str
+    """what to do"""
     line: int | None = None
+    """1-based; null: not about a line"""
 
 
 @frozen(kw_only=True)
@@ -98,8 +127,11 @@ class BindStatus:
     """An address of a frontend. `state`: listening, closed or quarantined."""
 
     address: str
+    """address and port"""
     state: str
+    """`listening`, `closed` or `quarantined`"""
     reason: str
+    """why it does not listen"""
 
 
 @frozen(kw_only=True)
@@ -107,7 +139,9 @@ class RouteStatus:
     """Where clients go that send one of these names; none: all others. `backend` None: they are refused."""
 
     sni: tuple[str, ...]
+    """the names; empty: all other connections"""
     backend: str | None
+    """null: such connections are refused"""
 
 
 @frozen(kw_only=True)
@@ -115,11 +149,17 @@ class CanaryStatus:
     """A canary probe: the address that was used, and the one that the echo reported."""
 
     address: str
+    """the address of the frontend that was connected to"""
     used: str
+    """the source address that the probe used"""
     told: str
+    """the client address that the echo reported"""
     preserved: bool | None
+    """whether the two are the same; null: not known"""
     detail: str
+    """what failed"""
     milliseconds: int
+    """duration"""
 
 
 @frozen(kw_only=True)
@@ -127,15 +167,25 @@ class FrontendStatus:
     """`state`: up, degraded, down or quarantined. `client_ip_preserved` None: not known."""
 
     name: str
+    """its name"""
     state: str
+    """`up`, `degraded`, `down` or `quarantined`"""
     binds: tuple[BindStatus, ...]
+    """its addresses"""
     servers_up: int
+    """servers that receive its clients"""
     servers_total: int
+    """servers that should"""
     sessions: int = 0
+    """current sessions"""
     backends: tuple[str, ...] = ()
+    """backends that a connection can get to"""
     routes: tuple[RouteStatus, ...] = ()
+    """its routes"""
     client_ip_preserved: bool | None = None
+    """whether the canary arrived with its own address; null: not known"""
     canary: tuple[CanaryStatus, ...] = ()
+    """the canary probes"""
 
     @property
     def why(self) -> str:
@@ -150,11 +200,17 @@ class HandshakeStatus:
     """What a server was last found to be. `mismatch`: it provably does not take what it is sent."""
 
     result: str
+    """`speaks_proxy`, `plain`, `silent`, `refused`, `unreachable`, `wrong_protocol` or `unknown`"""
     mismatch: bool
+    """the server provably does not take what it is sent"""
     detail: str = ""
+    """what it answered"""
     subject: str = ""
+    """name in its certificate"""
     milliseconds: int = 0
+    """duration"""
     at: str = ""
+    """when it was probed"""
 
 
 @frozen(kw_only=True)
@@ -162,13 +218,21 @@ class ServerStatus:
     """`status`, `check`: HAProxy's own words. `handshake` None: it was not probed as it is now."""
 
     name: str
+    """its name"""
     address: str
+    """address and port"""
     status: str
+    """HAProxy's status: UP, DOWN, MAINT, DRAIN, no check"""
     check: str
+    """result of the last check, in HAProxy's words"""
     sessions: int
+    """current sessions"""
     handshake: HandshakeStatus | None
+    """result of the last PROXY probe; null: not probed with this address and protocol"""
     weight: int = 1
+    """its weight"""
     backup: bool = False
+    """whether it is a backup"""
 
 
 @frozen(kw_only=True)
@@ -176,11 +240,17 @@ class BackendStatus:
     """A backend and its servers."""
 
     name: str
+    """its name"""
     servers: tuple[ServerStatus, ...]
+    """its servers"""
     application: str = ""
+    """its `application`"""
     proxy_protocol: str = ""
+    """its `proxy_protocol`"""
     servers_up: int = 0
+    """servers that receive clients"""
     servers_total: int = 0
+    """servers that should"""
 
 
 @frozen(kw_only=True)
@@ -188,9 +258,13 @@ class HAProxyStatus:
     """The running process. `uptime`: seconds."""
 
     pid: int
+    """of the serving process"""
     version: str
+    """of HAProxy"""
     uptime: int
+    """seconds"""
     generation: int | None = None
+    """the generation that the process runs; null: not ours"""
 
 
 @frozen(kw_only=True)
@@ -198,11 +272,17 @@ class EventStatus:
     """What happened between changes, `count` times."""
 
     event: str
+    """`haproxy_restarted`, `frontend_down`, `frontend_up`, `drift_corrected`, `rolled_back`"""
     message: str
+    """a sentence"""
     count: int
+    """how many times within the minute"""
     at: str
+    """when it happened first"""
     subject: str = ""
+    """what it is about: a frontend, a digest"""
     until: str = ""
+    """when it happened last"""
 
 
 @frozen(kw_only=True)
@@ -210,28 +290,51 @@ class Status:
     """All of status.json. `desired` and `outcome` None: nothing was reconciled yet. `haproxy` None: no answer."""
 
     schema: int
+    """of this file: 1"""
     at: str
+    """when it was written"""
     agent: AgentStatus
+    """who wrote it"""
     desired: DesiredStatus | None
+    """the document of the last reconcile; null: none was read yet"""
     live: LiveStatus | None
+    """the live generation; null: nothing is live"""
     outcome: str | None
+    """of the last reconcile: `unchanged`, `committed`, `degraded`, `invalid`, `refused`, `rolled_back`"""
     exit_code: int | None
+    """the exit code of that outcome"""
     message: str
+    """what went wrong"""
     remedy: str
+    """what to do"""
     held: HoldStatus | None
+    """the document that is held; null: none"""
     findings: tuple[FindingStatus, ...]
+    """warnings"""
     frontends: tuple[FrontendStatus, ...]
+    """every frontend of what is live"""
     backends: tuple[BackendStatus, ...]
+    """every backend of what is live"""
     haproxy: HAProxyStatus | None
+    """the serving process; null: it does not answer"""
     in_sync: bool = True
+    """whether the desired state is what is live"""
     not_in_sync: NotInSync | None = None
+    """why it is not"""
     violations: tuple[ViolationStatus, ...] = ()
+    """the first 100 mistakes in the document"""
     violations_total: int = 0
+    """how many there are"""
     timings: Mapping[str, float] = attrs.field(factory=dict)
+    """seconds of each stage of the last reconcile"""
     plan: str | None = None
+    """`unchanged`, `runtime` or `reload`"""
     reasons: tuple[str, ...] = ()
+    """why"""
     counters: Mapping[str, int] = attrs.field(factory=dict)
+    """since this agent started: reloads, runtime_updates, rollbacks, drift_corrections.KIND"""
     events: tuple[EventStatus, ...] = ()
+    """the newest events, at most 20"""
 
     @property
     def not_up(self) -> tuple[FrontendStatus, ...]:

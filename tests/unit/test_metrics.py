@@ -63,7 +63,7 @@ def comments(text: str) -> list[str]:
 
 def test_all_of_ours_is_what_the_library_writes():
     made = Metrics(lambda: Facts(version="1"), lambda: None)
-    ours, theirs = written(made._registry.collect()).decode(), generate_latest(made._registry).decode()
+    ours, theirs = written(made.registry.collect()).decode(), generate_latest(made.registry).decode()
     assert samples(ours) == samples(theirs)  # but for the order of labels
     assert set(comments(ours)) <= set(comments(theirs))
     assert b"edgeagent_haproxy_up 0.0" in made.text(open_metrics=False)[1]
