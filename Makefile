@@ -82,6 +82,11 @@ test-cluster: system $(VENV)/test
 	sh tests/cluster/build.sh
 	EDGEAGENT_CLUSTER=real $(BIN)/python -m pytest -n 2 tests/cluster
 
+# The documents as a site, strictly: .cache/site/index.html. The reference is written anew out of the code before.
+docs: $(VENV)/test
+	$(BIN)/python docs/generate.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 # The packages, the documents, and that nothing was left behind.
 house: $(VENV)/test
 	$(BIN)/python -m pytest tests/house
@@ -113,4 +118,4 @@ pkg: $(VENV)/made
 clean:
 	rm -rf $(VENV) .cache build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
-.PHONY: all help demo test test-all system lint unit versions integration onefile onefile-later test-cluster house pyz pkg fuzz format bench clean
+.PHONY: all help demo test test-all system lint unit versions integration onefile onefile-later test-cluster docs house pyz pkg fuzz format bench clean

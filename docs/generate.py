@@ -18,6 +18,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import attrs
 import click
+import yaml
 
 from agent import settings
 from agent.cli import main
@@ -48,6 +49,7 @@ def pages() -> dict[str, str]:
         "commands.md": _commands(),
         "exit-codes.md": _exit_codes(),
         "metrics.md": _metrics(),
+        "alerts.md": _alerts(),
         "status-json.md": _status(),
         "notifications.md": _notifications(),
     }
@@ -202,8 +204,8 @@ def _settings() -> Page:
         # Settings: agent.toml
 
         `--settings FILE`, else `EDGEAGENT_SETTINGS`, else `/usr/local/etc/edgeagent/agent.toml` (FreeBSD) or
-        `/etc/edgeagent/agent.toml`. Every key has a default; an unknown one is an error. A duration carries a unit.
-        [What each of them is for](../settings.md).
+        `/etc/edgeagent/agent.toml`. Every key has a default; an unknown one is an error. A duration carries a unit:
+        `ms`, `s`, `m` or `h`. Each is written as `key = value` in its `[section]`.
         """
     )
     sections = beneath(settings.Settings)
@@ -212,7 +214,7 @@ def _settings() -> Page:
         yield ""
         yield f"{sections[section.name][0].upper()}{sections[section.name][1:]}."
         yield ""
-        cls = type(section.default)
+        cls: Any = type(section.default)
         about, types = beneath(cls), get_type_hints(cls)
         yield from table(
             ("key", "type", "default", "what"),
@@ -326,6 +328,38 @@ def _some_facts() -> Facts:
         read=0.0,
         usage=Usage(processes={"serving": 1, "draining": 0}, memory=0, files=0),
     )
+
+
+def _alerts() -> Page:
+    rules = yaml.safe_load((HERE.parent / "deploy/prometheus/alerts.yaml").read_text())
+    yield from prose(
+        """
+        # Alerts
+
+        The rules of [alerts.yaml](../../deploy/prometheus/alerts.yaml), for the scrape job `edgeagent`. Each leads to
+        what to do about it.
+        """
+    )
+    yield from table(
+        ("alert", "severity", "after", "fires when", "what to do"),
+        (
+            (
+                code(rule["alert"]),
+                rule["labels"]["severity"],
+                rule.get("for", "at once"),
+                code(" ".join(rule["expr"].split())),
+                _runbook(rule["annotations"]["runbook_url"]),
+            )
+            for group in rules["groups"]
+            for rule in group["rules"]
+        ),
+    )
+
+
+def _runbook(url: str) -> str:
+    """A link to a heading of the operations guide, out of an alert's `runbook_url`."""
+    page, _, heading = url.partition("#")
+    return f"[{heading.replace('-', ' ')}](../{page.removeprefix('docs/')}#{heading})"
 
 
 # --- status.json, and what notify.command receives

@@ -11,12 +11,11 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from attrs import field, frozen
-from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 
 from agent.desired.schema import DesiredState
 from agent.errors import Outcome
@@ -155,38 +154,7 @@ class Metrics:
         """Content type and body."""
         if open_metrics:
             return openmetrics.CONTENT_TYPE_LATEST, bytes(openmetrics.generate_latest(_Unique(self.registry)))  # type: ignore[no-untyped-call]
-        return CONTENT_TYPE_LATEST, written(self.registry.collect())
-
-
-def written(metrics: Iterable[Metric]) -> bytes:
-    """The text format, as prometheus_client's `generate_latest` writes it, in half the time at thousands of samples.
-
-    Families without a sample are left out.
-    """
-    lines: list[str] = []
-    for metric in metrics:
-        if not metric.samples:
-            continue  # there are none of the kind now
-        suffix = {"counter": "_total", "info": "_info"}.get(metric.type, "")
-        kind = "gauge" if metric.type == "info" else metric.type
-        lines.append(f"# HELP {metric.name}{suffix} {metric.documentation}\n# TYPE {metric.name}{suffix} {kind}\n")
-        for sample in metric.samples:
-            if sample.labels:
-                labels = ",".join([f'{key}="{_escaped(value)}"' for key, value in sample.labels.items()])
-                lines.append(f"{sample.name}{{{labels}}} {_number(sample.value)}\n")
-            else:
-                lines.append(f"{sample.name} {_number(sample.value)}\n")
-    return "".join(lines).encode()
-
-
-def _number(value: float) -> str:
-    return str(floatToGoString(value))  # type: ignore[no-untyped-call]  # has no types
-
-
-def _escaped(value: str) -> str:
-    if value.isalnum():
-        return value
-    return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
+        return CONTENT_TYPE_LATEST, generate_latest(self.registry)
 
 
 class _Unique(CollectorRegistry):

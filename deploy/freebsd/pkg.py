@@ -37,7 +37,7 @@ _NEEDS = {
 }
 _COMMAND = b"#!/usr/local/bin/python3.11\nfrom agent.cli import main\n\nmain()\n"
 _SETTINGS = b"""\
-# A beginning. Copy it to agent.toml; docs/settings.md has every key.
+# A beginning. Copy it to agent.toml; docs/reference/settings.md has every key.
 [haproxy]
 # What HAProxy drops to once its addresses are bound.
 user = "www"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -112,7 +113,7 @@ def test_shell_scripts_are_posix_sh(words: tuple[str, ...]):
 
 
 def test_documents_link_to_what_is_there():
-    for document in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]:
+    for document in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]:
         prose = re.sub(r"`[^`]*`", "", document.read_text())
         for target in re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", prose):
             assert (document.parent / target).exists(), f"{document.name} links to {target}"
@@ -123,7 +124,7 @@ def test_desired_states_in_documents_are_valid_and_commands_are_there():
     from agent.desired.state import parse
 
     states = 0
-    for document in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]:
+    for document in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]:
         text = document.read_text()
         for block in re.findall(r"```yaml\n(version: 1\n.*?)```", text, re.DOTALL):
             assert parse(block.encode(), file=document.name).findings == ()
@@ -138,21 +139,38 @@ def test_settings_are_documented_key_by_key():
 
     from agent.settings import Settings
 
-    text = (ROOT / "docs/settings.md").read_text()
+    text = (ROOT / "docs/reference/settings.md").read_text()
     for section in attrs.fields(Settings):
         for key in attrs.fields(section.type if isinstance(section.type, type) else type(section.default)):
             assert f"`{section.name}.{key.name}`" in text, f"{section.name}.{key.name}"
 
 
 def test_the_schema_is_documented_key_by_key():
-    import attrs
-
     from agent.desired import schema
+    from agent.desired.structure import keys_of
 
-    text = (ROOT / "docs/desired-state.md").read_text()
+    text = (ROOT / "docs/reference/desired-state.md").read_text()
     for kind in (schema.DesiredState, schema.Frontend, schema.Backend, schema.Server, schema.Health, schema.RateLimit):
-        for key in attrs.fields(kind):
+        for key in keys_of(kind):
             assert f"`{key.name}`" in text, f"{kind.__name__}.{key.name}"
+
+
+def test_the_site_is_built_strictly(tmp_path: Path):
+    """No dead link, no missing heading, no page outside of the navigation."""
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "pfsense.html").read_text()
+    assert 'href="repository/examples/mail-edge.yaml"' in page
+    assert (tmp_path / "repository/examples/mail-edge.yaml").exists()
+    outside = re.findall(r'(?:src|href)="(https?://[^"]+)"', (tmp_path / "index.html").read_text())
+    assert not [url for url in outside if url.endswith((".js", ".css", ".woff2"))], "the site fetches nothing"
 
 
 def test_the_changelog_names_this_version():
