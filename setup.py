@@ -47,7 +47,7 @@ TEST = [
 setup(
     name="edgeagent",
     version=VERSION[1],
-    description="Keeps one HAProxy on a firewall in sync with a desired-state file; mail servers see the real client address",
+    description="Keeps one HAProxy on a firewall in sync with a desired-state file: servers see real client addresses",
     long_description=(HERE / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="BSD-2-Clause",
