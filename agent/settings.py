@@ -178,7 +178,7 @@ class Settings:
 def _folder(value: object) -> FolderText:
     if not isinstance(value, str) or not value.startswith("/"):
         raise expected("an absolute path", value)
-    if not value.isprintable() or any(one in value for one in _NOT_IN_PATHS):
+    if not value.isprintable() or any(character in value for character in _NOT_IN_PATHS):
         raise ValueError(
             f"a path without any of {_NOT_IN_PATHS} and control characters is expected, got {describe(value)}"
         )

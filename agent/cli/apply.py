@@ -225,5 +225,5 @@ def _print_report(report: Report, *, stored: str = "") -> None:
     for reason in report.reasons:
         click.echo(f"  - {reason}")
     if report.handshakes:
-        counts = Counter(one.result for one in report.handshakes)
+        counts = Counter(handshake.result for handshake in report.handshakes)
         click.echo(f"  - new servers asked: {', '.join(f'{count} {word}' for word, count in sorted(counts.items()))}")

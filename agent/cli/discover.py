@@ -119,7 +119,7 @@ def _once(api: Api, terms: Terms, options: Options) -> NoReturn:
     for one in sources.all:
         one.read()
     snapshot = sources.now()
-    last = {one.key: told(one.status, one.uid) for one in snapshot.services}
+    last = {service.key: told(service.status, service.uid) for service in snapshot.services}
     found = wanted(snapshot, terms, Before(good={key: one.good for key, one in last.items() if one and one.good}))
     _complain(found)
     conflicts = [
@@ -161,7 +161,7 @@ def _text(key: objects.Key) -> str:
 
 def _watch(api: Api, terms: _Terms, options: Options) -> NoReturn:
     try:
-        targets = [push.target(one) for one in dict.fromkeys(options.targets)]
+        targets = [push.target(target) for target in dict.fromkeys(options.targets)]
         listen = Listen(address=endpoint(options.listen)) if options.listen else None
     except ValueError as error:
         raise click.UsageError(str(error)) from None
@@ -196,7 +196,7 @@ def _watch(api: Api, terms: _Terms, options: Options) -> NoReturn:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
     with _site(listen, Site(controller, sources, firewalls, reporter)):
-        _log.info("%s: watching %s for %s", identity, api.name, ", ".join(one.text for one in targets))
+        _log.info("%s: watching %s for %s", identity, api.name, ", ".join(target.text for target in targets))
         controller.run()
         reporter.wake()
         done.set()  # whoever leads next begins when nothing of ours is under way any more
@@ -220,7 +220,9 @@ def _sources(api: Api, namespaces: tuple[str, ...], changed: Callable[[], None],
     """Of every namespace, or of these alone."""
 
     def paths(group: str, kind: str) -> list[str]:
-        return [f"{group}/namespaces/{one}/{kind}" for one in dict.fromkeys(namespaces)] or [f"{group}/{kind}"]
+        return [f"{group}/namespaces/{namespace}/{kind}" for namespace in dict.fromkeys(namespaces)] or [
+            f"{group}/{kind}"
+        ]
 
     services = [
         Reflector(api, Kind[Service]("services", (path,), objects.service), changed=changed, end=ended)

@@ -149,10 +149,10 @@ def _cut_off() -> bool:
 def _push(settings: Settings, path: Path, data: bytes, signed: bytes, options: Options) -> NoReturn:
     """What is invalid here is sent nowhere."""
     try:
-        targets = [push.target(one) for one in options.targets]
+        targets = [push.target(target) for target in options.targets]
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--to") from None
-    if len({(one.host, one.port) for one in targets}) < len(targets):
+    if len({(target.host, target.port) for target in targets}) < len(targets):
         raise click.BadParameter("a host is named twice", param_hint="--to")
     if options.ordered and options.no_wait:
         raise click.UsageError("--ordered waits for each to be live; --no-wait waits for none")
@@ -163,8 +163,8 @@ def _push(settings: Settings, path: Path, data: bytes, signed: bytes, options: O
         _end(refused(error, hashlib.sha256(data).hexdigest()), options)
     for finding in parsed.findings:
         click.echo(f"warning: {finding.text(label(path))}", err=True)
-    payload = push.Payload(data=data, signature=signed, words=tuple(_words(options)), seconds=options.timeout)
-    progress = _Progress([one.text for one in targets])
+    payload = push.Payload(data=data, signature=signed, arguments=tuple(_arguments(options)), seconds=options.timeout)
+    progress = _Progress([target.text for target in targets])
     results = push.push(
         targets,
         payload,
@@ -180,14 +180,14 @@ def _tell_all(results: tuple[push.Result, ...], code: ExitCode, digest: str, *, 
     """All hosts in one document; for people each was told as it ended."""
     if as_json:
         hosts = {
-            one.target.text: {
-                "exit_code": int(one.exit_code),
-                "message": one.message,
-                "remedy": one.remedy,
-                "seconds": round(one.seconds, 3),
-                "answer": one.answer,
+            result.target.text: {
+                "exit_code": int(result.exit_code),
+                "message": result.message,
+                "remedy": result.remedy,
+                "seconds": round(result.seconds, 3),
+                "answer": result.answer,
             }
-            for one in results
+            for result in results
         }
         print_json({"exit_code": int(code), "digest": digest, "hosts": hosts})
     elif code != ExitCode.LIVE and len(results) > 1:
@@ -195,12 +195,12 @@ def _tell_all(results: tuple[push.Result, ...], code: ExitCode, digest: str, *, 
 
 
 def _at(results: tuple[push.Result, ...], code: ExitCode) -> list[str]:
-    return [one.target.text for one in results if one.exit_code == code]
+    return [result.target.text for result in results if result.exit_code == code]
 
 
-def _words(options: Options) -> list[str]:
+def _arguments(options: Options) -> list[str]:
     """The options that are the other side's to follow."""
-    words = [
+    arguments = [
         word
         for word, so in (
             ("--dry-run", options.dry_run),
@@ -210,8 +210,8 @@ def _words(options: Options) -> list[str]:
         )
         if so
     ]
-    words += ["--timeout", f"{round(options.timeout * 1000)}ms"]
-    return [*words, "--if-live", options.if_live] if options.if_live else words
+    arguments += ["--timeout", f"{round(options.timeout * 1000)}ms"]
+    return [*arguments, "--if-live", options.if_live] if options.if_live else arguments
 
 
 class _Progress:
@@ -311,13 +311,13 @@ def gate(main: click.Group, ctx: click.Context, settings: Settings, *, dropped: 
         _log.warning("call from %s: %s", client, why)
         click.echo(f"agent: {why}", err=True)
     try:
-        words = _let_through(call, settings)
+        arguments = _let_through(call, settings)
     except PolicyError as error:
         _log.warning("refused a call from %s: %s", client, error)
         raise
-    shown = " ".join(word if len(word) < 100 else f"{word[:40]}..." for word in words)
+    shown = " ".join(argument if len(argument) < 100 else f"{argument[:40]}..." for argument in arguments)
     _log.info("call from %s: %s", client, shown)
-    name, *rest = words
+    name, *rest = arguments
     try:
         with main.commands[name].make_context(name, rest, parent=ctx.parent) as inner:
             main.commands[name].invoke(inner)
@@ -333,11 +333,11 @@ def gate(main: click.Group, ctx: click.Context, settings: Settings, *, dropped: 
 
 
 def _let_through(call: str | None, settings: Settings) -> list[str]:
-    words = gates.words(call)
-    if words[0] == "plan" and settings.sync.allowed_signers:
+    arguments = gates.arguments(call)
+    if arguments[0] == "plan" and settings.sync.allowed_signers:
         # A plan asks every server that its document names: not for a stranger's document.
         raise PolicyError("documents are signed here: `agent sync --dry-run` with a signature shows the plan")
-    return [*words, "--from-gate"] if words[0] in gates.TAKES_DOCUMENT else words
+    return [*arguments, "--from-gate"] if arguments[0] in gates.TAKES_DOCUMENT else arguments
 
 
 def print_authorized_key(chosen: Path | None, file: Path) -> None:

@@ -65,20 +65,20 @@ def ip(text: str) -> tuple[int, str]:
     if "%" in text:  # ipaddress takes any character, a newline too, behind the % of a scope
         raise ValueError(f"an address with a scope is not taken, got {describe(text)}")
     try:
-        found = ipaddress.ip_address(text)
+        address = ipaddress.ip_address(text)
     except ValueError:
         raise ValueError(f"expected an IP address (names are not looked up), got {describe(text)}") from None
-    if isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped is not None:
-        raise ValueError(f"an IPv4 address in IPv6 clothes; write {found.ipv4_mapped}")
-    if found.is_multicast:
-        raise ValueError(f"a multicast address cannot be connected to: {found}")
-    return found.version, str(found)
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        raise ValueError(f"an IPv4 address in IPv6 clothes; write {address.ipv4_mapped}")
+    if address.is_multicast:
+        raise ValueError(f"a multicast address cannot be connected to: {address}")
+    return address.version, str(address)
 
 
 def endpoint(value: object) -> Endpoint:
     """`192.0.2.1:25` or `[2001:db8::1]:25`. Raises ValueError."""
-    found = _ENDPOINT.fullmatch(value) if isinstance(value, str) else None
-    if found is None or (port := int(found[3])) > MAX_PORT:
+    match = _ENDPOINT.fullmatch(value) if isinstance(value, str) else None
+    if match is None or (port := int(match[3])) > MAX_PORT:
         hint = ""
         if isinstance(value, str) and value.count(":") > 2 and not value.startswith("["):
             hint = "; an IPv6 address stands in brackets"
@@ -86,8 +86,8 @@ def endpoint(value: object) -> Endpoint:
             f'expected an address and a port from 1 to 65,535, such as "192.0.2.1:25" or "[2001:db8::1]:25", '
             f"got {describe(value)}{hint}"
         )
-    family, host = ip(found[1] or found[2])
-    if (family == 6) != (found[1] is not None):
+    family, host = ip(match[1] or match[2])
+    if (family == 6) != (match[1] is not None):
         raise ValueError(f"an IPv6 address stands in brackets, an IPv4 address does not, got {describe(value)}")
     return Endpoint(family, host, port)
 
@@ -101,16 +101,20 @@ def network(value: object) -> Network:
     if not isinstance(value, str) or "%" in value:
         raise expected('a network, such as "203.0.113.0/24"', value)
     try:
-        found = ipaddress.ip_network(value, strict=False)
+        parsed = ipaddress.ip_network(value, strict=False)
     except ValueError:
         raise expected('a network, such as "203.0.113.0/24" or "2001:db8::/32"', value) from None
     given = ipaddress.ip_interface(value)
-    if given.ip != found.network_address:
-        raise ValueError(f"{value} has bits behind its mask; write {found} (or {given.ip} for that one address)")
-    if isinstance(found, ipaddress.IPv6Network) and found.prefixlen >= _MAPPED.prefixlen and found.subnet_of(_MAPPED):
-        plain = ipaddress.IPv4Address(int(found.network_address) & 0xFFFFFFFF)
-        raise ValueError(f"an IPv4 network in IPv6 clothes; write {plain}/{found.prefixlen - _MAPPED.prefixlen}")
-    return Network(str(given.ip) if found.prefixlen == found.max_prefixlen else str(found))
+    if given.ip != parsed.network_address:
+        raise ValueError(f"{value} has bits behind its mask; write {parsed} (or {given.ip} for that one address)")
+    if (
+        isinstance(parsed, ipaddress.IPv6Network)
+        and parsed.prefixlen >= _MAPPED.prefixlen
+        and parsed.subnet_of(_MAPPED)
+    ):
+        plain = ipaddress.IPv4Address(int(parsed.network_address) & 0xFFFFFFFF)
+        raise ValueError(f"an IPv4 network in IPv6 clothes; write {plain}/{parsed.prefixlen - _MAPPED.prefixlen}")
+    return Network(str(given.ip) if parsed.prefixlen == parsed.max_prefixlen else str(parsed))
 
 
 def _hostname(value: object) -> str | None:

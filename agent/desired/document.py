@@ -50,8 +50,8 @@ class Document:
         """The 1-based line of `path`, or of the nearest thing around it that has one."""
         lines = self._lines()
         for length in range(len(path), -1, -1):
-            if (found := lines.get(path[:length])) is not None:
-                return found
+            if (line := lines.get(path[:length])) is not None:
+                return line
         return None
 
 
@@ -113,9 +113,9 @@ def _read_json(text: str) -> Document:
 
     def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
         nonlocal duplicated
-        found = dict(pairs)
-        duplicated = duplicated or len(found) != len(pairs)
-        return found
+        mapping = dict(pairs)
+        duplicated = duplicated or len(mapping) != len(pairs)
+        return mapping
 
     value = json.loads(text, object_pairs_hook=unique, parse_int=_json_int, parse_constant=_json_constant)
     _check_depth(value)
@@ -194,9 +194,9 @@ def _json_lines(text: str) -> tuple[dict[Path, int], tuple[Violation, ...]]:
 
 
 def _read_yaml(text: str, file: str) -> Document:
-    if found := _HIDDEN_BREAKS.search(text):
-        line = text.count("\n", 0, found.start()) + 1
-        raise _refusal(file, f"a line break that editors do not show: U+{ord(found[0]):04X}", line)
+    if hidden := _HIDDEN_BREAKS.search(text):
+        line = text.count("\n", 0, hidden.start()) + 1
+        raise _refusal(file, f"a line break that editors do not show: U+{ord(hidden[0]):04X}", line)
     builder = _Builder()
     try:
         for event in _events(text):

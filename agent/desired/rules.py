@@ -147,11 +147,11 @@ def violations(built: Structured[DesiredState], tree: object) -> Iterator[Remark
 
 def _addresses(written: DesiredState) -> Iterator[Remark]:
     """An address is bound once, wildcards counted: HAProxy itself would bind it twice and share the traffic."""
-    seen: dict[tuple[int, int], dict[str, tuple[Endpoint, str]]] = {}
+    bound_by_port: dict[tuple[int, int], dict[str, tuple[Endpoint, str]]] = {}
     for frontend in written.frontends:
         name = frontend.name
         for index, endpoint in enumerate(frontend.bind):
-            bound = seen.setdefault((endpoint.family, endpoint.port), {})
+            bound = bound_by_port.setdefault((endpoint.family, endpoint.port), {})
             met = bound.get(endpoint.host) or next((bound[host] for host in WILDCARDS if host in bound), None)
             if met is None and bound and endpoint.wildcard:
                 met = next(iter(bound.values()))
@@ -214,11 +214,11 @@ def _coverings(routes: tuple[Route, ...]) -> list[list[tuple[SniPattern, SniPatt
     Looked up by the name's own suffixes, so that thousands of names cost no more than their length.
     """
     taken: set[str] = set()
-    found = []
+    coverings = []
     for route in routes:
-        found.append([(name, next((by for by in _takers(name) if by in taken), None)) for name in route.sni])
+        coverings.append([(name, next((by for by in _takers(name) if by in taken), None)) for name in route.sni])
         taken.update(route.sni)
-    return found
+    return coverings
 
 
 def _takers(name: SniPattern) -> Iterator[SniPattern]:

@@ -52,27 +52,27 @@ def parse(data: bytes, *, file: str, max_bytes: int = DEFAULT_MAX_BYTES, limits:
 
     Raises InvalidError with every violation, in the order of the document; never anything else.
     """
-    found = document.read(data, file=file, max_bytes=max_bytes)
-    if excess := tuple(itertools.islice(rules.too_much(found.value), MOST_VIOLATIONS)):
-        raise InvalidError(file, _placed(found, excess))
-    if isinstance(found.value, dict) and "version" in found.value and found.value["version"] != 1:
-        built = structure.structure(CONVERTER, {"version": found.value["version"]}, DesiredState)
+    written = document.read(data, file=file, max_bytes=max_bytes)
+    if excess := tuple(itertools.islice(rules.too_much(written.value), MOST_VIOLATIONS)):
+        raise InvalidError(file, _placed(written, excess))
+    if isinstance(written.value, dict) and "version" in written.value and written.value["version"] != 1:
+        built = structure.structure(CONVERTER, {"version": written.value["version"]}, DesiredState)
     else:
-        built = structure.structure(CONVERTER, found.value, DesiredState)
-    broken = [Violation(fault.path, fault.message, found.line(fault.path)) for fault in built.faults]
+        built = structure.structure(CONVERTER, written.value, DesiredState)
+    broken = [Violation(fault.path, fault.message, written.line(fault.path)) for fault in built.faults]
     remarks_on_rules = itertools.islice(
-        rules.violations(built, found.value), MOST_VIOLATIONS + 1
+        rules.violations(built, written.value), MOST_VIOLATIONS + 1
     )  # one more: there are others
-    broken += _placed(found, (_at(built, remark) for remark in remarks_on_rules))
-    broken += found.violations
+    broken += _placed(written, (_at(built, remark) for remark in remarks_on_rules))
+    broken += written.violations
     if broken or built.value is None:
         listed = tuple(sorted(dict.fromkeys(broken), key=_order))
-        raise InvalidError(file, listed, more=built.more + found.more)
+        raise InvalidError(file, listed, more=built.more + written.more)
     remarks = rules.advice(
-        built.value, found.value, process_maxconn=limits.process_maxconn, file_limit=limits.file_limit
+        built.value, written.value, process_maxconn=limits.process_maxconn, file_limit=limits.file_limit
     )
     findings = tuple(
-        Finding(dotted(remark.path), remark.message, remark.remedy, found.line(remark.path) if remark.path else None)
+        Finding(dotted(remark.path), remark.message, remark.remedy, written.line(remark.path) if remark.path else None)
         for remark in remarks
     )
     return Parsed(state=_unfold(built.value), digest=digest_of(data), findings=findings)
@@ -83,8 +83,8 @@ def _at(built: structure.Structured[DesiredState], remark: rules.Remark) -> rule
     return rules.Remark(built.at(remark.path), remark.message, remark.remedy)
 
 
-def _placed(found: Document, remarks: Iterable[rules.Remark]) -> tuple[Violation, ...]:
-    return tuple(Violation(remark.path, remark.message, found.line(remark.path)) for remark in remarks)
+def _placed(written: Document, remarks: Iterable[rules.Remark]) -> tuple[Violation, ...]:
+    return tuple(Violation(remark.path, remark.message, written.line(remark.path)) for remark in remarks)
 
 
 def _order(violation: Violation) -> tuple[int, str]:

@@ -21,8 +21,8 @@ is_number = and_(instance_of(int), ge(0), le(10**12))
 is_text = instance_of(str)
 
 
-def texts(found: object) -> tuple[str, ...]:
+def texts(value: object) -> tuple[str, ...]:
     """A tuple out of a list that JSON has made of one. Raises TypeError."""
-    if not isinstance(found, (list, tuple)) or not all(isinstance(one, str) for one in found):
-        raise TypeError(f"{found!r} is no list of texts")
-    return tuple(found)
+    if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) for item in value):
+        raise TypeError(f"{value!r} is no list of texts")
+    return tuple(value)

@@ -117,10 +117,10 @@ def structure(converter: Converter, tree: object, into: type[T]) -> Structured[T
             if attempt == 0 and (total := _count(error)) > MOST_VIOLATIONS:
                 listed = tuple(itertools.islice(_faults(error, ()), MOST_VIOLATIONS))
                 return Structured(None, listed, frozenset({()}), {}, total - len(listed))
-            found = tuple(_faults(error, ()))
+            current = tuple(_faults(error, ()))
             if attempt == 0:
-                faults = found
-            cuts = {original(fault.cut, kept) for fault in found}
+                faults = current
+            cuts = {original(fault.cut, kept) for fault in current}
             if () in cuts:
                 break
             gone |= cuts
@@ -131,11 +131,11 @@ def structure(converter: Converter, tree: object, into: type[T]) -> Structured[T
 
 def original(path: Path, kept: Mapping[Path, list[int]]) -> Path:
     """A path in the cut tree as the path it has in the document: cut list items count again."""
-    found: Path = ()
+    place: Path = ()
     for step in path:
-        indexes = kept.get(found)
-        found = (*found, indexes[step] if indexes is not None and isinstance(step, int) else step)
-    return found
+        indexes = kept.get(place)
+        place = (*place, indexes[step] if indexes is not None and isinstance(step, int) else step)
+    return place
 
 
 def _without(tree: object, gone: set[Path], path: Path, kept: dict[Path, list[int]]) -> object:
@@ -199,12 +199,14 @@ def _count(error: BaseException) -> int:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """` (did you mean "backend"?)`, or the known words, or nothing where they are too many to list."""
-    words = sorted(known) if len(word) <= _LONGEST_WORD else []
-    if len(words) > _MANY:  # difflib looks at every pair of letters; of many words only likely ones are worth it
-        words = [one for one in words if one[:1] == word[:1] and abs(len(one) - len(word)) <= 2][:_MANY]
-    if close := difflib.get_close_matches(word, words, n=1, cutoff=0.6):
+    candidates = sorted(known) if len(word) <= _LONGEST_WORD else []
+    if len(candidates) > _MANY:  # difflib looks at every pair of letters; of many words only likely ones are worth it
+        candidates = [
+            candidate for candidate in candidates if candidate[:1] == word[:1] and abs(len(candidate) - len(word)) <= 2
+        ][:_MANY]
+    if close := difflib.get_close_matches(word, candidates, n=1, cutoff=0.6):
         return f'; did you mean "{close[0]}"?'
-    return f"; known here: {', '.join(words)}" if 0 < len(words) <= 14 else ""
+    return f"; known here: {', '.join(candidates)}" if 0 < len(candidates) <= 14 else ""
 
 
 def describe(value: object) -> str:
@@ -280,10 +282,10 @@ MAX_MILLISECONDS = 2**31 - 1
 
 def milliseconds(value: object) -> int:
     """`25ms`, `5s`, `10m`, `1h` to milliseconds; at least 1, at most what HAProxy's timers hold."""
-    found = _DURATION.fullmatch(value) if isinstance(value, str) else None
-    if found is None:
+    match = _DURATION.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
         raise expected('a duration with its unit (ms, s, m, h), such as "5s"', value)
-    amount = int(found[1]) * _UNITS[found[2]]
+    amount = int(match[1]) * _UNITS[match[2]]
     if not 1 <= amount <= MAX_MILLISECONDS:
         raise ValueError(f"must be from 1ms to 596h, got {describe(value)}")
     return amount

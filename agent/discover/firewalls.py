@@ -129,7 +129,7 @@ class Firewalls:
             ]
             return serial, tuple(failed)
         options = (*words, "--timeout", f"{round(self.seconds * 1000)}ms")
-        payload = push.Payload(data=data, signature=signed, words=options, seconds=self.seconds)
+        payload = push.Payload(data=data, signature=signed, arguments=options, seconds=self.seconds)
         # Only on what it is known to have live: whoever was there in between, a person or a leader, is not undone.
         more = {one.target.text: ("--if-live", one.live) for one in to if one.live}
         results = push.push(

@@ -148,7 +148,7 @@ def render(state: DesiredState, process: Process, template: Template) -> Config:
     Raises InvalidError, with the template's line, when the template is broken or asks for what does not exist;
     RefusedError when certificates shall be verified and this host knows no authorities.
     """
-    unverifiable = [one.name for one in state.backends if one.health.verify] if not process.ca_file else []
+    unverifiable = [backend.name for backend in state.backends if backend.health.verify] if not process.ca_file else []
     if unverifiable:
         raise RefusedError(
             f"backends.{unverifiable[0]}.health.verify: this host has no bundle of certificate authorities",
@@ -167,16 +167,16 @@ def render(state: DesiredState, process: Process, template: Template) -> Config:
             peers=PEERS,
             peers_lines=tuple(_peers(process)) if passes_limits_on(state, process) else (),
             frontends=tuple(
-                _FrontendSection(name=f"{FRONTEND_PREFIX}{one.name}", lines=tuple(_frontend(one, process)))
-                for one in state.frontends
+                _FrontendSection(name=f"{FRONTEND_PREFIX}{frontend.name}", lines=tuple(_frontend(frontend, process)))
+                for frontend in state.frontends
             ),
             backends=tuple(
                 _BackendSection(
-                    name=one.name,
-                    lines=tuple(_backend(one)),
-                    servers=tuple(str(servers[one.name, server.name]) for server in one.servers),
+                    name=backend.name,
+                    lines=tuple(_backend(backend)),
+                    servers=tuple(str(servers[backend.name, server.name]) for server in backend.servers),
                 )
-                for one in state.backends
+                for backend in state.backends
             ),
         )
     except jinja2.TemplateSyntaxError as error:
@@ -382,7 +382,7 @@ def _limits(limit: RateLimit, rule: str, families: set[int], process: Process) -
 
 def _by_family(networks: tuple[str, ...]) -> Iterator[tuple[int, tuple[str, ...]]]:
     for family in (4, 6):
-        if members := tuple(one for one in networks if (":" in one) == (family == 6)):
+        if members := tuple(network for network in networks if (":" in network) == (family == 6)):
             yield family, members
 
 

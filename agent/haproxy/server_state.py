@@ -40,10 +40,10 @@ def carried(
     """
     old, new = _pairs(before), _pairs(after)
     lines = [_down(key, new[key][1]) for key in sorted(down) if key in new]
-    for words in (line.split(" ") for line in dump.splitlines() if not line.startswith("#")):
-        key = (words[_BACKEND], words[_NAME]) if len(words) > _INITIAL_WEIGHT else None
+    for fields in (line.split(" ") for line in dump.splitlines() if not line.startswith("#")):
+        key = (fields[_BACKEND], fields[_NAME]) if len(fields) > _INITIAL_WEIGHT else None
         if key is not None and key in old and key in new and key not in down and key not in dirty:
-            lines += _kept(words, old[key], new[key], answered=key in reached)
+            lines += _kept(fields, old[key], new[key], answered=key in reached)
     return EMPTY + "".join(f"{line}\n" for line in lines)
 
 
@@ -51,33 +51,35 @@ def _pairs(state: DesiredState | None) -> dict[Key, Pair]:
     return (
         {}
         if state is None
-        else {(one.name, server.name): (one, server) for one in state.backends for server in one.servers}
+        else {
+            (backend.name, server.name): (backend, server) for backend in state.backends for server in backend.servers
+        }
     )
 
 
-def _kept(words: list[str], before: Pair, after: Pair, *, answered: bool) -> Iterator[str]:
+def _kept(fields: list[str], before: Pair, after: Pair, *, answered: bool) -> Iterator[str]:
     (old_pool, old), (new_pool, new) = before, after
     if old.address != new.address or old.disabled or new.disabled:
         return
     # HAProxy takes the weight from here where the initial one is that of the file: one that was set by hand stays, one
     # that the old document said does not.
-    words = [*words]
-    words[_INITIAL_WEIGHT] = str(new.weight)
+    fields = [*fields]
+    fields[_INITIAL_WEIGHT] = str(new.weight)
     if old.weight != new.weight:
-        words[_WEIGHT] = str(new.weight)
-    if len(words) > _CHECK_PORT:
-        if (words[_ADDRESS], words[_PORT]) != (new.address.host, str(new.address.port)):
+        fields[_WEIGHT] = str(new.weight)
+    if len(fields) > _CHECK_PORT:
+        if (fields[_ADDRESS], fields[_PORT]) != (new.address.host, str(new.address.port)):
             return  # moved by hand; HAProxy would take the address from this line
         # HAProxy restores it where the new file names no port, and would go on checking the old one (M: 2.6, 2.8, 3.0).
-        words[_CHECK_PORT] = "0"
+        fields[_CHECK_PORT] = "0"
         if (old_pool.health, old_pool.proxy_protocol) != (new_pool.health, new_pool.proxy_protocol):
             # What another check found is no finding of this one; HAProxy would show it as such.
-            words[_CHECK_STATUS], words[_CHECK_RESULT] = _NOT_YET, _UNKNOWN
+            fields[_CHECK_STATUS], fields[_CHECK_RESULT] = _NOT_YET, _UNKNOWN
     unchecked, was_checked = new_pool.health.type is HealthType.NONE, old_pool.health.type is not HealthType.NONE
     if unchecked and (was_checked or answered):
         # Nothing but this agent brings up a server without a check, and only one that it has taken down itself.
-        words[_OPERATIONAL] = _RUNNING
-    yield " ".join(words)
+        fields[_OPERATIONAL] = _RUNNING
+    yield " ".join(fields)
 
 
 def _down(key: Key, server: Server) -> str:

@@ -22,16 +22,20 @@ def trial_config(config: bytes, folder: PurePath) -> bytes:
     counts a file for each listener and each check: as many are put onto `maxconn`, which takes two each.
     """
     lines = config.decode().splitlines()
-    words = [line.split() for line in lines]
-    counted = sum(one[:1] in (["bind"], ["peer"]) or (one[:1] == ["server"] and "check" in one) for one in words)
+    keywords = [line.split() for line in lines]
+    counted = sum(
+        keyword_of_line[:1] in (["bind"], ["peer"])
+        or (keyword_of_line[:1] == ["server"] and "check" in keyword_of_line)
+        for keyword_of_line in keywords
+    )
     section, limited = "", False
     kept = []
-    for line, one in zip(lines, words, strict=True):
+    for line, keyword in zip(lines, keywords, strict=True):
         if line[:1].isalpha():
-            section = one[0]
+            section = keyword[0]
         if section in _TRAFFIC:
             continue
-        match one[:2]:
+        match keyword[:2]:
             case ["stats", "socket"]:
                 line = f"    stats socket {folder}/{SOCKET} mode 600 level admin"
             case ["maxconn", number] if section == "global" and not limited and number.isdecimal():

@@ -22,11 +22,11 @@ def go(canary_probes: Sequence[CanaryProbe], *, seconds: float) -> tuple[CanaryR
     async def everyone() -> list[CanaryResult]:
         slots = asyncio.Semaphore(_AT_ONCE)
 
-        async def one(passage: CanaryProbe) -> CanaryResult:
+        async def probe(passage: CanaryProbe) -> CanaryResult:
             async with slots:
                 return await _go(passage, seconds)
 
-        return await asyncio.gather(*(one(passage) for passage in canary_probes))
+        return await asyncio.gather(*(probe(passage) for passage in canary_probes))
 
     return tuple(asyncio.run(everyone()))
 

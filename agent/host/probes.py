@@ -12,7 +12,7 @@ from agent.desired.addresses import Endpoint
 from agent.desired.state import Key
 from agent.host import listeners, processes, tcp_probe
 from agent.host.listener import Listener
-from agent.proxy_protocol.greetings import Question, Seen
+from agent.proxy_protocol.greetings import ProbeResult, Question
 from agent.reconcile.preflight import BindFailure
 
 KERNEL_ALLOWS_OVERLAP = sys.platform != "linux"
@@ -34,26 +34,26 @@ class HostProber:
         A test-bind also fails against our own overlapping sockets, where a reload succeeds (facts.md, HAProxy 1). On
         FreeBSD it succeeds beside a foreign listener that overlaps, from which it would take that address.
         """
-        refused = {one: why for one in endpoints if (why := listeners.unbound(one)) is not None}
-        bindable = [one for one in endpoints if one not in refused] if KERNEL_ALLOWS_OVERLAP else []
+        refused = {end: why for end in endpoints if (why := listeners.unbound(end)) is not None}
+        bindable = [end for end in endpoints if end not in refused] if KERNEL_ALLOWS_OVERLAP else []
         if not bindable and not any(why.reason == "in_use" for why in refused.values()):
             return refused
         ours = self._ours()  # first: one of ours that ends meanwhile is not taken for a foreign one
         everyone = listeners.listeners()
-        found = {}
+        failures = {}
         for endpoint, why in refused.items():
             holding = listeners.holders(endpoint, everyone) if why.reason == "in_use" else ()
-            foreign = [one for one in holding if one.pid not in ours]
+            foreign = [end for end in holding if end.pid not in ours]
             if foreign:
-                found[endpoint] = _held(endpoint, why, foreign)
+                failures[endpoint] = _held(endpoint, why, foreign)
             elif not holding:
-                found[endpoint] = why
+                failures[endpoint] = why
         # One without a process may have been closed while sockstat looked.
-        named = [one for one in everyone if one.pid is not None and one.pid not in ours]
+        named = [end for end in everyone if end.pid is not None and end.pid not in ours]
         for endpoint in bindable:
             if foreign := list(listeners.holders(endpoint, named)):
-                found[endpoint] = _held(endpoint, listeners.IN_USE, foreign)
-        return found
+                failures[endpoint] = _held(endpoint, listeners.IN_USE, foreign)
+        return failures
 
     def shared(self, endpoints: Collection[Endpoint]) -> Iterator[tuple[Endpoint, str]]:
         """Addresses of ours on which a foreign process listens as well (facts.md, HAProxy 2), and which.
@@ -61,19 +61,23 @@ class HostProber:
         One that listens on all addresses is no finding where we name one: the kernel prefers the nearer match.
         """
         wanted = {(one.family, one.port) for one in endpoints}
-        near = [one for one in listeners.listeners() if (one.endpoint.family, one.endpoint.port) in wanted]
+        near = [
+            listener
+            for listener in listeners.listeners()
+            if (listener.endpoint.family, listener.endpoint.port) in wanted
+        ]
         ours = self._ours() if near else frozenset()
         foreign = [one for one in near if one.pid not in ours]
         for endpoint in endpoints if foreign else ():
-            for one in listeners.holders(endpoint, foreign):
-                if endpoint.wildcard or not one.endpoint.wildcard:
-                    yield endpoint, str(one)
+            for holder in listeners.holders(endpoint, foreign):
+                if endpoint.wildcard or not holder.endpoint.wildcard:
+                    yield endpoint, str(holder)
 
     def reachable(self, servers: Mapping[Key, Iterable[Endpoint]], *, timeout: float) -> frozenset[Key]:
         """Those servers that answer within `timeout` seconds."""
         return tcp_probe.reachable(servers, timeout=timeout)
 
-    def handshakes(self, questions: Collection[Question]) -> Mapping[Key, Seen]:
+    def handshakes(self, questions: Collection[Question]) -> Mapping[Key, ProbeResult]:
         """What each server is found to be. It is not asked for more than two seconds."""
         from agent.host import proxy_probe  # asyncio and ssl: a fifth of the start of a command that probes nothing
 
@@ -85,6 +89,8 @@ class HostProber:
 
 def _held(endpoint: Endpoint, why: BindFailure, foreign: Iterable[Listener]) -> BindFailure:
     """`why`, with the names of the holders."""
-    names = ", ".join(sorted({f"{one}" + f" at {one.endpoint}" * (one.endpoint != endpoint) for one in foreign}))
-    names_of_programs = ", ".join(sorted({one.program for one in foreign if one.program}))
+    names = ", ".join(
+        sorted({f"{listener}" + f" at {listener.endpoint}" * (listener.endpoint != endpoint) for listener in foreign})
+    )
+    names_of_programs = ", ".join(sorted({listener.program for listener in foreign if listener.program}))
     return BindFailure(reason=why.reason, detail=f"{why.detail}, by {names}", holder=names_of_programs)

@@ -39,47 +39,47 @@ def started_on(config: Path, *, programs: Path) -> tuple[Process, ...]:
 
     The serving one and those draining; not a process that reads the file, `tail -f CONFIG`.
     """
-    found = [
+    ours = [
         Process(pid, started)
-        for pid, started, words in _command_lines()
-        if words and Path(words[0]).parent == programs and ("-f", str(config)) in itertools.pairwise(words)
+        for pid, started, arguments in _command_lines()
+        if arguments and Path(arguments[0]).parent == programs and ("-f", str(config)) in itertools.pairwise(arguments)
     ]
-    return tuple(sorted(found, key=lambda one: (one.started, one.pid)))
+    return tuple(sorted(ours, key=lambda process: (process.started, process.pid)))
 
 
 def usage(config: Path) -> dict[str, Any]:
     """What our HAProxy processes take: numbers by role, and bytes and files of all of them where psutil is there."""
-    found = started_on(config, programs=config.parent / "bin")
-    told: dict[str, Any] = {
-        "processes": {"serving": min(len(found), 1), "draining": max(len(found) - 1, 0)},
+    ours = started_on(config, programs=config.parent / "bin")
+    measured: dict[str, Any] = {
+        "processes": {"serving": min(len(ours), 1), "draining": max(len(ours) - 1, 0)},
         "memory": None,
         "files": None,
         "agent": {},
     }
     if psutil is None:
-        return told
+        return measured
     me = psutil.Process()
     with contextlib.suppress(*_LOST):
         spent = me.cpu_times()
-        told["agent"] = {
+        measured["agent"] = {
             "cpu_seconds_total": spent.user + spent.system,
             "resident_memory_bytes": me.memory_info().rss,
             "open_fds": me.num_fds(),
             "start_time_seconds": me.create_time(),
         }
     memory = files = 0
-    for one in found:
+    for serving in ours:
         with contextlib.suppress(*_LOST):  # ended just now
-            process = psutil.Process(one.pid)
+            process = psutil.Process(serving.pid)
             memory += process.memory_info().rss
             files += process.num_fds()
-    return {**told, "memory": memory, "files": files}
+    return {**measured, "memory": memory, "files": files}
 
 
 def alive(pid: int) -> bool:
     """Whether a process runs; one that ended and was not reaped does not (without psutil: it counts as running)."""
     if psutil is None:
-        known = {found for found, _, _ in _command_lines()}
+        known = {pid_of for pid_of, _, _ in _command_lines()}
         return pid in known or not known
     with contextlib.suppress(*_LOST):
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
@@ -91,7 +91,7 @@ def sessions(pid: int) -> int | None:
     if sys.platform == "linux":  # psutil would read every connection of the system for it
         with contextlib.suppress(OSError):
             links = [str(one.readlink()) for one in Path(f"/proc/{pid}/fd").iterdir()]
-            return sum(one.startswith("socket:") for one in links) // 2
+            return sum(link.startswith("socket:") for link in links) // 2
     elif psutil is not None:
         with contextlib.suppress(*_LOST):
             process = psutil.Process(pid)
@@ -103,11 +103,11 @@ def sessions(pid: int) -> int | None:
 
 def _command_lines() -> list[tuple[int, float, list[str]]]:
     if psutil is not None:
-        found = []
+        listed = []
         for process in psutil.process_iter():
             with contextlib.suppress(*_LOST):
-                found.append((process.pid, process.create_time(), process.cmdline()))
-        return found
+                listed.append((process.pid, process.create_time(), process.cmdline()))
+        return listed
     try:
         done = subprocess.run(  # fixed words
             ["/bin/ps", "-axww", "-o", "pid=", "-o", "etimes=", "-o", "args="],
@@ -122,7 +122,7 @@ def _command_lines() -> list[tuple[int, float, list[str]]]:
     now = time.time()
     lines = [line.split() for line in done.stdout.splitlines()]
     return [
-        (int(words[0]), now - int(words[1]), words[2:])
-        for words in lines
-        if len(words) > 2 and words[0].isdecimal() and words[1].isdecimal()
+        (int(columns[0]), now - int(columns[1]), columns[2:])
+        for columns in lines
+        if len(columns) > 2 and columns[0].isdecimal() and columns[1].isdecimal()
     ]

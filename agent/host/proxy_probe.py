@@ -14,7 +14,7 @@ from agent.desired.addresses import Endpoint
 from agent.desired.schema import Application, ProxyProtocol
 from agent.desired.state import Key
 from agent.proxy_protocol.certificate import common_name
-from agent.proxy_protocol.greetings import CHOKED, Heard, Question, Result, Seen, compared, judge, shown
+from agent.proxy_protocol.greetings import CHOKED, Heard, ProbeResult, Question, Result, compared, judge, shown
 from agent.proxy_protocol.header import header
 
 SECONDS = 2.0  # for each; Postfix greets at once, and what has not by then is silent
@@ -27,7 +27,7 @@ _MOST = 4_096  # bytes that are read of a server
 _REQUEST = b"GET / HTTP/1.1\r\nHost: probe.invalid\r\nUser-Agent: edgeagent\r\nConnection: close\r\n\r\n"
 
 
-def ask(questions: Iterable[Question], *, seconds: float = SECONDS) -> dict[Key, Seen]:
+def ask(questions: Iterable[Question], *, seconds: float = SECONDS) -> dict[Key, ProbeResult]:
     """What each server is found to be, within `seconds` for each thousand of them; a slow one never delays the rest.
 
     One connection each; a second one only where the first cannot tell: where the answer may be to the header or may
@@ -36,17 +36,17 @@ def ask(questions: Iterable[Question], *, seconds: float = SECONDS) -> dict[Key,
     return asyncio.run(_ask_all(tuple(questions), seconds))
 
 
-async def _ask_all(questions: tuple[Question, ...], seconds: float) -> dict[Key, Seen]:
+async def _ask_all(questions: tuple[Question, ...], seconds: float) -> dict[Key, ProbeResult]:
     slots = asyncio.Semaphore(_at_once())
 
-    async def one(question: Question) -> Seen:
+    async def ask_one(question: Question) -> ProbeResult:
         async with slots:
             if question.version is ProxyProtocol.NONE:
                 return await _without(question, seconds)
             return await _with(question, time.monotonic() + seconds)
 
-    found = await asyncio.gather(*(one(question) for question in questions))
-    return {question.key: seen for question, seen in zip(questions, found, strict=True)}
+    results = await asyncio.gather(*(ask_one(question) for question in questions))
+    return {question.key: result for question, result in zip(questions, results, strict=True)}
 
 
 def _at_once() -> int:
@@ -55,7 +55,7 @@ def _at_once() -> int:
     return MOST_AT_ONCE if files < 0 else max(10, min(MOST_AT_ONCE, (files - 60) // 2))
 
 
-async def _with(question: Question, deadline: float) -> Seen:
+async def _with(question: Question, deadline: float) -> ProbeResult:
     """One that is sent a header. Where its answer may be to something else, one without a header is compared."""
     seen = await _ask(question, deadline)
     if not seen.inconclusive:
@@ -63,7 +63,7 @@ async def _with(question: Question, deadline: float) -> Seen:
     return compared(seen, await _ask(evolve(question, version=ProxyProtocol.NONE), deadline))
 
 
-async def _without(question: Question, seconds: float) -> Seen:
+async def _without(question: Question, seconds: float) -> ProbeResult:
     """One that is sent none. Where it does not answer as a plain one, a second connection asks with a header.
 
     It demands one if it answers that, and the first has been silent to the end or was hung up: a plain server may be
@@ -84,23 +84,23 @@ async def _without(question: Question, seconds: float) -> Seen:
     return evolve(other, detail=detail, milliseconds=_since(begin))
 
 
-def _settled(question: Question, seen: Seen) -> bool:
+def _settled(question: Question, result: ProbeResult) -> bool:
     done = (Result.PLAIN, Result.REFUSED, Result.UNREACHABLE)
-    return seen.result in done or question.application is Application.RAW
+    return result.result in done or question.application is Application.RAW
 
 
-async def _ask(question: Question, deadline: float) -> Seen:
+async def _ask(question: Question, deadline: float) -> ProbeResult:
     begin = time.monotonic()
     try:
         async with asyncio.timeout_at(_loop_time(min(deadline, begin + CONNECT_SECONDS))):
             reader, writer = await asyncio.open_connection(question.address.host, question.address.port)
     except ConnectionRefusedError:
-        return Seen(result=Result.REFUSED, detail="connection refused", milliseconds=_since(begin))
+        return ProbeResult(result=Result.REFUSED, detail="connection refused", milliseconds=_since(begin))
     except (ConnectionResetError, BrokenPipeError):  # it took the connection, and ended it before a word was said
-        return Seen(result=Result.SILENT, detail="reset at once", milliseconds=_since(begin))
+        return ProbeResult(result=Result.SILENT, detail="reset at once", milliseconds=_since(begin))
     except (OSError, TimeoutError) as error:
         why = str(error) or "no answer in time"
-        return Seen(result=Result.UNREACHABLE, detail=why, milliseconds=_since(begin))
+        return ProbeResult(result=Result.UNREACHABLE, detail=why, milliseconds=_since(begin))
     try:
         writer.write(_header(question, writer))
         if question.application is Application.TLS:
@@ -109,7 +109,7 @@ async def _ask(question: Question, deadline: float) -> Seen:
             writer.write(_REQUEST if question.application is Application.HTTP else b"")
             seen = await _listen(question, reader, deadline)
     except OSError:  # likewise, while the header was on its way
-        seen = Seen(result=Result.SILENT, detail="reset at once")
+        seen = ProbeResult(result=Result.SILENT, detail="reset at once")
     finally:
         writer.transport.abort()  # `close` would wait for a peer that reads nothing
     if question.version is ProxyProtocol.NONE and seen.result is Result.SPEAKS_PROXY:
@@ -130,7 +130,7 @@ def _header(question: Question, writer: asyncio.StreamWriter) -> bytes:
     return header(question.version, source, destination)
 
 
-async def _listen(question: Question, reader: asyncio.StreamReader, deadline: float) -> Seen:
+async def _listen(question: Question, reader: asyncio.StreamReader, deadline: float) -> ProbeResult:
     heard, quiet = Heard(), False
     while (seen := judge(question, heard, quiet=quiet)) is None:
         left = deadline - time.monotonic()
@@ -150,7 +150,7 @@ async def _listen(question: Question, reader: asyncio.StreamReader, deadline: fl
     return seen
 
 
-async def _tls(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, deadline: float) -> Seen:
+async def _tls(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, deadline: float) -> ProbeResult:
     """A TLS handshake behind the header; the subject of the certificate is not the question."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
@@ -168,17 +168,19 @@ async def _tls(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, deadl
         else:
             subject = common_name(talk.getpeercert(binary_form=True) or b"")
             named = f'certificate of "{subject}"' if subject else "a certificate without a name"
-            return Seen(result=Result.SPEAKS_PROXY, detail=f"{talk.version() or 'TLS'}, {named}", subject=subject)
+            return ProbeResult(
+                result=Result.SPEAKS_PROXY, detail=f"{talk.version() or 'TLS'}, {named}", subject=subject
+            )
         writer.write(outgoing.read())
         left = deadline - time.monotonic()
         try:
             more = await asyncio.wait_for(reader.read(65_536), max(left, 0.001))
         except TimeoutError:
-            return Seen(result=Result.SILENT, detail=f"no whole handshake in time: {shown(first)}")
+            return ProbeResult(result=Result.SILENT, detail=f"no whole handshake in time: {shown(first)}")
         except ConnectionError:
             more = b""
         if not more:
-            return Seen(
+            return ProbeResult(
                 result=Result.UNKNOWN if first else Result.SILENT,
                 detail=f"hung up after {shown(first)}",
                 inconclusive=True,
@@ -187,15 +189,15 @@ async def _tls(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, deadl
         incoming.write(more)
 
 
-def _choked(error: ssl.SSLError, first: bytes) -> Seen:
+def _choked(error: ssl.SSLError, first: bytes) -> ProbeResult:
     reason = error.reason or str(error)
     words = reason.lower().replace("_", " ")
     if reason in ("WRONG_VERSION_NUMBER", "UNKNOWN_PROTOCOL", "HTTP_REQUEST") or first[:1] not in (b"\x15", b"\x16"):
         # A web server for TLS takes a header for plain HTTP, and says so in plain HTTP (nginx, M).
-        return Seen(result=Result.WRONG_PROTOCOL, detail=f"no TLS: {shown(first)}", inconclusive=True)
+        return ProbeResult(result=Result.WRONG_PROTOCOL, detail=f"no TLS: {shown(first)}", inconclusive=True)
     if any(word in reason for word in CHOKED):
-        return Seen(result=Result.UNKNOWN, detail=f"answers with an alert: {words}", inconclusive=True)
-    return Seen(result=Result.SPEAKS_PROXY, detail=f"takes the header, but: {words}")
+        return ProbeResult(result=Result.UNKNOWN, detail=f"answers with an alert: {words}", inconclusive=True)
+    return ProbeResult(result=Result.SPEAKS_PROXY, detail=f"takes the header, but: {words}")
 
 
 def _since(begin: float) -> int:

@@ -93,12 +93,12 @@ def _principals(signers: Path) -> list[str]:
 
 
 def _keygen(
-    action: str, *words: str, data: bytes, seconds: float = CHECK_SECONDS
+    action: str, *arguments: str, data: bytes, seconds: float = CHECK_SECONDS
 ) -> subprocess.CompletedProcess[bytes]:
     extra = ("-n", NAMESPACE) if action == "sign" else ()
     try:
         return subprocess.run(  # noqa: S603  # an argument list, no shell
-            ["ssh-keygen", "-Y", action, *extra, *words],  # noqa: S607  # OpenSSH, wherever the system has it
+            ["ssh-keygen", "-Y", action, *extra, *arguments],  # noqa: S607  # OpenSSH, wherever the system has it
             input=data,
             capture_output=True,
             timeout=seconds,
@@ -110,7 +110,9 @@ def _keygen(
         raise UsageError(f"ssh-keygen does not run: {error.strerror}", remedy="install OpenSSH") from error
 
 
-def _words(said: bytes) -> str:
+def _words(stderr: bytes) -> str:
     """What ssh-keygen said, in one printable line."""
-    lines = [line.strip() for line in said.decode(errors="replace").splitlines() if line.strip()]
-    return "".join(one if one.isprintable() else "." for one in "; ".join(lines))[:300] or "no word why"
+    lines = [line.strip() for line in stderr.decode(errors="replace").splitlines() if line.strip()]
+    return (
+        "".join(character if character.isprintable() else "." for character in "; ".join(lines))[:300] or "no word why"
+    )

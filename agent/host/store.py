@@ -55,10 +55,10 @@ Identity = tuple[int, int]
 def identity(path: Path) -> Identity | None:
     """Which file stands in a place, None where there is none that can be looked at."""
     try:
-        found = path.stat()
+        about = path.stat()
     except (OSError, RuntimeError):  # a link that leads to itself is a RuntimeError
         return None
-    return found.st_ino, found.st_mtime_ns
+    return about.st_ino, about.st_mtime_ns
 
 
 def write(path: Path, data: bytes, *, mode: int = _FILE_MODE, durable: bool = True) -> None:
@@ -186,8 +186,8 @@ class Store:
 
     def generations(self) -> tuple[Generation, ...]:
         """All that can be read, oldest first. One that was cut short by a crash is passed over."""
-        found = [self._read_generation(number) for number in self._numbers()]
-        return tuple(one for one in found if one is not None)
+        generations = [self._read_generation(number) for number in self._numbers()]
+        return tuple(generation for generation in generations if generation is not None)
 
     def live(self) -> Generation | None:
         """The newest generation that is whole."""
@@ -198,7 +198,7 @@ class Store:
         if not self.state.exists():
             return []
         with _telling("read", self._generations), contextlib.suppress(FileNotFoundError):
-            return sorted(int(one.name) for one in self._generations.iterdir() if _NUMBER.fullmatch(one.name))
+            return sorted(int(folder.name) for folder in self._generations.iterdir() if _NUMBER.fullmatch(folder.name))
         return []
 
     def next_number(self) -> int:
@@ -212,11 +212,15 @@ class Store:
     def _generation_in(self, folder: Path, number: int) -> Generation | None:
         report = _json(folder / "report.json")
         try:
-            one = Generation(**{**(report or {}), "reasons": tuple((report or {})["reasons"])})
+            generation = Generation(**{**(report or {}), "reasons": tuple((report or {})["reasons"])})
             digests = tuple(digest_of(self._read(folder / name)) for name in ("desired.yaml", "haproxy.cfg"))
         except (StoreError, ValueError, TypeError, KeyError):
             return None
-        return one if (one.number, one.digest, one.config_digest) == (number, *digests) else None
+        return (
+            generation
+            if (generation.number, generation.digest, generation.config_digest) == (number, *digests)
+            else None
+        )
 
     def desired_of(self, number: int) -> bytes:
         """The exact bytes of the document of a generation. Raises StoreError."""
@@ -342,9 +346,9 @@ class Store:
             return _handshakes(read_regular(self.state / "handshakes.json"))
         return ()
 
-    def set_handshakes(self, found: tuple[Handshake, ...]) -> None:
+    def set_handshakes(self, handshakes: tuple[Handshake, ...]) -> None:
         """Remember what servers were found to be."""
-        write(self.state / "handshakes.json", _dumped(found))
+        write(self.state / "handshakes.json", _dumped(handshakes))
 
     def unreachable(self) -> frozenset[Key]:
         """Servers without a check that have never answered; none where that cannot be read.
@@ -405,8 +409,8 @@ class Store:
         path = self.state / "serial.json"
         if not path.exists():
             return None
-        found = _json(path) or {}
-        serial, digest = found.get("serial"), found.get("digest")
+        document = _json(path) or {}
+        serial, digest = document.get("serial"), document.get("digest")
         if not isinstance(serial, int) or not isinstance(digest, str):
             raise StoreError(f"{path} is damaged", remedy="remove it, having seen which serial was live last")
         return serial, digest
@@ -424,8 +428,8 @@ class Store:
 
     def progress(self) -> tuple[str, str] | None:
         """The document that the service is at, and its stage; None where it is not known."""
-        found = _json(self.progress_file) or {}
-        digest, stage = found.get("digest"), found.get("stage")
+        document = _json(self.progress_file) or {}
+        digest, stage = document.get("digest"), document.get("stage")
         return (digest, stage) if isinstance(digest, str) and isinstance(stage, str) else None
 
     def write_status(self, status: str) -> None:
@@ -437,8 +441,8 @@ class Store:
         return _json(self.status_file)
 
 
-def _dumped(found: tuple[Handshake, ...]) -> bytes:
-    return json.dumps([asdict(one) for one in found], indent=1).encode()
+def _dumped(handshakes: tuple[Handshake, ...]) -> bytes:
+    return json.dumps([asdict(handshake) for handshake in handshakes], indent=1).encode()
 
 
 @functools.lru_cache(maxsize=1)
@@ -461,7 +465,7 @@ def _handshakes(data: bytes) -> tuple[Handshake, ...]:
 def _json(path: Path) -> dict[str, Any] | None:
     """A JSON object of ours, None where it is absent or anything else (a crash, a person)."""
     try:
-        found = json.loads(read_regular(path))
+        document = json.loads(read_regular(path))
     except (OSError, ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    return document if isinstance(document, dict) else None

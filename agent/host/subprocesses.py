@@ -20,7 +20,7 @@ _MOST = 20_000
 
 
 @frozen
-class Said:
+class Completed:
     """How a program ended, and what it said on the way, both streams together."""
 
     code: int
@@ -35,12 +35,12 @@ class Program:
     _talk: IO[bytes]
 
     @property
-    def said(self) -> str:
+    def output(self) -> str:
         """What it has said so far."""
         self._talk.seek(0)
         return self._talk.read(_MOST).decode(errors="replace")
 
-    def wait(self) -> Said:
+    def wait(self) -> Completed:
         """Its end, after SECONDS at the latest."""
         # Not `wait(timeout)`: it looks up to 50 ms late, which is as long as HAProxy takes.
         bound = threading.Timer(SECONDS, self.child.kill)
@@ -51,7 +51,7 @@ class Program:
         finally:
             late = not bound.is_alive()
             bound.cancel()
-        return Said(code, f"{self.said}\nno end after {SECONDS:.0f} s" if late else self.said)
+        return Completed(code, f"{self.output}\nno end after {SECONDS:.0f} s" if late else self.output)
 
 
 def _scratch() -> IO[bytes]:
@@ -83,7 +83,7 @@ def started(argv: Sequence[str]) -> Iterator[Program]:
             child.wait()
 
 
-def run(argv: Sequence[str]) -> Said:
+def run(argv: Sequence[str]) -> Completed:
     """Run to the end. Raises UsageError where it cannot be started."""
     with started(argv) as program:
         return program.wait()

@@ -27,45 +27,45 @@ def reachable(servers: Mapping[Key, Iterable[Endpoint]], *, timeout: float) -> f
 def _answered(doors: Iterable[Endpoint], timeout: float) -> set[Endpoint]:
     """Bounded in number at once and in time as a whole. What was not asked in time did not answer."""
     waiting = list(doors)
-    found: set[Endpoint] = set()
+    answered: set[Endpoint] = set()
     deadline = time.monotonic() + timeout
     with selectors.DefaultSelector() as selector:
         while (waiting or selector.get_map()) and (left := deadline - time.monotonic()) > 0:
             while waiting and len(selector.get_map()) < _AT_ONCE:
-                _knock(waiting.pop(), selector, found)
+                _knock(waiting.pop(), selector, answered)
             for key, _ in selector.select(left) if selector.get_map() else ():
-                one = key.fileobj
-                assert isinstance(one, socket.socket)
-                selector.unregister(one)
-                with one:
-                    if _connected(one):
-                        found.add(key.data)
+                connection = key.fileobj
+                assert isinstance(connection, socket.socket)
+                selector.unregister(connection)
+                with connection:
+                    if _connected(connection):
+                        answered.add(key.data)
         for key in list(selector.get_map().values()):
             assert isinstance(key.fileobj, socket.socket)
             key.fileobj.close()
-    return found
+    return answered
 
 
-def _knock(door: Endpoint, selector: selectors.BaseSelector, found: set[Endpoint]) -> None:
+def _knock(endpoint: Endpoint, selector: selectors.BaseSelector, answered: set[Endpoint]) -> None:
     try:
-        one = socket.socket(socket.AF_INET6 if door.family == 6 else socket.AF_INET, socket.SOCK_STREAM)
+        connection = socket.socket(socket.AF_INET6 if endpoint.family == 6 else socket.AF_INET, socket.SOCK_STREAM)
     except OSError:  # a host without IPv6, or without another file
         return
     with contextlib.suppress(OSError):  # no route, no such address: it did not answer
-        one.settimeout(0)
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-        code = one.connect_ex((door.host, door.port))
+        connection.settimeout(0)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        code = connection.connect_ex((endpoint.host, endpoint.port))
         if code in (errno.EINPROGRESS, errno.EWOULDBLOCK):
-            selector.register(one, selectors.EVENT_WRITE, door)
+            selector.register(connection, selectors.EVENT_WRITE, endpoint)
             return
-        if code == 0 and _connected(one):
-            found.add(door)
-    one.close()
+        if code == 0 and _connected(connection):
+            answered.add(endpoint)
+    connection.close()
 
 
-def _connected(one: socket.socket) -> bool:
+def _connected(connection: socket.socket) -> bool:
     """Whether another socket took the connection: on loopback a socket can meet itself where none listens."""
-    failed = one.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    failed = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
     with contextlib.suppress(OSError):
-        return failed == 0 and one.getsockname() != one.getpeername()
+        return failed == 0 and connection.getsockname() != connection.getpeername()
     return False

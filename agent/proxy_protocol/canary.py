@@ -60,15 +60,15 @@ def canary_probes(
     family = None if source is None else 6 if ":" in source else 4
     return tuple(
         CanaryProbe(
-            frontend=one.name,
+            frontend=frontend.name,
             address=_reachable(bind),
             source=source,
-            accept_proxy=one.accept_proxy,
-            nudge=bool(one.routes),
+            accept_proxy=frontend.accept_proxy,
+            nudge=bool(frontend.routes),
         )
-        for one in state.frontends
-        if one.name in frontends
-        for bind in one.bind
+        for frontend in state.frontends
+        if frontend.name in frontends
+        for bind in frontend.bind
         if family in (None, bind.family) and str(bind) not in without
     )
 
@@ -87,39 +87,39 @@ def _reachable(bind: Endpoint) -> Endpoint:
 
 def canaries(state: DesiredState | None) -> tuple[str, ...]:
     """The frontends that are to be tried at every resync."""
-    return tuple(one.name for one in state.frontends if one.canary) if state else ()
+    return tuple(frontend.name for frontend in state.frontends if frontend.canary) if state else ()
 
 
 def judge(used: str, answer: bytes) -> tuple[bool | None, str, str]:
     """Whether the address was preserved, the one the echo was told of, and what to say. None: no echo answered."""
-    found = _ANSWER.match(answer)
-    if found is None and answer.startswith(_NOT_TOLD):
+    match = _ANSWER.match(answer)
+    if match is None and answer.startswith(_NOT_TOLD):
         return False, "", f"the echo was not told who came: {shown(answer)}"
-    if found is None:
+    if match is None:
         what = "nothing answered" if not answer else f"no echo answered, but {shown(answer)}"
         return None, "", f"{what}; is `agent echo` behind it, and may this host connect?"
-    told = found[1].decode("ascii")
-    if told == used:
-        return True, told, "the address seen is the address used"
-    return False, told, f"came from {used}, and was seen as {told}"
+    reported = match[1].decode("ascii")
+    if reported == used:
+        return True, reported, "the address seen is the address used"
+    return False, reported, f"came from {used}, and was seen as {reported}"
 
 
 def preserved(canary_results: Iterable[CanaryResult], frontend: str) -> bool | None:
     """Of a whole frontend: False where one address of it does not preserve clients, True where all do."""
-    found = [one.preserved for one in canary_results if one.frontend == frontend]
-    if False in found:
+    verdicts = [result.preserved for result in canary_results if result.frontend == frontend]
+    if False in verdicts:
         return False
-    return True if found and all(found) else None
+    return True if verdicts and all(verdicts) else None
 
 
 def findings(canary_results: Iterable[CanaryResult]) -> tuple[Finding, ...]:
     """What people should know."""
     return tuple(
         Finding(
-            f"frontends.{one.frontend}",
-            f"the canary at {one.address}: {one.detail}",
-            "something on the way replaces the client's address" if one.preserved is False else "",
+            f"frontends.{result.frontend}",
+            f"the canary at {result.address}: {result.detail}",
+            "something on the way replaces the client's address" if result.preserved is False else "",
         )
-        for one in canary_results
-        if one.preserved is not True
+        for result in canary_results
+        if result.preserved is not True
     )

@@ -12,8 +12,8 @@ def common_name(certificate: bytes) -> str:
         while at < end and len(fields) < _SUBJECT + 2:
             tag, start, at = _element(certificate, at)
             fields += [] if tag == _VERSION else [certificate[start:at]]
-        _, found, rest = fields[_SUBJECT].rpartition(_COMMON_NAME)
-        tag, start, end = _element(rest, 0) if found else (0, 0, 0)
+        _, separator, rest = fields[_SUBJECT].rpartition(_COMMON_NAME)
+        tag, start, end = _element(rest, 0) if separator else (0, 0, 0)
     except IndexError:
         return ""
     text = rest[start:end].decode("utf-8", errors="replace")

@@ -52,7 +52,7 @@ class Question:
 
 
 @frozen(kw_only=True)
-class Seen:
+class ProbeResult:
     """What came of one connection: the result, what was seen (one printable line), and after how many milliseconds.
 
     `subject`: the common name of a TLS certificate, "" where there was none. `inconclusive`: this may
@@ -128,7 +128,7 @@ def questions(
             application=pool.application,
             version=pool.proxy_protocol,
             client=named,
-            destination=next((one for one in places if not one.wildcard), None),
+            destination=next((place for place in places if not place.wildcard), None),
         )
 
     return tuple(
@@ -145,7 +145,7 @@ def mismatch(version: str, result: str) -> bool:
     return result == (Result.SPEAKS_PROXY if version == ProxyProtocol.NONE else Result.PLAIN)
 
 
-def judge(question: Question, heard: Heard, *, quiet: bool) -> Seen | None:
+def judge(question: Question, heard: Heard, *, quiet: bool) -> ProbeResult | None:
     """What a server is that was sent a header; None: not clear yet. `quiet`: nothing has come for a while.
 
     One that was sent none (version `none`) and behaves like that is plain, and does not hang up because of it.
@@ -156,41 +156,41 @@ def judge(question: Question, heard: Heard, *, quiet: bool) -> Seen | None:
         return _http(question.version, heard)
     if heard.over or heard.closed:
         what = "it hung up" if heard.closed else "it waits"
-        return Seen(result=Result.UNKNOWN, detail=f"{what} after {shown(heard.data)}")
+        return ProbeResult(result=Result.UNKNOWN, detail=f"{what} after {shown(heard.data)}")
     return None
 
 
-def _greeted(application: Application, heard: Heard, *, quiet: bool) -> Seen | None:
+def _greeted(application: Application, heard: Heard, *, quiet: bool) -> ProbeResult | None:
     dialect, data = _DIALECTS[application], heard.data
     greeting = dialect.greeting.match(data)
     if greeting is None:
         return _no_greeting(application, heard)
     rest = data[greeting.end() :]
     if dialect.complaint.search(rest):
-        return Seen(result=Result.PLAIN, detail=f"greeted, then {shown(rest)}")
+        return ProbeResult(result=Result.PLAIN, detail=f"greeted, then {shown(rest)}")
     if heard.closed:  # over the header, or because it ends just now, or refuses this client
         detail = f"greeted, then {shown(rest) if rest else 'hung up'}"
-        return Seen(result=Result.UNKNOWN, detail=detail, inconclusive=True)
+        return ProbeResult(result=Result.UNKNOWN, detail=detail, inconclusive=True)
     if quiet:
-        return Seen(result=Result.SPEAKS_PROXY, detail=f"greeted, then waited: {shown(greeting[0])}")
+        return ProbeResult(result=Result.SPEAKS_PROXY, detail=f"greeted, then waited: {shown(greeting[0])}")
     if heard.over:
-        return Seen(result=Result.UNKNOWN, detail=f"greeted too late to tell: {shown(greeting[0])}")
+        return ProbeResult(result=Result.UNKNOWN, detail=f"greeted too late to tell: {shown(greeting[0])}")
     return None
 
 
-def _no_greeting(application: Application, heard: Heard) -> Seen | None:
+def _no_greeting(application: Application, heard: Heard) -> ProbeResult | None:
     """Nothing, half of a greeting, or something else."""
     data, beginning = heard.data, _BEGINNINGS[application]
     if _REFUSALS[application].search(data):
         # Exim's synchronization check, postscreen's greet action; or a server that takes no connection just now.
-        return Seen(result=Result.UNKNOWN, detail=f"{shown(data)} and no greeting", inconclusive=True)
+        return ProbeResult(result=Result.UNKNOWN, detail=f"{shown(data)} and no greeting", inconclusive=True)
     if not data.startswith(beginning[: len(data)]) and not _maybe_refusal(data):
-        return Seen(result=Result.WRONG_PROTOCOL, detail=f"no {application} greeting: {shown(data)}")
+        return ProbeResult(result=Result.WRONG_PROTOCOL, detail=f"no {application} greeting: {shown(data)}")
     if heard.closed:
-        return Seen(result=Result.SILENT, detail=f"hung up after {shown(data)}")
+        return ProbeResult(result=Result.SILENT, detail=f"hung up after {shown(data)}")
     if heard.over:
         half = Result.UNKNOWN if data else Result.SILENT
-        return Seen(result=half, detail=f"no whole greeting in time: {shown(data)}")
+        return ProbeResult(result=half, detail=f"no whole greeting in time: {shown(data)}")
     return None
 
 
@@ -199,29 +199,36 @@ def _maybe_refusal(data: bytes) -> bool:
     return len(data) < _WORD and data[:1] in (b"4", b"5", b"-", b"*")
 
 
-def _http(version: ProxyProtocol, heard: Heard) -> Seen | None:
+def _http(version: ProxyProtocol, heard: Heard) -> ProbeResult | None:
     found = _HTTP.match(heard.data)
     if found is not None:
         # A header is a bad request to a plain server, but so may be our own request to another one.
         inconclusive = found[1] == b"400"
         unsure = inconclusive and version is not ProxyProtocol.NONE
-        return Seen(
+        return ProbeResult(
             result=Result.UNKNOWN if unsure else Result.SPEAKS_PROXY,
             detail=f"answered {shown(heard.data)}",
             inconclusive=inconclusive,
         )
     if heard.data and not b"HTTP/1.".startswith(heard.data[:7]):
-        return Seen(result=Result.WRONG_PROTOCOL, detail=f"no HTTP answer: {shown(heard.data)}")
+        return ProbeResult(result=Result.WRONG_PROTOCOL, detail=f"no HTTP answer: {shown(heard.data)}")
     if heard.closed:
-        return Seen(result=Result.SILENT, detail="hung up", inconclusive=True)
-    return Seen(result=Result.SILENT, detail="no answer in time") if heard.over else None
+        return ProbeResult(result=Result.SILENT, detail="hung up", inconclusive=True)
+    return ProbeResult(result=Result.SILENT, detail="no answer in time") if heard.over else None
 
 
-def compared(seen: Seen, without: Seen) -> Seen:
+def compared(with_header: ProbeResult, without_header: ProbeResult) -> ProbeResult:
     """A suspect answer to a header beside the answer of the same server without one."""
-    if without.result is Result.PLAIN and not without.inconclusive:
-        return evolve(seen, result=Result.PLAIN, detail=f"{seen.detail}; not so without a header", inconclusive=False)
-    return evolve(seen, detail=f"{seen.detail}; without a header, {without.detail}", inconclusive=False)
+    if without_header.result is Result.PLAIN and not without_header.inconclusive:
+        return evolve(
+            with_header,
+            result=Result.PLAIN,
+            detail=f"{with_header.detail}; not so without a header",
+            inconclusive=False,
+        )
+    return evolve(
+        with_header, detail=f"{with_header.detail}; without a header, {without_header.detail}", inconclusive=False
+    )
 
 
 def shown(data: bytes) -> str:

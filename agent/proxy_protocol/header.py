@@ -39,7 +39,7 @@ LONGEST = 16 + 216 + 1_024
 
 
 @frozen(kw_only=True)
-class ReportBuilder:
+class Header:
     """What a v2 header says. `client` None: LOCAL, a health check of the proxy itself."""
 
     client: Endpoint | None
@@ -47,7 +47,7 @@ class ReportBuilder:
     length: int
 
 
-def parse(data: bytes) -> ReportBuilder | None:
+def parse(data: bytes) -> Header | None:
     """The v2 header at the beginning of `data`; None where more bytes are needed to tell.
 
     Raises ValueError where it is no v2 header, or one of a family that names no address and port.
@@ -64,7 +64,7 @@ def parse(data: bytes) -> ReportBuilder | None:
     if len(data) < 16 + size:
         return None
     if command & 0xF == 0:
-        return ReportBuilder(client=None, destination=None, length=16 + size)
+        return Header(client=None, destination=None, length=16 + size)
     width = {0x11: 4, 0x21: 16}.get(family)
     if width is None or size < 2 * width + 4:
         raise ValueError(f"a PROXY header of address family 0x{family:02x} with {size} bytes")
@@ -75,4 +75,4 @@ def parse(data: bytes) -> ReportBuilder | None:
         Endpoint(4 if width == 4 else 6, str(ipaddress.ip_address(host)), port)
         for host, port in zip(hosts, ports, strict=True)
     )
-    return ReportBuilder(client=source, destination=destination, length=16 + size)
+    return Header(client=source, destination=destination, length=16 + size)

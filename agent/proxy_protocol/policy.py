@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping
 from agent.desired.schema import Application, Backend, DesiredState, ProxyProtocol
 from agent.desired.state import Key
 from agent.errors import Finding
-from agent.proxy_protocol.greetings import Question, Result, Seen, mismatch, questions
+from agent.proxy_protocol.greetings import ProbeResult, Question, Result, mismatch, questions
 from agent.proxy_protocol.record import Asked, Handshake
 
 AWAY = (Result.REFUSED, Result.UNREACHABLE)
@@ -68,7 +68,7 @@ def servers_to_probe_again(
     }
     if not waited:
         return ()
-    return tuple(one for one in questions(state) if one.key in up and asked(one) in waited)
+    return tuple(question for question in questions(state) if question.key in up and asked(question) in waited)
 
 
 def believed(
@@ -88,24 +88,26 @@ def believed(
     )
 
 
-def noted(those: Iterable[Question], seen: Mapping[Key, Seen], *, digest: str, at: float) -> tuple[Handshake, ...]:
+def noted(
+    questions_asked: Iterable[Question], answers: Mapping[Key, ProbeResult], *, digest: str, at: float
+) -> tuple[Handshake, ...]:
     """Answers as they are remembered. `at`: seconds since the epoch."""
     return tuple(
         Handshake(
-            backend=one.key[0],
-            server=one.key[1],
-            address=str(one.address),
-            application=one.application.value,
-            version=one.version.value,
-            result=found.result.value,
-            detail=found.detail,
-            subject=found.subject,
-            milliseconds=found.milliseconds,
+            backend=question.key[0],
+            server=question.key[1],
+            address=str(question.address),
+            application=question.application.value,
+            version=question.version.value,
+            result=answer.result.value,
+            detail=answer.detail,
+            subject=answer.subject,
+            milliseconds=answer.milliseconds,
             at=at,
             digest=digest,
         )
-        for one in those
-        for found in (seen[one.key],)
+        for question in questions_asked
+        for answer in (answers[question.key],)
     )
 
 
@@ -114,7 +116,9 @@ def remembered(
 ) -> tuple[Handshake, ...]:
     """All that is worth keeping: the newest word on each question of these states, and on those just asked."""
     fresh = tuple(fresh)
-    there = {asked(one) for state in states if state for one in questions(state)} | {one.asked for one in fresh}
+    there = {asked(question) for state in states if state for question in questions(state)} | {
+        one.asked for one in fresh
+    }
     newest = {one.asked: one for one in itertools.chain(known, fresh) if one.asked in there}
     kept = sorted(newest.values(), key=lambda one: one.at)[-_MOST_KEPT:]
     return tuple(sorted(kept, key=lambda one: one.asked))
@@ -123,29 +127,29 @@ def remembered(
 # --- what is made of it
 
 
-def mismatches(found: Iterable[Handshake]) -> tuple[str, ...]:
+def mismatches(handshakes: Iterable[Handshake]) -> tuple[str, ...]:
     """Why a change is refused: the servers that provably do not take what they would be sent, and what was seen."""
     wrong = [
-        f"server {one.server} of backend {one.backend} ({one.address}) {_fault(one)}"
-        for one in found
-        if mismatch(one.version, one.result)
+        f"server {handshake.server} of backend {handshake.backend} ({handshake.address}) {_fault(handshake)}"
+        for handshake in handshakes
+        if mismatch(handshake.version, handshake.result)
     ]
     more = len(wrong) - _MOST_NAMED
     return (*wrong[:_MOST_NAMED], *((f"and {more} more",) if more > 0 else ()))
 
 
-def unproven(live: DesiredState | None, wanted: DesiredState, found: Iterable[Handshake]) -> tuple[str, ...]:
+def unproven(live: DesiredState | None, wanted: DesiredState, handshakes: Iterable[Handshake]) -> tuple[str, ...]:
     """Why a change is refused where proof is required: new backends of which no server was seen to speak PROXY."""
     before = {(pool.name, pool.proxy_protocol) for pool in live.backends} if live else set()
     answers: dict[str, list[Handshake]] = {}
-    for one in found:
-        answers.setdefault(one.backend, []).append(one)
+    for handshake in handshakes:
+        answers.setdefault(handshake.backend, []).append(handshake)
     return tuple(
         f"no server of the new backend {pool.name} was seen to speak PROXY: {_evidence(pool, answers)}"
         for pool in wanted.backends
         if pool.proxy_protocol is not ProxyProtocol.NONE
         and (pool.name, pool.proxy_protocol) not in before
-        and all(one.result != Result.SPEAKS_PROXY for one in answers.get(pool.name, ()))
+        and all(handshake.result != Result.SPEAKS_PROXY for handshake in answers.get(pool.name, ()))
     )
 
 
@@ -162,21 +166,21 @@ def findings(state: DesiredState, known: Mapping[Asked, Handshake]) -> tuple[Fin
     if not wrong:
         return ()
     return tuple(
-        Finding(f"backends.{one.key[0]}.servers.{one.key[1]}", said, SETTINGS)
-        for one in questions(state)
-        if (said := wrong.get(asked(one)))
+        Finding(f"backends.{question.key[0]}.servers.{question.key[1]}", said, SETTINGS)
+        for question in questions(state)
+        if (said := wrong.get(asked(question)))
     )
 
 
-def _fault(one: Handshake) -> str:
+def _fault(handshake: Handshake) -> str:
     """What is wrong with a server, "" where nothing is, or where it did not answer: its checks tell of that."""
-    header = f"a PROXY {one.version} header" if one.version != ProxyProtocol.NONE else "a PROXY header"
-    if mismatch(one.version, one.result):
-        if one.version == ProxyProtocol.NONE:
-            return f"demands {header} and is sent none: {one.detail}"
-        return f"is sent {header} and does not take it: {one.detail}"
+    header = f"a PROXY {handshake.version} header" if handshake.version != ProxyProtocol.NONE else "a PROXY header"
+    if mismatch(handshake.version, handshake.result):
+        if handshake.version == ProxyProtocol.NONE:
+            return f"demands {header} and is sent none: {handshake.detail}"
+        return f"is sent {header} and does not take it: {handshake.detail}"
     return {
-        Result.SILENT: f"takes connections but says nothing: {one.detail}",
-        Result.WRONG_PROTOCOL: f"does not speak {one.application}: {one.detail}",
-        Result.UNKNOWN: f"nobody can tell whether it takes {header}: {one.detail}",
-    }.get(Result(one.result), "")  # checked when it was read
+        Result.SILENT: f"takes connections but says nothing: {handshake.detail}",
+        Result.WRONG_PROTOCOL: f"does not speak {handshake.application}: {handshake.detail}",
+        Result.UNKNOWN: f"nobody can tell whether it takes {header}: {handshake.detail}",
+    }.get(Result(handshake.result), "")  # checked when it was read

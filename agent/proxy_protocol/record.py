@@ -16,7 +16,7 @@ Asked = tuple[str, str, str, str, str]
 class Handshake:
     """What a server was found to be when it was asked as `version` and `application` say, for which document.
 
-    `result`, `detail`, `subject`, `milliseconds`: see `greetings.Seen`. `at`: seconds since the epoch.
+    `result`, `detail`, `subject`, `milliseconds`: see `greetings.ProbeResult`. `at`: seconds since the epoch.
     """
 
     backend: str = field(validator=is_text)
@@ -42,8 +42,8 @@ class Handshake:
         return (self.backend, self.server, self.address, self.application, self.version)
 
 
-def handshakes(found: object) -> tuple[Handshake, ...]:
+def handshakes(value: object) -> tuple[Handshake, ...]:
     """Handshakes out of values or of JSON objects. Raises TypeError, ValueError."""
-    if not isinstance(found, (list, tuple)):
-        raise TypeError(f"handshakes: {found!r} is no list")
-    return tuple(one if isinstance(one, Handshake) else Handshake(**one) for one in found)
+    if not isinstance(value, (list, tuple)):
+        raise TypeError(f"handshakes: {value!r} is no list")
+    return tuple(item if isinstance(item, Handshake) else Handshake(**item) for item in value)

@@ -13,10 +13,10 @@ from agent.desired.stored import is_number, is_seconds, is_text, texts
 from agent.haproxy.quarantine import Quarantined
 
 
-def _quarantines(found: object) -> tuple[Quarantined, ...]:
-    if not isinstance(found, (list, tuple)):
-        raise TypeError(f"quarantined: {found!r} is no list")
-    return tuple(one if isinstance(one, Quarantined) else Quarantined(**one) for one in found)
+def _quarantines(value: object) -> tuple[Quarantined, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise TypeError(f"quarantined: {value!r} is no list")
+    return tuple(item if isinstance(item, Quarantined) else Quarantined(**item) for item in value)
 
 
 @frozen(kw_only=True)
@@ -44,20 +44,20 @@ class Generation:
     unserved: tuple[str, ...] = field(default=(), converter=texts)
 
 
-def _keys(found: object) -> tuple[tuple[str, str], ...]:
+def _keys(value: object) -> tuple[tuple[str, str], ...]:
     """Servers, each by backend and name, out of values or of JSON. Raises TypeError."""
-    if not isinstance(found, (list, tuple)):
-        raise TypeError(f"{found!r} is no list of servers")
-    pairs = tuple(texts(pair) for pair in found)
+    if not isinstance(value, (list, tuple)):
+        raise TypeError(f"{value!r} is no list of servers")
+    pairs = tuple(texts(pair) for pair in value)
     if any(len(pair) != 2 for pair in pairs):
-        raise TypeError(f"{found!r} is no list of servers")
+        raise TypeError(f"{value!r} is no list of servers")
     return tuple((pair[0], pair[1]) for pair in pairs)
 
 
-def _stakes(found: object) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    pairs = found if isinstance(found, (list, tuple)) else ()
-    if pairs is not found or any(not isinstance(pair, (list, tuple)) or len(pair) != 2 for pair in pairs):
-        raise TypeError(f"{found!r} is no list of frontends and their backends")
+def _stakes(value: object) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    pairs = value if isinstance(value, (list, tuple)) else ()
+    if pairs is not value or any(not isinstance(pair, (list, tuple)) or len(pair) != 2 for pair in pairs):
+        raise TypeError(f"{value!r} is no list of frontends and their backends")
     return tuple((str(pair[0]), texts(pair[1])) for pair in pairs)
 
 

@@ -13,7 +13,7 @@ from agent.desired.addresses import Endpoint
 from agent.desired.state import Key
 from agent.haproxy.commands import Command
 from agent.haproxy.observed import Observation, Running
-from agent.proxy_protocol.greetings import Question, Seen
+from agent.proxy_protocol.greetings import ProbeResult, Question
 from agent.proxy_protocol.record import Handshake
 from agent.reconcile.generation import Generation, Hold, Journal
 from agent.reconcile.preflight import BindFailure
@@ -72,7 +72,7 @@ class Prober(Protocol):
     def unbound(self, endpoints: Collection[Endpoint]) -> Mapping[Endpoint, BindFailure]: ...
     def shared(self, endpoints: Collection[Endpoint]) -> Iterable[tuple[Endpoint, str]]: ...
     def reachable(self, servers: Mapping[Key, Iterable[Endpoint]], *, timeout: float) -> frozenset[Key]: ...
-    def handshakes(self, questions: Collection[Question]) -> Mapping[Key, Seen]: ...
+    def handshakes(self, questions: Collection[Question]) -> Mapping[Key, ProbeResult]: ...
 
 
 class Clock(Protocol):

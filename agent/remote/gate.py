@@ -32,7 +32,7 @@ LONGEST = 32_768  # characters of a call: a signature and some words
 _PUBLIC_KEY = re.compile(r"((?:sk-)?(?:ssh|ecdsa)-[a-z0-9@.-]+) ([A-Za-z0-9+/]+={0,3})(?: ([^\x00-\x1f\x7f]*))?")
 
 
-def words(call: str | None) -> list[str]:
+def arguments(call: str | None) -> list[str]:
     """The words of a call that may get through, `-` for the document said. Raises PolicyError for every other one."""
     if call is None:
         raise PolicyError("this key runs `agent gate`: it lets sync, plan, status and history through, and no shell")
@@ -41,14 +41,14 @@ def words(call: str | None) -> list[str]:
     if not call.isascii() or not call.isprintable():
         raise PolicyError("a call with characters that no call needs")
     try:
-        found = shlex.split(call)
+        arguments = shlex.split(call)
     except ValueError as error:
         raise PolicyError(f"not a call: {error}") from None
-    if found[:1] == ["agent"]:
-        found = found[1:]
-    if not found or found[0] not in FLAGS:
-        raise PolicyError(f"{_shown(found)} is not let through: only sync, plan, status and history are")
-    command, *rest = found
+    if arguments[:1] == ["agent"]:
+        arguments = arguments[1:]
+    if not arguments or arguments[0] not in FLAGS:
+        raise PolicyError(f"{_shown(arguments)} is not let through: only sync, plan, status and history are")
+    command, *rest = arguments
     return [command, *_checked(command, rest)]
 
 
@@ -74,8 +74,8 @@ def _checked(command: str, rest: list[str]) -> list[str]:
     return [*options, "-"] if command in TAKES_DOCUMENT else options
 
 
-def _shown(found: list[str]) -> str:
-    text = " ".join(found)
+def _shown(arguments: list[str]) -> str:
+    text = " ".join(arguments)
     return repr(text if len(text) <= 80 else f"{text[:80]}...")
 
 

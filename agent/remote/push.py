@@ -64,24 +64,24 @@ class Payload:
 
     data: bytes
     signature: bytes
-    words: tuple[str, ...]
+    arguments: tuple[str, ...]
     seconds: float
 
     @property
     def command(self) -> str:
         """What ssh is told to run. The digest tells the other side when half of a document arrived."""
-        words = ["agent", "sync", "-", "--json", "--digest", digest_of(self.data), *self.words]
+        arguments = ["agent", "sync", "-", "--json", "--digest", digest_of(self.data), *self.arguments]
         if self.signature:
-            words += ["--signature", base64.urlsafe_b64encode(self.signature).decode()]
-        return " ".join(words)
+            arguments += ["--signature", base64.urlsafe_b64encode(self.signature).decode()]
+        return " ".join(arguments)
 
 
 def target(text: str) -> Target:
     """`admin@10.0.20.1`, `fw1:2222`, `root@[2001:db8::1]:22`, or a Host of ssh_config. Raises ValueError."""
-    found = _TARGET.fullmatch(text)
-    if found is None or (found[3] is not None and not 1 <= int(found[3]) <= 65_535):
+    match = _TARGET.fullmatch(text)
+    if match is None or (match[3] is not None and not 1 <= int(match[3]) <= 65_535):
         raise ValueError(f"expected USER@HOST or USER@HOST:PORT (an IPv6 address in brackets), got {text!r}")
-    user, host, port = found.groups()
+    user, host, port = match.groups()
     bare = host.strip("[]")
     return Target(text=text, host=f"{user}@{bare}" if user else bare, port=int(port) if port else None)
 
@@ -101,10 +101,10 @@ def push(
     target, in their order.
     """
 
-    async def one(where: Target) -> Result:
+    async def send(where: Target) -> Result:
         try:
-            words = (*payload.words, *more.get(where.text, ()))
-            result = await _send(where, evolve(payload, words=words), on_stage)
+            arguments = (*payload.arguments, *more.get(where.text, ()))
+            result = await _send(where, evolve(payload, arguments=arguments), on_stage)
         except (OSError, ValueError) as error:  # of one host; the others go on
             result = Result(target=where, exit_code=ExitCode.SSH, message=f"ssh failed: {error}", remedy=AGAIN)
         on_end(result)
@@ -112,19 +112,19 @@ def push(
 
     async def everyone() -> tuple[Result, ...]:
         if not ordered:
-            return tuple(await asyncio.gather(*map(one, targets)))
-        found: list[Result] = []
+            return tuple(await asyncio.gather(*map(send, targets)))
+        results: list[Result] = []
         for where in targets:
-            if found and found[-1].exit_code not in (ExitCode.LIVE, ExitCode.DEGRADED):
-                first = next(one for one in found if one.exit_code not in (ExitCode.LIVE, ExitCode.DEGRADED))
+            if results and results[-1].exit_code not in (ExitCode.LIVE, ExitCode.DEGRADED):
+                first = next(result for result in results if result.exit_code not in (ExitCode.LIVE, ExitCode.DEGRADED))
                 left = Result(
                     target=where, exit_code=first.exit_code, message=f"not tried: {first.target.text} is not live"
                 )
                 on_end(left)
-                found.append(left)
+                results.append(left)
                 continue
-            found.append(await one(where))
-        return tuple(found)
+            results.append(await send(where))
+        return tuple(results)
 
     return asyncio.run(everyone())
 
@@ -140,21 +140,23 @@ def worst(codes: Sequence[ExitCode]) -> ExitCode:
 def status(targets: Sequence[Target], *, seconds: float) -> tuple[dict[str, Any] | str, ...]:
     """The status.json of each, in their order; of one that does not tell, why."""
 
-    async def one(where: Target) -> dict[str, Any] | str:
+    async def ask(where: Target) -> dict[str, Any] | str:
         try:
-            code, out, said = await _session(where, "agent status --json", b"", seconds, lambda _: None)
+            code, out, stderr = await _session(where, "agent status --json", b"", seconds, lambda _: None)
         except OSError as error:
             return f"ssh does not run: {error.strerror}"
         with contextlib.suppress(ValueError, RecursionError):
-            found = json.loads(out)
-            if isinstance(found, dict) and found.get("schema") == 1:
-                return found
+            answer = json.loads(out)
+            if isinstance(answer, dict) and answer.get("schema") == 1:
+                return answer
         if code == _SSH_FAILED:
-            return _ssh_failed(said)[0]
-        return "no answer in time" if code is None else f"it tells no status: {'; '.join(said) or f'exit {code}'}"
+            return _ssh_failed(stderr)[0]
+        if code is None:
+            return "no answer in time"
+        return f"it reports no status: {'; '.join(stderr) or f'exit {code}'}"
 
     async def everyone() -> tuple[dict[str, Any] | str, ...]:
-        return tuple(await asyncio.gather(*map(one, targets)))
+        return tuple(await asyncio.gather(*map(ask, targets)))
 
     return asyncio.run(everyone())
 
@@ -162,7 +164,7 @@ def status(targets: Sequence[Target], *, seconds: float) -> tuple[dict[str, Any]
 async def _send(where: Target, payload: Payload, on_stage: Callable[[Target, str], None]) -> Result:
     begin = time.monotonic()
     try:
-        code, out, said = await _session(
+        code, out, stderr = await _session(
             where, payload.command, payload.data, payload.seconds, lambda word: on_stage(where, word)
         )
     except OSError as error:
@@ -172,7 +174,7 @@ async def _send(where: Target, payload: Payload, on_stage: Callable[[Target, str
             message=f"ssh does not run: {error.strerror}",
             remedy="install OpenSSH's client",
         )
-    return evolve(_judge(where, code, out, said), seconds=time.monotonic() - begin)
+    return evolve(_judge(where, code, out, stderr), seconds=time.monotonic() - begin)
 
 
 async def _session(
@@ -180,22 +182,22 @@ async def _session(
 ) -> tuple[int | None, bytes, list[str]]:
     """Run it over there: its exit code (None: it hangs), what it answered, what it or ssh said. Raises OSError."""
     port = ("-p", str(where.port)) if where.port is not None else ()
-    words = (
+    arguments = (
         "ssh", "-T", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_SECONDS}", "-o", "ServerAliveInterval=5",
         "-o", "ServerAliveCountMax=2", *port, "--", where.host, command,
     )  # fmt: skip
     process = await asyncio.create_subprocess_exec(
-        *words,
+        *arguments,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         start_new_session=True,  # so that it ends with all that it has started
     )
-    said: list[str] = []
+    stderr: list[str] = []
     out = b""
     try:
         async with asyncio.timeout(seconds + GRACE_SECONDS):
-            listening = asyncio.create_task(_listen(process, said, on_stage))
+            listening = asyncio.create_task(_listen(process, stderr, on_stage))
             _, out = await asyncio.gather(_feed(process, data), _read(process))
             # What ssh has started (a proxy, a master) may hold its stderr for longer than it lives.
             await asyncio.wait([listening], timeout=LAST_WORDS_SECONDS)
@@ -211,7 +213,7 @@ async def _session(
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(process.wait(), LAST_WORDS_SECONDS)
         process._transport.close()  # type: ignore[attr-defined]  # noqa: SLF001  # else its pipes are, whenever
-    return code, out, said
+    return code, out, stderr
 
 
 async def _feed(process: asyncio.subprocess.Process, data: bytes) -> None:
@@ -226,29 +228,29 @@ async def _feed(process: asyncio.subprocess.Process, data: bytes) -> None:
 
 async def _read(process: asyncio.subprocess.Process) -> bytes:
     assert process.stdout is not None
-    found = b""
+    data = b""
     while more := await process.stdout.read(65_536):
-        found = (found + more)[: MOST + 1]
-    return found
+        data = (data + more)[: MOST + 1]
+    return data
 
 
-async def _listen(process: asyncio.subprocess.Process, said: list[str], on_stage: Callable[[str], None]) -> None:
+async def _listen(process: asyncio.subprocess.Process, stderr: list[str], on_stage: Callable[[str], None]) -> None:
     assert process.stderr is not None
     rest = b""
     while more := await process.stderr.read(4_096):
         *lines, rest = (rest + more)[-65_536:].split(b"\n")
         for line in lines:
-            _heard(line, said, on_stage)
-    _heard(rest, said, on_stage)
+            _heard(line, stderr, on_stage)
+    _heard(rest, stderr, on_stage)
 
 
-def _heard(line: bytes, said: list[str], on_stage: Callable[[str], None]) -> None:
-    text = "".join(one if one.isprintable() else " " for one in line.decode(errors="replace")).strip()
+def _heard(line: bytes, stderr: list[str], on_stage: Callable[[str], None]) -> None:
+    text = "".join(character if character.isprintable() else " " for character in line.decode(errors="replace")).strip()
     if text.startswith(STAGE):
         on_stage(text.removeprefix(STAGE)[:40])
     elif text:
-        said.append(text[:500])
-        del said[:-_MOST_SAID]  # a banner may be long, and what ssh says itself comes last
+        stderr.append(text[:500])
+        del stderr[:-_MOST_SAID]  # a banner may be long, and what ssh says itself comes last
 
 
 # --- what went wrong --------------------------------------------------------------------------------------------
@@ -287,13 +289,13 @@ _NOWHERE = (
 AGAIN = "whether it is live over there nobody can tell from here: sync again, the same document changes nothing twice"
 
 
-def _judge(where: Target, code: int | None, out: bytes, said: Sequence[str]) -> Result:
+def _judge(where: Target, code: int | None, out: bytes, stderr: Sequence[str]) -> Result:
     """What an end of ssh means."""
 
     def failed(message: str, remedy: str) -> Result:
         return Result(target=where, exit_code=ExitCode.SSH, message=message, remedy=remedy)
 
-    talk = "; ".join(said)
+    talk = "; ".join(stderr)
     if code is None:
         return failed("the session hangs: no answer in time", AGAIN)
     answer = _answer(out)
@@ -306,14 +308,14 @@ def _judge(where: Target, code: int | None, out: bytes, said: Sequence[str]) -> 
             answer=answer,
         )
     if code == _SSH_FAILED:
-        return failed(*_ssh_failed(said))
+        return failed(*_ssh_failed(stderr))
     if code == _NOT_FOUND:
         return failed(f"there is no agent there: {talk or 'command not found'}", "install edgeagent on it")
     if "is not let through" in talk:
         return failed(f"its gate does not know this call: {talk}", "update edgeagent on it, or here")
     if "No such command" in talk or "No such option" in talk:
-        return failed(f"its agent is older than this one: {said[-1]}", "update edgeagent on it")
-    own = [line for line in said if line.startswith("agent: ")]
+        return failed(f"its agent is older than this one: {stderr[-1]}", "update edgeagent on it")
+    own = [line for line in stderr if line.startswith("agent: ")]
     if own and code in (2, 3, 4, 7, 9):
         message = "; ".join(line.removeprefix("agent: ") for line in own)
         return Result(target=where, exit_code=ExitCode(code), message=message, remedy="")
@@ -323,23 +325,23 @@ def _judge(where: Target, code: int | None, out: bytes, said: Sequence[str]) -> 
     )
 
 
-def _ssh_failed(said: Sequence[str]) -> tuple[str, str]:
+def _ssh_failed(stderr: Sequence[str]) -> tuple[str, str]:
     """What went wrong on the way, and what to do: ssh tells it in words only."""
-    if found := _found(_BEFORE, said):
-        return found
-    if over := [line for line in said if _CUT.search(line)]:
+    if known := _found(_BEFORE, stderr):
+        return known
+    if over := [line for line in stderr if _CUT.search(line)]:
         hangs = "not responding" in over[-1] or "timed out" in over[-1]
         return f"the session {'hangs: it does not answer any more' if hangs else 'was cut'} ({over[-1]})", AGAIN
-    if found := _found(_NOWHERE, said):
-        return found
-    if not said:
+    if known := _found(_NOWHERE, stderr):
+        return known
+    if not stderr:
         return "the session was cut: no word why", AGAIN
-    return f"ssh failed: {said[-1]}", "try `ssh` by hand"
+    return f"ssh failed: {stderr[-1]}", "try `ssh` by hand"
 
 
-def _found(reasons: Sequence[tuple[str, str, str]], said: Sequence[str]) -> tuple[str, str] | None:
-    for words, meaning, remedy in reasons:
-        if line := next((one for one in said if words in one), ""):
+def _found(reasons: Sequence[tuple[str, str, str]], stderr: Sequence[str]) -> tuple[str, str] | None:
+    for pattern, meaning, remedy in reasons:
+        if line := next((candidate for candidate in stderr if pattern in candidate), ""):
             return f"{meaning} ({line})", remedy
     return None
 
@@ -347,19 +349,19 @@ def _found(reasons: Sequence[tuple[str, str, str]], said: Sequence[str]) -> tupl
 def _answer(out: bytes) -> dict[str, Any] | None:
     """The answer of an agent; None for anything else. The other side is believed in nothing but its words."""
     try:
-        found = json.loads(out)
+        document = json.loads(out)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(found, dict) or found.get("protocol") != 1:
+    if not isinstance(document, dict) or document.get("protocol") != 1:
         return None
-    if not isinstance(found.get("result"), str) or found["result"] not in _WORDS:
+    if not isinstance(document.get("result"), str) or document["result"] not in _WORDS:
         return None
-    code, report = found.get("exit_code"), found.get("report")
+    code, report = document.get("exit_code"), document.get("report")
     shaped = isinstance(report, dict) or report is None
-    return found if isinstance(code, int) and code in list(ExitCode) and shaped else None
+    return document if isinstance(code, int) and code in list(ExitCode) and shaped else None
 
 
-_WORDS = {one.value for one in Outcome} | {
+_WORDS = {outcome.value for outcome in Outcome} | {
     "policy", "overtaken", "stored", "no_answer", "planned", "would be refused",
 }  # fmt: skip
 
@@ -374,13 +376,13 @@ def diff_of(answer: dict[str, Any]) -> str:
 def _story(answer: dict[str, Any]) -> str:
     """What the other side said, in one line."""
     live = (answer.get("report") or {}).get("live")
-    told = [str(answer["message"]).replace("\n", "; ")] if answer.get("message") else []
+    parts = [str(answer["message"]).replace("\n", "; ")] if answer.get("message") else []
     if isinstance(live, dict) and isinstance(live.get("generation"), int):
-        told.append(f"generation {live['generation']} is live")
-    return printable("; ".join(told) or "no more was said", 2_000)
+        parts.append(f"generation {live['generation']} is live")
+    return printable("; ".join(parts) or "no more was said", 2_000)
 
 
 def printable(text: object, most: int) -> str:
     """What came from another host, for a terminal of ours."""
-    said = text.decode(errors="replace") if isinstance(text, bytes) else str(text or "")
-    return "".join(one if one.isprintable() else " " for one in said)[:most]
+    shown = text.decode(errors="replace") if isinstance(text, bytes) else str(text or "")
+    return "".join(character if character.isprintable() else " " for character in shown)[:most]

@@ -227,7 +227,11 @@ def _superseded(host: Host, submission: Submission, status: Status | None, secon
     outcome = status.outcome if status else None
     by = f"sha256 {str(later.digest if later else None)[: policy.SHORTEST_DIGEST]}{serial} ({outcome})"
     digest = submission.parsed.digest
-    mine = [one for one in host.store.generations() if one.number > submission.number and one.digest == digest]
+    mine = [
+        generation
+        for generation in host.store.generations()
+        if generation.number > submission.number and generation.digest == digest
+    ]
     if not mine:
         gone = identity(host.intake.file) is None
         return Answer(
@@ -287,7 +291,9 @@ def refused(error: AgentError, digest: str) -> Answer:
         digest=digest,
         message=str(error),
         remedy=error.remedy,
-        report={"violations": [{"line": one.line, "message": one.message} for one in violations[:100]]}
+        report={
+            "violations": [{"line": violation.line, "message": violation.message} for violation in violations[:100]]
+        }
         if violations
         else None,
     )

@@ -91,7 +91,9 @@ class Scene:
     @property
     def binds(self) -> list[tuple[str, Endpoint]]:
         """Every address that should be served, with its frontend."""
-        return [(one.name, bind) for one in self.state.frontends for bind in one.bind] if self.state else []
+        return (
+            [(frontend.name, bind) for frontend in self.state.frontends for bind in frontend.bind] if self.state else []
+        )
 
 
 _START = {
@@ -172,7 +174,7 @@ def _python(scene: Scene) -> Iterator[Found]:
 
 def _binary(scene: Scene) -> Iterator[Found]:
     try:
-        original = scene.haproxy.found
+        original = scene.haproxy.program
     except UsageError as error:
         yield _broken("haproxy", str(error), _GET_HAPROXY[scene.system])
         return
@@ -281,7 +283,9 @@ def desired(settings: Settings) -> tuple[DesiredState | None, list[Found]]:
         return None, [_broken("desired state", str(error), remedy)]
     count = len(parsed.state.frontends)
     told = [_ok("desired state", f"valid, {count} frontends")]
-    told += [_look("desired state", f"{one.where}: {one.message}", one.remedy) for one in parsed.findings]
+    told += [
+        _look("desired state", f"{finding.where}: {finding.message}", finding.remedy) for finding in parsed.findings
+    ]
     return parsed.state, told
 
 
@@ -316,7 +320,7 @@ def _binds(scene: Scene) -> Iterator[Found]:
 
 
 def _elsewhere(scene: Scene, bind: Endpoint) -> str:
-    if scene.addresses and bind.host not in {one.address for one in scene.addresses}:
+    if scene.addresses and bind.host not in {address.address for address in scene.addresses}:
         return "give it to an interface or a virtual IP, or take it out; it goes live by itself once it is there"
     return "it goes live by itself once it can be bound"
 
@@ -384,10 +388,10 @@ def _nat(scene: Scene) -> Iterator[Found]:
 
 def _carp(scene: Scene) -> Iterator[Found]:
     wanted = {bind.host for _, bind in scene.binds}
-    for one in scene.addresses:
-        if one.address in wanted and one.vhid is not None:
-            where = f"{one.address} (vhid {one.vhid} on {one.interface}) is {one.carp}"
-            if one.carp == "MASTER":
+    for address in scene.addresses:
+        if address.address in wanted and address.vhid is not None:
+            where = f"{address.address} (vhid {address.vhid} on {address.interface}) is {address.carp}"
+            if address.carp == "MASTER":
                 yield _ok("CARP", where)
             else:
                 yield _note("CARP", f"{where}: clients come to the other firewall")
@@ -411,7 +415,7 @@ def _limits(scene: Scene) -> Iterator[Found]:
 
 
 def _clock(scene: Scene) -> Iterator[Found]:
-    newest = max((one.at for one in scene.store.generations()), default=0.0)
+    newest = max((generation.at for generation in scene.store.generations()), default=0.0)
     if newest > scene.now + _SLACK:
         yield _look(
             "clock",
@@ -452,7 +456,7 @@ def _restricted(line: str) -> bool:
     """By the options in front of the key: sshd(8), AUTHORIZED_KEYS."""
     front = re.match(r'(?:[^\s"]|"(?:[^"\\]|\\.)*")+', line)
     options = re.findall(r'(?:[^,"]|"(?:[^"\\]|\\.)*")+', front[0] if front else "")
-    names = {one.partition("=")[0].lower() for one in options}
+    names = {option.partition("=")[0].lower() for option in options}
     return "restrict" in names and not names & _REOPENS
 
 

@@ -122,10 +122,10 @@ class Entry:
         """As it is written."""
         return f"<{self.tag}>{self.body}</{self.tag}>"
 
-    def is_it(self, one: Element) -> bool:
+    def is_it(self, element: Element) -> bool:
         """Whether an element is ours."""
         tag, text = self.known
-        return one.tag == self.tag and (one.value(tag) if tag else one.text.strip()) == text
+        return element.tag == self.tag and (element.value(tag) if tag else element.text.strip()) == text
 
 
 SERVICE = Entry(

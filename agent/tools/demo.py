@@ -277,7 +277,7 @@ class _Stage:
         """The server that holds the session which stays open; the clients of the load are too short to tell apart."""
         tally: Counter[str] = Counter()
         for _ in range(20):
-            tally.update(one.name for one in self.haproxy.observe().servers if one.sessions)
+            tally.update(server.name for server in self.haproxy.observe().servers if server.sessions)
         return tally.most_common(1)[0][0]
 
     def claim(self, so: bool, text: str, otherwise: str) -> None:  # noqa: FBT001  # a fact, not an option

@@ -91,17 +91,17 @@ class Totals:
             if process in self._gone:
                 return
             if self._process is None:  # what it counted before this agent began is no increase
-                self._base = {one.name: _minus(_counts(one)) for one in look.frontends}
+                self._base = {frontend.name: _minus(_counts(frontend)) for frontend in look.frontends}
             if process != self._process:
                 for name, last in self._last.items():
                     self._base[name] = _plus(self._base.get(name), last)
                 if self._process is not None:
                     self._gone.add(self._process)
                 self._process, self._last = process, {}
-            for one in look.frontends:
-                now = _counts(one)
-                before = self._last.get(one.name, now)
-                self._last[one.name] = max(now, before, key=sum)  # two looks may come in the wrong order
+            for frontend in look.frontends:
+                now = _counts(frontend)
+                before = self._last.get(frontend.name, now)
+                self._last[frontend.name] = max(now, before, key=sum)  # two looks may come in the wrong order
 
     def of(self, name: str) -> tuple[int, int, int, int]:
         """Connections, denied ones, bytes in and out, since this agent began to look."""
@@ -109,8 +109,8 @@ class Totals:
             return _plus(self._base.get(name), self._last.get(name))
 
 
-def _counts(one: FrontendStats) -> tuple[int, int, int, int]:
-    return (one.connections, one.denied, one.bytes_in, one.bytes_out)
+def _counts(frontend: FrontendStats) -> tuple[int, int, int, int]:
+    return (frontend.connections, frontend.denied, frontend.bytes_in, frontend.bytes_out)
 
 
 def _minus(one: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
@@ -274,7 +274,7 @@ def _agent(facts: Facts) -> Iterator[Metric]:
 
 def _frontends(facts: Facts, state: DesiredState, seen: Observation | None, totals: Totals) -> Iterator[Metric]:
     index = Index.of(seen)
-    pools = {one.name: one for one in state.backends}
+    pools = {backend.name: backend for backend in state.backends}
     quarantined_binds = facts.live.quarantined if facts.live else ()
     aside = {(one.frontend, one.address) for one in quarantined_binds}
     label = ["frontend"]
@@ -290,22 +290,22 @@ def _frontends(facts: Facts, state: DesiredState, seen: Observation | None, tota
         _counted("frontend_bytes_in", "Bytes from clients", label, ()),
         _counted("frontend_bytes_out", "Bytes to clients", label, ()),
     )
-    for one in state.frontends:
-        found = index.frontends.get(one.name)
-        numbers = [index.count(pools[name]) for name in one.backends]
-        gone = [bind for bind in one.bind if (one.name, str(bind)) in aside]
-        word = frontend_state(one, gone, numbers, is_open=found is not None and found.open)
-        key = (one.name,)
+    for frontend in state.frontends:
+        found = index.frontends.get(frontend.name)
+        numbers = [index.count(pools[name]) for name in frontend.backends]
+        gone = [bind for bind in frontend.bind if (frontend.name, str(bind)) in aside]
+        word = frontend_state(frontend, gone, numbers, is_open=found is not None and found.open)
+        key = (frontend.name,)
         up.add_metric(key, float(word in ("up", "degraded")))
-        for bind in one.bind:
+        for bind in frontend.bind:
             there = found is not None and found.open and bind not in gone
-            listening.add_metric((one.name, str(bind)), float(there))
+            listening.add_metric((frontend.name, str(bind)), float(there))
         sessions.add_metric(key, float(found.sessions if found is not None else 0))
         servers_up.add_metric(key, float(sum(count for count, _ in numbers)))
         servers.add_metric(key, float(sum(count for _, count in numbers)))
-        for family, count in zip(counts, totals.of(one.name), strict=True):
+        for family, count in zip(counts, totals.of(frontend.name), strict=True):
             family.add_metric(key, float(count))
-        if one.canary and (kept := canary.preserved(facts.canary_results, one.name)) is not None:
+        if frontend.canary and (kept := canary.preserved(facts.canary_results, frontend.name)) is not None:
             preserved.add_metric(key, float(kept))
     quarantined = _labelled(
         "frontend_quarantined", "Addresses left out because they cannot be bound", ["frontend", "bind", "reason"],
@@ -314,10 +314,10 @@ def _frontends(facts: Facts, state: DesiredState, seen: Observation | None, tota
     yield from (up, listening, quarantined, sessions, servers_up, servers, preserved, *counts)
 
 
-def _reason(one: Quarantined) -> str:
+def _reason(quarantined: Quarantined) -> str:
     """In one word, with the program that holds the address. Its name is foreign text: bounded, and plain."""
-    holder = _ODD.sub("_", one.holder)[:_HOLDER_LENGTH]
-    return f"{one.reason} by {holder}" if holder else one.reason
+    holder = _ODD.sub("_", quarantined.holder)[:_HOLDER_LENGTH]
+    return f"{quarantined.reason} by {holder}" if holder else quarantined.reason
 
 
 def _backends(facts: Facts, state: DesiredState, seen: Observation | None) -> Iterator[Metric]:

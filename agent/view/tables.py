@@ -11,7 +11,7 @@ from attrs import asdict
 from agent.desired.state import Key
 from agent.haproxy.plan import Plan, Runtime, Unchanged
 from agent.proxy_protocol.canary import CanaryResult
-from agent.proxy_protocol.greetings import Question, Seen, mismatch
+from agent.proxy_protocol.greetings import ProbeResult, Question, mismatch
 from agent.proxy_protocol.record import Handshake
 from agent.reconcile.event import Event
 from agent.reconcile.generation import Generation
@@ -117,7 +117,7 @@ def _facts(now: Status, *, running: bool) -> Iterable[str]:
         yield f"note:    {where}{finding.message}{remedy}"
 
 
-def handshakes(asked: Sequence[Question], found: Mapping[Key, Seen]) -> str:
+def handshakes(asked: Sequence[Question], found: Mapping[Key, ProbeResult]) -> str:
     """What each server was found to be."""
     return table(
         ("BACKEND", "SERVER", "ADDRESS", "WANTED", "FOUND", "TOOK", "SEEN"),
@@ -234,11 +234,16 @@ def plan_document(step: Plan, difference: str, sessions: int, handshakes: Sequen
     return {
         "plan": type(step).__name__.lower(),
         "reasons": [] if isinstance(step, Unchanged) else list(step.reasons),
-        "commands": [str(one) for one in step.commands] if isinstance(step, Runtime) else [],
+        "commands": [str(command) for command in step.commands] if isinstance(step, Runtime) else [],
         "sessions": sessions,
         "handshakes": [
-            {"backend": one.backend, "server": one.server, "address": one.address, **as_json(handshake_status(one))}
-            for one in handshakes
+            {
+                "backend": handshake.backend,
+                "server": handshake.server,
+                "address": handshake.address,
+                **as_json(handshake_status(handshake)),
+            }
+            for handshake in handshakes
         ],
         "diff": difference,
     }

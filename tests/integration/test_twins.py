@@ -21,12 +21,12 @@ from kit.servers import free_port
 from agent.desired.addresses import Endpoint
 from agent.desired.schema import Application, ProxyProtocol
 from agent.host.proxy_probe import ask
-from agent.proxy_protocol.greetings import Question, Result, Seen
+from agent.proxy_protocol.greetings import ProbeResult, Question, Result
 
 ROUNDS = 3
 
 
-def found(port: int, application: Application, version: ProxyProtocol) -> Seen:
+def found(port: int, application: Application, version: ProxyProtocol) -> ProbeResult:
     question = Question(
         key=("b", "s"), address=Endpoint(4, "127.0.0.1", port), application=application, version=version
     )

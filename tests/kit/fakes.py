@@ -19,7 +19,7 @@ from agent.desired.state import Key
 from agent.errors import CommandError, NoAnswerError
 from agent.haproxy.commands import Command, Verb
 from agent.haproxy.observed import FRONTEND_PREFIX, FrontendStats, Observation, Running, ServerStats
-from agent.proxy_protocol.greetings import Question, Result, Seen
+from agent.proxy_protocol.greetings import ProbeResult, Question, Result
 from agent.reconcile.preflight import BindFailure
 
 SERVER = re.compile(r"\s+server (\S+) (\S+) weight (\d+)(.*)")
@@ -227,9 +227,9 @@ class FakeProber:
         self.probed_open += [str(one) for ends in servers.values() for one in ends]
         return frozenset(key for key, ends in servers.items() if not any(str(one) in self.dead for one in ends))
 
-    def handshakes(self, questions: Collection[Question]) -> Mapping[Key, Seen]:
+    def handshakes(self, questions: Collection[Question]) -> Mapping[Key, ProbeResult]:
         self.greeted += sorted(one.key for one in questions)
-        return {one.key: Seen(result=self._result(one), detail="as told") for one in questions}
+        return {one.key: ProbeResult(result=self._result(one), detail="as told") for one in questions}
 
     def _result(self, one: Question) -> Result:
         if str(one.address) in self.dead:

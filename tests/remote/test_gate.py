@@ -58,13 +58,13 @@ HOSTILE = [
 
 @pytest.mark.parametrize("call", LET_THROUGH)
 def test_what_gets_through(call: str):
-    assert gate.words(call) == LET_THROUGH[call]
+    assert gate.arguments(call) == LET_THROUGH[call]
 
 
 @pytest.mark.parametrize("call", [*HOSTILE, None])
 def test_what_does_not(call: str | None):
     with pytest.raises(PolicyError) as refused:
-        gate.words(call)
+        gate.arguments(call)
     assert str(refused.value).isprintable()
     assert len(str(refused.value)) < 400
 
@@ -79,7 +79,7 @@ WORDS = st.sampled_from(
 @example("agent sync --timeout=1s --timeout 2s -")
 def test_whatever_gets_through_is_made_of_listed_words(call: str):
     try:
-        command, *rest = gate.words(call)
+        command, *rest = gate.arguments(call)
     except PolicyError:
         return
     assert command in ("sync", "plan", "status", "history")

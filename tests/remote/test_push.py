@@ -291,7 +291,7 @@ def test_a_session_that_hangs_is_ended(
     monkeypatch.setenv("PATH", client.environment["PATH"])
     monkeypatch.setattr(push, "GRACE_SECONDS", 1.0)
     with sshd(tmp_path / "s", client, "cat >/dev/null; sleep 100") as server:  # ended with the server
-        payload = push.Payload(data=b"version: 1", signature=b"", words=(), seconds=0.5)
+        payload = push.Payload(data=b"version: 1", signature=b"", arguments=(), seconds=0.5)
         (found,) = push.push(
             [target(server.to)], payload, ordered=False, on_stage=lambda *_: None, on_end=lambda _: None
         )

@@ -336,7 +336,7 @@ class Ssh:
 
     def _push(self, to: Any, payload: push.Payload, more: Any, **_: Any) -> tuple[push.Result, ...]:
         self.more.append(dict(more))
-        self.sent.append((tuple(one.text for one in to), payload.words))
+        self.sent.append((tuple(one.text for one in to), payload.arguments))
         return tuple(result(one, self.codes[one.text]) for one in to)
 
 

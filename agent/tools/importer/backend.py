@@ -288,7 +288,7 @@ class BackendReader:
     def _health(self, check: dict[str, Any]) -> None:
         kind = self.kind[0] if self.kind else ""
         if kind != "httpchk":
-            for line in (one for one in self.rules if one in self.section.lines):
+            for line in (rule for rule in self.rules if rule in self.section.lines):
                 self.work.skip(line, "without option httpchk it says nothing")
         greeted = (
             _GREETED.get(tuple(" ".join(line.words[1:]) for line in self.tcp_rules)) if kind == "tcp-check" else None

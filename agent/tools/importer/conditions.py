@@ -77,12 +77,12 @@ def matcher(words: tuple[str, ...]) -> Acl | None:
             flags[-1] = f"-m {patterns.pop(0)}"
         if flags[-1] == "--":
             break
-    flags = [one for one in flags if one not in ("--", "-i")]
+    flags = [flag for flag in flags if flag not in ("--", "-i")]
     if what == "src" and flags == ["-f"] and len(patterns) == 1:
         flags, patterns = [], list(_lines_of(patterns[0]))
     if what == "src" and flags in ([], ["-m ip"]) and patterns:
         try:
-            return Acl("src", tuple(_network(one) for one in patterns))
+            return Acl("src", tuple(_network(pattern) for pattern in patterns))
         except ValueError:
             return None
     if what not in _SNI or len(flags) > 1:
@@ -90,14 +90,14 @@ def matcher(words: tuple[str, ...]) -> Acl | None:
     how = flags[0] if flags else "-m str"
     if how == "-m found" and not patterns:
         return Acl("sni", ("*",))
-    if not patterns or any("*" in one for one in patterns):  # a star is a star there
+    if not patterns or any("*" in pattern for pattern in patterns):  # a star is a star there
         return None
-    if what.endswith(",lower") and any(one != one.lower() for one in patterns):  # never matches
+    if what.endswith(",lower") and any(pattern != pattern.lower() for pattern in patterns):  # never matches
         return None
     if how == "-m str":
         return Acl("sni", tuple(patterns))
     if how == "-m end":
-        suffixes = [(f"*{one}",) if one.startswith(".") else (one, f"*.{one}") for one in patterns]
+        suffixes = [(f"*{pattern}",) if pattern.startswith(".") else (pattern, f"*.{pattern}") for pattern in patterns]
         return Acl("sni", tuple(name for names in suffixes for name in names))
     return None
 
@@ -158,7 +158,7 @@ def terms(words: Iterable[str], acls: Mapping[str, Acl | None], *, together: boo
         positive, acl, inline = real[0] if len(real) == 1 else (True, None, False)
         if acl is None or len(helpers) > 1:
             return None
-        if helpers and (acl.kind != "src" or {":" not in one for one in acl.patterns} != {helpers[0]}):
+        if helpers and (acl.kind != "src" or {":" not in pattern for pattern in acl.patterns} != {helpers[0]}):
             return None
         found.append(Term(positive, acl, inline, bool(helpers)))
     return found or None

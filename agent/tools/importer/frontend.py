@@ -129,8 +129,8 @@ class FrontendReader:
         if self.routes:
             routes = self.routes if len(self.routes) <= MAX_ROUTES else _merged(self.routes)
             self.found["routes"] = [
-                {"sni": list(one["sni"]), "backend": self.work.name("backend", one["of"], one["line"])}
-                for one in routes
+                {"sni": list(route["sni"]), "backend": self.work.name("backend", route["of"], route["line"])}
+                for route in routes
             ]
         if target is not None:
             line = self.default[1] if self.default else self.head
@@ -197,7 +197,7 @@ class FrontendReader:
             del words[at : at + 2]
         both, only = "v4v6" in words, "v6only" in words
         accept = "accept-proxy" in words
-        words = [one for one in words if one not in ("v4v6", "v6only", "accept-proxy")]
+        words = [word for word in words if word not in ("v4v6", "v6only", "accept-proxy")]
         if words:
             why = "TLS ends behind the agent, not in it" if "ssl" in words else f"{' '.join(words)} is not known here"
             self.work.skip(line, f"{why}; the address is left out")

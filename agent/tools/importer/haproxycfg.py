@@ -99,12 +99,16 @@ def inherited(sections: list[Section]) -> Iterator[tuple[Section, Section | None
     """
     last: Section | None = None
     named: dict[str, Section] = {}
-    for one in sections:
-        base = named.get(one.parent) if one.parent else last
-        one.lost = one.lost or bool(one.parent and one.parent not in named) or bool(base and base.lost)
-        if one.kind == "defaults":
-            own = named.get(one.parent)
-            last = evolve(one, lines=[*(own.lines if own else ()), *one.lines], lost=one.lost or bool(own and own.lost))
-            if one.name:
-                named[one.name] = last
-        yield one, base
+    for section in sections:
+        base = named.get(section.parent) if section.parent else last
+        section.lost = section.lost or bool(section.parent and section.parent not in named) or bool(base and base.lost)
+        if section.kind == "defaults":
+            own = named.get(section.parent)
+            last = evolve(
+                section,
+                lines=[*(own.lines if own else ()), *section.lines],
+                lost=section.lost or bool(own and own.lost),
+            )
+            if section.name:
+                named[section.name] = last
+        yield section, base

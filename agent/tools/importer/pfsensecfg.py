@@ -56,7 +56,7 @@ def read(root: Element, file: str) -> list[Section]:
     frontends = [reader.frontend(one) for one in package.all("ha_backends", "item")]
     pools = [reader.pool(one) for one in package.all("ha_pools", "item")]
     general = Section("global", "", f"{file}:{package.line}")
-    general.lines += [Line(f"{file}:{one.line}", "<haproxy> again", ()) for one in others]
+    general.lines += [Line(f"{file}:{other.line}", "<haproxy> again", ()) for other in others]
     general.lines += reader.rest(package, frozenset(("ha_backends", "ha_pools", "enable")), "")
     return [general, *reader.shared(frontends), *pools]
 
@@ -68,11 +68,11 @@ class _Reader:
         self._root, self._file = root, file
         self._primary: dict[int, str] = {}  # by the section that has no address of its own
 
-    def _place(self, one: Element) -> str:
-        return f"{self._file}:{one.line}"
+    def _place(self, element: Element) -> str:
+        return f"{self._file}:{element.line}"
 
-    def _line(self, one: Element, text: str) -> Line:
-        return Line.of(self._place(one), text)
+    def _line(self, element: Element, text: str) -> Line:
+        return Line.of(self._place(element), text)
 
     def _decoded(self, item: Element, tag: str) -> Iterator[Line]:
         """Lines that were typed into a box of the GUI, which keeps them in base64."""
@@ -93,9 +93,9 @@ class _Reader:
     def rest(self, item: Element, known: frozenset[str], where: str) -> list[Line]:
         """Every field that is set and that nothing here looks at."""
         return [
-            Line(self._place(one), f"{where}<{one.tag}>{one.text.strip()[:60]}", ())
-            for one in item.children
-            if one.tag not in known and (one.children or one.text.strip() not in _QUIET)
+            Line(self._place(child), f"{where}<{child.tag}>{child.text.strip()[:60]}", ())
+            for child in item.children
+            if child.tag not in known and (child.children or child.text.strip() not in _QUIET)
         ]
 
     # --- frontends
@@ -177,7 +177,11 @@ class _Reader:
 
     def shared(self, frontends: list[Section]) -> list[Section]:
         """A `shared frontend` has no address of its own: its rules stand with its primary's, in their order."""
-        own = {one.name: one for one in frontends if id(one) not in self._primary and one.kind == "frontend"}
+        own = {
+            frontend.name: frontend
+            for frontend in frontends
+            if id(frontend) not in self._primary and frontend.kind == "frontend"
+        }
         groups: dict[str, list[Line]] = {name: [] for name in own}
         for one in frontends:
             primary = self._primary.get(id(one), one.name)
@@ -191,7 +195,7 @@ class _Reader:
                 one.kind = "shared" if shared else one.kind
         for name, one in own.items():
             one.lines = groups[name]
-        return [one for one in frontends if one.kind != "shared"]
+        return [frontend for frontend in frontends if frontend.kind != "shared"]
 
     # --- pools
 
@@ -225,24 +229,24 @@ class _Reader:
         section.lines += self.rest(item, _POOL, "")
         return section
 
-    def _server(self, one: Element, more: tuple[str, str]) -> Iterator[Line]:
-        name, status = one.value("name") or one.value("address"), one.value("status")
+    def _server(self, element: Element, more: tuple[str, str]) -> Iterator[Line]:
+        name, status = element.value("name") or element.value("address"), element.value("status")
         where = f"server {name}: "
         if status == "inactive":
-            yield Line(self._place(one), f"{where}inactive", ())
+            yield Line(self._place(element), f"{where}inactive", ())
             return
-        words = [f"server {name} {_bracketed(one.value('address'))}:{one.value('port')}"]
-        words += ["ssl"] if one.value("ssl") == "yes" else []
-        if one.value("ssl") == "yes" or one.value("checkssl") == "yes":
-            words += ["check-ssl"] if one.value("checkssl") == "yes" else []
-            words += ["verify required"] if one.value("sslserververify") == "yes" else ["verify none"]
+        words = [f"server {name} {_bracketed(element.value('address'))}:{element.value('port')}"]
+        words += ["ssl"] if element.value("ssl") == "yes" else []
+        if element.value("ssl") == "yes" or element.value("checkssl") == "yes":
+            words += ["check-ssl"] if element.value("checkssl") == "yes" else []
+            words += ["verify required"] if element.value("sslserververify") == "yes" else ["verify none"]
         check, extra = more
         words += [check, status if status in ("backup", "disabled") else ""]
-        words += [f"weight {one.value('weight')}"] if one.value("weight").isdecimal() else []
-        yield self._line(one, " ".join([*words, extra, one.value("advanced")]))
+        words += [f"weight {element.value('weight')}"] if element.value("weight").isdecimal() else []
+        yield self._line(element, " ".join([*words, extra, element.value("advanced")]))
         if "#" in extra:
-            yield Line(self._place(one), f"{where}what stands behind # in the pool's text for servers", ())
-        yield from self.rest(one, _SERVER, where)
+            yield Line(self._place(element), f"{where}what stands behind # in the pool's text for servers", ())
+        yield from self.rest(element, _SERVER, where)
 
 
 def _bracketed(address: str) -> str:

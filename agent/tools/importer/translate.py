@@ -84,43 +84,45 @@ class _Work:
 
     # --- sections
 
-    def section(self, one: Section, defaults: Section | None) -> None:
-        head = Line(one.place, f"{one.kind} {one.name}".strip(), ())
-        if one.kind in ("frontend", "listen", "backend"):
-            self.frontends_there |= one.kind != "backend"
-            mode = _mode(one) or (_mode(defaults) if defaults else None) or "tcp"
-            one.lost |= any(not line.words and line.text.startswith("mode ") for line in one.lines)  # in an .if block
-            if one.lost or mode != "tcp":
+    def section(self, section: Section, defaults: Section | None) -> None:
+        head = Line(section.place, f"{section.kind} {section.name}".strip(), ())
+        if section.kind in ("frontend", "listen", "backend"):
+            self.frontends_there |= section.kind != "backend"
+            mode = _mode(section) or (_mode(defaults) if defaults else None) or "tcp"
+            section.lost |= any(
+                not line.words and line.text.startswith("mode ") for line in section.lines
+            )  # in an .if block
+            if section.lost or mode != "tcp":
                 why = f"mode {mode}: the agent forwards TCP; terminate TLS and speak HTTP behind it"
-                self._leave_all(one, head, "its head cannot be read" if one.lost else why)
+                self._leave_all(section, head, "its head cannot be read" if section.lost else why)
                 return
-            if one.kind in ("frontend", "listen"):
-                FrontendReader(self, one, head, defaults).translate()
-            if one.kind in ("backend", "listen"):
-                BackendReader(self, one, head, defaults).translate()
-        elif one.kind == "defaults":
-            self._defaults(one, head)
-        elif one.kind == "disabled":
-            self._leave_all(one, head, "disabled there; left out here")
-        elif one.kind in ("global", ""):
-            for line in one.lines:
+            if section.kind in ("frontend", "listen"):
+                FrontendReader(self, section, head, defaults).translate()
+            if section.kind in ("backend", "listen"):
+                BackendReader(self, section, head, defaults).translate()
+        elif section.kind == "defaults":
+            self._defaults(section, head)
+        elif section.kind == "disabled":
+            self._leave_all(section, head, "disabled there; left out here")
+        elif section.kind in ("global", ""):
+            for line in section.lines:
                 key = line.words[0] if line.words else ""
                 where = f"haproxy.{key} in agent.toml"
                 if key not in _SETTINGS:
                     where = f"the agent writes the global section itself; `{key}` needs a template of your own"
                 self.skip(line, where)
         else:
-            self._leave_all(one, head, "nothing of the kind here")
+            self._leave_all(section, head, "nothing of the kind here")
 
-    def _leave_all(self, one: Section, head: Line, why: str) -> None:
+    def _leave_all(self, section: Section, head: Line, why: str) -> None:
         self.skip(head, why)
-        for line in one.lines:
+        for line in section.lines:
             self.skip(line, "in a section that is left out")
 
-    def _defaults(self, one: Section, head: Line) -> None:
-        if one.lost:
-            self._leave_all(one, head, "its head cannot be read, or what it is from is not here")
-        for line in () if one.lost else one.lines:
+    def _defaults(self, section: Section, head: Line) -> None:
+        if section.lost:
+            self._leave_all(section, head, "its head cannot be read, or what it is from is not here")
+        for line in () if section.lost else section.lines:
             words = line.words
             known = (
                 (words[:1] and words[0] in _INHERITED)
@@ -162,7 +164,7 @@ class _Work:
 
     def _keep_reached(self) -> None:
         """A pool that no imported frontend reaches would only be checked; a file of pools alone is another matter."""
-        used = {target for one in self.frontends.values() for target in _targets(one)}
+        used = {target for frontend in self.frontends.values() for target in _targets(frontend)}
         for name in [name for name in self.backends if name not in used]:
             if self.frontends_there:
                 self.skip(self.heads_of_pools[name], "no imported frontend leads to it; left out")
@@ -208,10 +210,10 @@ class _Work:
 
     def _applications(self) -> None:
         """What the probe speaks, by the ports that clients use: the only thing that a haproxy.cfg does not say."""
-        for one in self.frontends.values():
-            ports = {int(bind.rpartition(":")[2]) for bind in one["bind"]}
-            spoken = {"tls"} if one.get("routes") else {_BY_PORT.get(port, "raw") for port in ports}
-            for target in _targets(one):
+        for frontend in self.frontends.values():
+            ports = {int(bind.rpartition(":")[2]) for bind in frontend["bind"]}
+            spoken = {"tls"} if frontend.get("routes") else {_BY_PORT.get(port, "raw") for port in ports}
+            for target in _targets(frontend):
                 if target in self.backends and len(spoken) == 1 and spoken != {"raw"}:
                     self.backends[target] = {"application": next(iter(spoken)), **self.backends[target]}
 
@@ -221,6 +223,6 @@ def _targets(one: dict[str, Any]) -> list[str]:
     return [target for target in found if target is not None]
 
 
-def _mode(one: Section) -> str | None:
-    found = [line.words[1] for line in one.lines if line.words[:1] == ("mode",) and len(line.words) > 1]
+def _mode(section: Section) -> str | None:
+    found = [line.words[1] for line in section.lines if line.words[:1] == ("mode",) and len(line.words) > 1]
     return found[-1] if found else None
