@@ -172,7 +172,7 @@ def _push(settings: Settings, path: Path, data: bytes, signed: bytes, options: O
         on_stage=lambda where, stage: progress.show(where.text, stage),
         on_end=lambda result: progress.end(result, quiet=options.as_json, plan=options.dry_run),
     )
-    code = push.worst([one.exit_code for one in results])
+    code = push.worst([result_of_host.exit_code for result_of_host in results])
     end(lambda: _tell_all(results, code, parsed.digest, as_json=options.as_json), code)
 
 
@@ -263,9 +263,9 @@ def _progress(*, from_gate: bool) -> Callable[[str], None]:
     live = sys.stderr.isatty()
 
     def show(stage: str) -> None:
-        words = stage if from_gate else STAGE_WORDS.get(stage, stage)
+        label = stage if from_gate else STAGE_WORDS.get(stage, stage)
         with contextlib.suppress(OSError):  # a full disk behind stderr costs the progress
-            draw(stage) if live else click.echo(f"{push.STAGE}{words}", err=True)
+            draw(stage) if live else click.echo(f"{push.STAGE}{label}", err=True)
 
     def draw(stage: str) -> None:
         done = (STAGES.index(stage) + 1) * _BAR // len(STAGES) if stage in STAGES else _BAR
@@ -283,8 +283,8 @@ def _tell(answer: Answer) -> None:
     for finding in report.get("findings") or ():
         where = f"{finding['where']}: " if finding["where"] else ""
         click.echo(f"warning: {where}{finding['message']}", err=True)
-    for one in report.get("frontends") or ():
-        click.echo(f"warning: frontend {one['name']} is {one['state']}", err=True)
+    for frontend in report.get("frontends") or ():
+        click.echo(f"warning: frontend {frontend['name']} is {frontend['state']}", err=True)
     if answer.message and answer.word != "stored":
         click.echo(answer.message if answer.word == "invalid" else f"agent: {answer.message}", err=True)
     if answer.remedy:

@@ -102,8 +102,8 @@ class ServerLine:
     disabled: bool
 
     def __str__(self) -> str:
-        words = ["server", self.name, str(self.address), f"weight {self.weight}", *self.fixed]
-        return " ".join([*words, "disabled"] if self.disabled else words)
+        keywords = ["server", self.name, str(self.address), f"weight {self.weight}", *self.fixed]
+        return " ".join([*keywords, "disabled"] if self.disabled else keywords)
 
 
 @frozen
@@ -416,8 +416,8 @@ def _tests(patterns: tuple[str, ...]) -> Iterator[str]:
     """`req.ssl_sni ...` for these names, as many on a line as HAProxy reads."""
     for matcher, names in _matchers(patterns):
         for start in range(0, len(names), _SECTIONS):
-            words = " ".join(names[start : start + _SECTIONS])
-            yield f"req.ssl_sni {matcher}{' ' if words else ''}{words}"
+            chunk = " ".join(names[start : start + _SECTIONS])
+            yield f"req.ssl_sni {matcher}{' ' if chunk else ''}{chunk}"
 
 
 def _matchers(patterns: tuple[str, ...]) -> Iterator[tuple[str, list[str]]]:
@@ -459,21 +459,21 @@ def _backend(backend: Backend) -> Iterator[str]:
 
 
 def _server(server: Server, backend: Backend, process: Process) -> ServerLine:
-    words = []
+    keywords = []
     if backend.proxy_protocol is ProxyProtocol.V2:
-        words.append("send-proxy-v2")
+        keywords.append("send-proxy-v2")
     elif backend.proxy_protocol is ProxyProtocol.V1:
-        words.append("send-proxy")
-    words += _check(server, backend, process)
+        keywords.append("send-proxy")
+    keywords += _check(server, backend, process)
     if backend.on_down is OnDown.CLOSE:
-        words.append("on-marked-down shutdown-sessions")
+        keywords.append("on-marked-down shutdown-sessions")
     if server.backup:
-        words.append("backup")
+        keywords.append("backup")
     return ServerLine(
         name=server.name,
         address=server.address,
         weight=server.weight,
-        fixed=tuple(words),
+        fixed=tuple(keywords),
         disabled=server.disabled,
     )
 

@@ -250,8 +250,8 @@ def _server_steps(
 ) -> _Steps:
     """From the servers that `running` has to those of the target."""
     stats_of: dict[str, dict[str, ServerStats]] = {}
-    for seen in running:
-        stats_of.setdefault(seen.backend, {})[seen.name] = seen
+    for server_stats in running:
+        stats_of.setdefault(server_stats.backend, {})[server_stats.name] = server_stats
     old_backends = {backend.name: backend for backend in live.backends}
     parts: list[_Steps] = []
     for backend in target.state.backends:

@@ -56,12 +56,12 @@ async def _go(passage: CanaryProbe, seconds: float) -> CanaryResult:
         trouble = "no answer in time"
     except OSError as error:
         trouble = error.strerror or str(error)
-    preserved, told, detail = judge(used, answer)
+    preserved, reported, detail = judge(used, answer)
     return CanaryResult(
         frontend=passage.frontend,
         address=str(passage.address),
         used=used,
-        told=told,
+        reported=reported,
         preserved=preserved,
         detail=detail if preserved is not None or not trouble else f"{detail} ({trouble})",
         milliseconds=round((time.monotonic() - begin) * 1_000),

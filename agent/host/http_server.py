@@ -95,10 +95,10 @@ def _allowed(file: str) -> frozenset[bytes]:
         raise UsageError(f"metrics.passwords: {file}: {error.strerror}") from error
     pairs = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith(b"#")]
     good = [pair for pair in pairs if all(pair.partition(b":")[::2])]
-    found = frozenset(hashlib.sha256(pair).digest() for pair in good)
-    if not found:
+    digests = frozenset(hashlib.sha256(pair).digest() for pair in good)
+    if not digests:
         raise UsageError(f"metrics.passwords: {file}: no line of the form user:password")
-    return found
+    return digests
 
 
 def _context(listen: Listen) -> ssl.SSLContext:
@@ -174,10 +174,10 @@ class _Server(http.server.ThreadingHTTPServer):
         """Twice a second: close connections that have had their time."""
         now = time.monotonic()
         with self._lock:
-            late = [one for one, deadline in self._open.items() if deadline < now]
-        for one in late:
+            late = [connection for connection, deadline in self._open.items() if deadline < now]
+        for connection in late:
             with contextlib.suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
+                connection.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: object, client_address: object) -> None:
         """A client that hangs up is no news."""
@@ -194,9 +194,9 @@ class _Bounded:
         return not self._left
 
     def readline(self, size: int = -1) -> bytes:
-        found = self._file.readline(min(self._left, size) if size >= 0 else self._left) if self._left else b""
-        self._left -= len(found)
-        return found
+        line = self._file.readline(min(self._left, size) if size >= 0 else self._left) if self._left else b""
+        self._left -= len(line)
+        return line
 
     def close(self) -> None:
         self._file.close()
@@ -225,25 +225,25 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _answer(self, *, body: bool) -> None:
         route = self.routes.get(self.path.partition("?")[0])
         if self._bounded.spent:  # half a request: what its headers would have said is not known
-            found = Answer(code=431, kind="text/plain", body=b"431\n")
+            answer = Answer(code=431, kind="text/plain", body=b"431\n")
         elif not self._may():
-            found = Answer(code=401, kind="text/plain", body=b"401\n", headers={"WWW-Authenticate": _REALM})
+            answer = Answer(code=401, kind="text/plain", body=b"401\n", headers={"WWW-Authenticate": _REALM})
         elif route is None:
-            found = Answer(code=404, kind="text/plain", body=b"404: /, /metrics, /healthz and /readyz are here\n")
+            answer = Answer(code=404, kind="text/plain", body=b"404: /, /metrics, /healthz and /readyz are here\n")
         else:
-            found = route(self.headers.get("Accept", ""))
-        data, zipped = found.body, False
+            answer = route(self.headers.get("Accept", ""))
+        data, zipped = answer.body, False
         if len(data) > _WORTH_GZIP and "gzip" in self.headers.get("Accept-Encoding", ""):
             data, zipped = gzip.compress(data, compresslevel=1, mtime=0), True
         head = {
-            "Content-Type": found.kind,
+            "Content-Type": answer.kind,
             "Content-Length": str(len(data)),
             "Cache-Control": "no-store",
             "X-Content-Type-Options": "nosniff",
-            **found.headers,
+            **answer.headers,
             **({"Content-Encoding": "gzip"} if zipped else {}),
         }
-        self.send_response(found.code)
+        self.send_response(answer.code)
         for name, value in head.items():
             self.send_header(name, value)
         with io.BytesIO() as whole:  # head and body in one piece: two would wait for each other
@@ -260,7 +260,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             given = hashlib.sha256(base64.b64decode(sent, validate=True)).digest()
         except ValueError:
             return False
-        matches = [hmac.compare_digest(given, one) for one in self.allowed]
+        matches = [hmac.compare_digest(given, candidate) for candidate in self.allowed]
         return word.lower() == "basic" and any(matches)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # the standard library's own name

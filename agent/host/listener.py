@@ -16,5 +16,5 @@ class Listener:
     program: str = ""
 
     def __str__(self) -> str:
-        who = self.program or "a program that this user may not see"
-        return f"{who} (pid {self.pid})" if self.pid else who
+        program = self.program or "a program that this user may not see"
+        return f"{program} (pid {self.pid})" if self.pid else program

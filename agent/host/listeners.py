@@ -67,18 +67,18 @@ def overlap(endpoint: Endpoint, other: Endpoint) -> bool:
 
 
 def _from_proc() -> Iterable[Listener]:
-    found: dict[str, Endpoint] = {}
+    by_inode: dict[str, Endpoint] = {}
     for family, name in ((4, "tcp"), (6, "tcp6")):
         with contextlib.suppress(OSError), Path("/proc/net", name).open() as table:
             next(table)
             for line in table:
-                words = line.split()
-                if words[3] != _LISTEN:  # the kernel lists listeners first (proc(5); net/ipv4/tcp_ipv4.c)
+                columns = line.split()
+                if columns[3] != _LISTEN:  # the kernel lists listeners first (proc(5); net/ipv4/tcp_ipv4.c)
                     break
-                host, port = words[1].split(":")
-                found[words[9]] = Endpoint(family, _from_hex(host), int(port, 16))
-    owners = _owners(found.keys())
-    for inode, endpoint in found.items():
+                host, port = columns[1].split(":")
+                by_inode[columns[9]] = Endpoint(family, _from_hex(host), int(port, 16))
+    owners = _owners(by_inode.keys())
+    for inode, endpoint in by_inode.items():
         pid = owners.get(inode)
         yield Listener(endpoint=endpoint, pid=pid, program=_name(pid))
 

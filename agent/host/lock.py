@@ -105,7 +105,7 @@ def _by_proc(path: Path) -> list[tuple[int, str]]:
     where = f"{os.major(about.st_dev):02x}:{os.minor(about.st_dev):02x}:{about.st_ino}"
     # `1: FLOCK  ADVISORY  WRITE 1234 08:01:131 0 EOF`; a waiting process has `->` behind the number.
     fields = [line.split() for line in lines]
-    pids = {int(words[4]) for words in fields if len(words) > 5 and words[1] == "FLOCK" and words[5] == where}
+    pids = {int(columns[4]) for columns in fields if len(columns) > 5 and columns[1] == "FLOCK" and columns[5] == where}
     return [(pid, _name(pid)) for pid in sorted(pids) if pid > 0]
 
 

@@ -60,14 +60,14 @@ class HostProber:
 
         One that listens on all addresses is no finding where we name one: the kernel prefers the nearer match.
         """
-        wanted = {(one.family, one.port) for one in endpoints}
+        wanted = {(end.family, end.port) for end in endpoints}
         near = [
             listener
             for listener in listeners.listeners()
             if (listener.endpoint.family, listener.endpoint.port) in wanted
         ]
         ours = self._ours() if near else frozenset()
-        foreign = [one for one in near if one.pid not in ours]
+        foreign = [end for end in near if end.pid not in ours]
         for endpoint in endpoints if foreign else ():
             for holder in listeners.holders(endpoint, foreign):
                 if endpoint.wildcard or not holder.endpoint.wildcard:
@@ -84,7 +84,9 @@ class HostProber:
         return proxy_probe.ask(questions)
 
     def _ours(self) -> frozenset[int | None]:
-        return frozenset(one.pid for one in processes.started_on(self.config, programs=self.config.parent / "bin"))
+        return frozenset(
+            process.pid for process in processes.started_on(self.config, programs=self.config.parent / "bin")
+        )
 
 
 def _held(endpoint: Endpoint, why: BindFailure, foreign: Iterable[Listener]) -> BindFailure:

@@ -90,7 +90,7 @@ def sessions(pid: int) -> int | None:
     """About how many clients a process that drains still serves: each has two sockets. None: it cannot be known."""
     if sys.platform == "linux":  # psutil would read every connection of the system for it
         with contextlib.suppress(OSError):
-            links = [str(one.readlink()) for one in Path(f"/proc/{pid}/fd").iterdir()]
+            links = [str(descriptor.readlink()) for descriptor in Path(f"/proc/{pid}/fd").iterdir()]
             return sum(link.startswith("socket:") for link in links) // 2
     elif psutil is not None:
         with contextlib.suppress(*_LOST):

@@ -57,10 +57,10 @@ def _at_once() -> int:
 
 async def _with(question: Question, deadline: float) -> ProbeResult:
     """One that is sent a header. Where its answer may be to something else, one without a header is compared."""
-    seen = await _ask(question, deadline)
-    if not seen.inconclusive:
-        return seen
-    return compared(seen, await _ask(evolve(question, version=ProxyProtocol.NONE), deadline))
+    result = await _ask(question, deadline)
+    if not result.inconclusive:
+        return result
+    return compared(result, await _ask(evolve(question, version=ProxyProtocol.NONE), deadline))
 
 
 async def _without(question: Question, seconds: float) -> ProbeResult:
@@ -75,12 +75,12 @@ async def _without(question: Question, seconds: float) -> ProbeResult:
     if first.done() and _settled(question, first.result()):
         return first.result()
     other = await _ask(evolve(question, version=ProxyProtocol.V2), begin + seconds)
-    seen = await first
-    if _settled(question, seen):
-        return seen
+    result = await first
+    if _settled(question, result):
+        return result
     if other.result not in (Result.SPEAKS_PROXY, Result.PLAIN):
-        return evolve(seen, inconclusive=False)
-    detail = f"without a header, {seen.detail}; with one, {other.detail}"
+        return evolve(result, inconclusive=False)
+    detail = f"without a header, {result.detail}; with one, {other.detail}"
     return evolve(other, detail=detail, milliseconds=_since(begin))
 
 
@@ -104,17 +104,17 @@ async def _ask(question: Question, deadline: float) -> ProbeResult:
     try:
         writer.write(_header(question, writer))
         if question.application is Application.TLS:
-            seen = await _tls(reader, writer, deadline)
+            result = await _tls(reader, writer, deadline)
         else:
             writer.write(_REQUEST if question.application is Application.HTTP else b"")
-            seen = await _listen(question, reader, deadline)
+            result = await _listen(question, reader, deadline)
     except OSError:  # likewise, while the header was on its way
-        seen = ProbeResult(result=Result.SILENT, detail="reset at once")
+        result = ProbeResult(result=Result.SILENT, detail="reset at once")
     finally:
         writer.transport.abort()  # `close` would wait for a peer that reads nothing
-    if question.version is ProxyProtocol.NONE and seen.result is Result.SPEAKS_PROXY:
-        seen = evolve(seen, result=Result.PLAIN)  # it was told nothing, and answered
-    return evolve(seen, milliseconds=_since(begin))
+    if question.version is ProxyProtocol.NONE and result.result is Result.SPEAKS_PROXY:
+        result = evolve(result, result=Result.PLAIN)  # it was told nothing, and answered
+    return evolve(result, milliseconds=_since(begin))
 
 
 def _header(question: Question, writer: asyncio.StreamWriter) -> bytes:
@@ -132,7 +132,7 @@ def _header(question: Question, writer: asyncio.StreamWriter) -> bytes:
 
 async def _listen(question: Question, reader: asyncio.StreamReader, deadline: float) -> ProbeResult:
     heard, quiet = Heard(), False
-    while (seen := judge(question, heard, quiet=quiet)) is None:
+    while (result := judge(question, heard, quiet=quiet)) is None:
         left = deadline - time.monotonic()
         if left <= 0 or len(heard.data) > _MOST:
             heard = evolve(heard, over=True)
@@ -147,7 +147,7 @@ async def _listen(question: Question, reader: asyncio.StreamReader, deadline: fl
             more = b""
         quiet = False
         heard = evolve(heard, data=heard.data + more, closed=not more)
-    return seen
+    return result
 
 
 async def _tls(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, deadline: float) -> ProbeResult:
@@ -191,13 +191,13 @@ async def _tls(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, deadl
 
 def _choked(error: ssl.SSLError, first: bytes) -> ProbeResult:
     reason = error.reason or str(error)
-    words = reason.lower().replace("_", " ")
+    alert = reason.lower().replace("_", " ")
     if reason in ("WRONG_VERSION_NUMBER", "UNKNOWN_PROTOCOL", "HTTP_REQUEST") or first[:1] not in (b"\x15", b"\x16"):
         # A web server for TLS takes a header for plain HTTP, and says so in plain HTTP (nginx, M).
         return ProbeResult(result=Result.WRONG_PROTOCOL, detail=f"no TLS: {shown(first)}", inconclusive=True)
     if any(word in reason for word in CHOKED):
-        return ProbeResult(result=Result.UNKNOWN, detail=f"answers with an alert: {words}", inconclusive=True)
-    return ProbeResult(result=Result.SPEAKS_PROXY, detail=f"takes the header, but: {words}")
+        return ProbeResult(result=Result.UNKNOWN, detail=f"answers with an alert: {alert}", inconclusive=True)
+    return ProbeResult(result=Result.SPEAKS_PROXY, detail=f"takes the header, but: {alert}")
 
 
 def _since(begin: float) -> int:

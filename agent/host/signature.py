@@ -51,23 +51,23 @@ def check(data: bytes, signature: bytes, signers: Path) -> str:
     with _scratch() as folder:
         file = Path(folder) / "signature"
         file.write_bytes(signature)
-        found = _keygen("find-principals", "-s", str(file), "-f", str(signers), data=b"")
-        names = found.stdout.decode(errors="replace").splitlines()
-        if found.returncode != 0 or not names:
+        principals = _keygen("find-principals", "-s", str(file), "-f", str(signers), data=b"")
+        names = principals.stdout.decode(errors="replace").splitlines()
+        if principals.returncode != 0 or not names:
             fits = _keygen("check-novalidate", "-n", NAMESPACE, "-s", str(file), data=data)
             if fits.returncode == 0:
                 raise PolicyError(f"it is signed, but by nobody in {signers}", remedy=REMEDY)
             raise PolicyError(f"its signature is not one of this document: {_words(fits.stderr)}", remedy=REMEDY)
-        said = b""
+        complaint = b""
         # Only the first line of a key is found so, and one key may stand there twice, each line for its own purpose.
         for name in tuple(dict.fromkeys([*names, *_principals(signers)]))[:_MOST_NAMES]:
-            words = ("-n", NAMESPACE, "-f", str(signers), "-I", name, "-s", str(file))
-            done = _keygen("verify", *words, data=data)
+            arguments = ("-n", NAMESPACE, "-f", str(signers), "-I", name, "-s", str(file))
+            done = _keygen("verify", *arguments, data=data)
             if done.returncode == 0:
                 return name
-            said = done.stderr
+            complaint = done.stderr
     raise PolicyError(
-        f"its signature by {names[0]} does not fit: it was altered, or signed for something else ({_words(said)})",
+        f"its signature by {names[0]} does not fit: it was altered, or signed for something else ({_words(complaint)})",
         remedy=REMEDY,
     )
 
@@ -87,8 +87,8 @@ def _scratch() -> Iterator[str]:
 def _principals(signers: Path) -> list[str]:
     """The names at the beginning of each line, without quotes."""
     lines = read_regular(signers).decode(errors="replace").splitlines()
-    found = (_PRINCIPALS.match(line) for line in lines)
-    lists = [(one[1] or one[2]).split(",") for one in found if one is not None]
+    matches = (_PRINCIPALS.match(line) for line in lines)
+    lists = [(match[1] or match[2]).split(",") for match in matches if match is not None]
     return [name for names in lists for name in names if not name.startswith("!")]
 
 

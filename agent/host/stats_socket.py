@@ -97,7 +97,7 @@ class StatsSocket:
             stat, end, states = rest.partition("\n\n1\n")
             frontends, _ = _rows("pxname" + stat)
             lines = (line.split(" ") for line in states.splitlines() if line and not line.startswith("#"))
-            servers = tuple(_brief(words) for words in lines)
+            servers = tuple(_brief(fields) for fields in lines)
             if not end:
                 raise IndexError
             return Observation(process=_running(info), frontends=frontends, servers=servers)
@@ -126,9 +126,9 @@ class StatsSocket:
                 # A connection is an effect that Python audits, a line sent over it is none.
                 sys.audit("edgeagent.command", str(command))
                 with self._answering():
-                    said = self._exchange(connection, str(command)).strip()
-                if not command.succeeded(said):
-                    raise CommandError(f"HAProxy answered `{command}` with: {said or 'nothing'}")
+                    reply = self._exchange(connection, str(command)).strip()
+                if not command.succeeded(reply):
+                    raise CommandError(f"HAProxy answered `{command}` with: {reply or 'nothing'}")
 
             yield tell
 
@@ -163,11 +163,11 @@ class StatsSocket:
 
     def delete_drained(self, command: Command) -> bool:
         """Delete a server that has left. Whether it is gone; False while it still has sessions."""
-        said = self.ask(str(command)).strip()
-        if said == _BUSY:
+        reply = self.ask(str(command)).strip()
+        if reply == _BUSY:
             return False
-        if not command.succeeded(said):
-            raise CommandError(f"HAProxy answered `{command}` with: {said or 'nothing'}")
+        if not command.succeeded(reply):
+            raise CommandError(f"HAProxy answered `{command}` with: {reply or 'nothing'}")
         return True
 
     def limits_settled(self) -> bool:
@@ -209,22 +209,22 @@ def _rows(text: str) -> tuple[tuple[FrontendStats, ...], tuple[ServerStats, ...]
     )
 
 
-def _brief(words: list[str]) -> ServerStats:
-    admin, host, port = int(words[_ADMIN]), words[_ADDRESS], words[_PORT]
+def _brief(fields: list[str]) -> ServerStats:
+    admin, host, port = int(fields[_ADMIN]), fields[_ADDRESS], fields[_PORT]
     if admin & _IN_MAINTENANCE:
         status = "MAINT"
-    elif words[_OPERATIONAL] not in _TAKES_CLIENTS:
+    elif fields[_OPERATIONAL] not in _TAKES_CLIENTS:
         status = "DOWN"
     else:
         status = "DRAIN" if admin & _DRAINS else "UP"
     return ServerStats(
-        backend=words[_BACKEND],
-        name=words[_NAME],
+        backend=fields[_BACKEND],
+        name=fields[_NAME],
         status=status,
         check="",
         sessions=0,
         address=f"[{_shortest(host)}]:{port}" if ":" in host else f"{host}:{port}",
-        weight=int(words[_WEIGHT]),
+        weight=int(fields[_WEIGHT]),
     )
 
 

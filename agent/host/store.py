@@ -192,7 +192,7 @@ class Store:
     def live(self) -> Generation | None:
         """The newest generation that is whole."""
         whole = (self._read_generation(number) for number in reversed(self._numbers()))
-        return next((one for one in whole if one is not None), None)
+        return next((generation for generation in whole if generation is not None), None)
 
     def _numbers(self) -> list[int]:
         if not self.state.exists():
@@ -355,9 +355,9 @@ class Store:
 
         While HAProxy runs it has them as down; a process that starts anew would take them for up.
         """
-        found = _json(self.state / "unreached.json") or {}
+        document = _json(self.state / "unreached.json") or {}
         with contextlib.suppress(TypeError, ValueError):
-            return frozenset((str(backend), str(server)) for backend, server in found.get("servers", ()))
+            return frozenset((str(backend), str(server)) for backend, server in document.get("servers", ()))
         return frozenset()
 
     def set_unreachable(self, servers: Collection[Key]) -> None:

@@ -47,7 +47,7 @@ class CanaryResult:
     frontend: str
     address: str
     used: str
-    told: str
+    reported: str
     preserved: bool | None
     detail: str
     milliseconds: int

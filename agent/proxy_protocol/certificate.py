@@ -17,7 +17,7 @@ def common_name(certificate: bytes) -> str:
     except IndexError:
         return ""
     text = rest[start:end].decode("utf-8", errors="replace")
-    return "".join(one if one.isprintable() else "." for one in text)[:100]
+    return "".join(character if character.isprintable() else "." for character in text)[:100]
 
 
 _COMMON_NAME = b"\x06\x03\x55\x04\x03"  # OID 2.5.4.3 (X.520)

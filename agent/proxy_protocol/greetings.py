@@ -121,7 +121,7 @@ def questions(
 
     def question(pool: Backend, server: Server) -> Question:
         named = client if client is not None and client.family == server.address.family else None
-        places = [one for one in binds.get(pool.name, ()) if one.family == server.address.family]
+        places = [bind for bind in binds.get(pool.name, ()) if bind.family == server.address.family]
         return Question(
             key=(pool.name, server.name),
             address=server.address,
@@ -200,10 +200,10 @@ def _maybe_refusal(data: bytes) -> bool:
 
 
 def _http(version: ProxyProtocol, heard: Heard) -> ProbeResult | None:
-    found = _HTTP.match(heard.data)
-    if found is not None:
+    match = _HTTP.match(heard.data)
+    if match is not None:
         # A header is a bad request to a plain server, but so may be our own request to another one.
-        inconclusive = found[1] == b"400"
+        inconclusive = match[1] == b"400"
         unsure = inconclusive and version is not ProxyProtocol.NONE
         return ProbeResult(
             result=Result.UNKNOWN if unsure else Result.SPEAKS_PROXY,
@@ -236,5 +236,5 @@ def shown(data: bytes) -> str:
     if not data:
         return "nothing"
     line = data[:200].splitlines()[0].decode("ascii", errors="replace")
-    text = "".join(one if one.isprintable() and one.isascii() else "." for one in line)
+    text = "".join(character if character.isprintable() and character.isascii() else "." for character in line)
     return f'"{text[:70]}..."' if len(text) > 73 else f'"{text}"'

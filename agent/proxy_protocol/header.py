@@ -29,7 +29,7 @@ def header(version: ProxyProtocol, source: Endpoint, destination: Endpoint) -> b
     if version is ProxyProtocol.V1:
         line = f"PROXY TCP{source.family} {source.host} {destination.host} {source.port} {destination.port}\r\n"
         return line.encode("ascii")
-    addresses = b"".join(ipaddress.ip_address(one.host).packed for one in (source, destination))
+    addresses = b"".join(ipaddress.ip_address(end.host).packed for end in (source, destination))
     body = addresses + struct.pack("!HH", source.port, destination.port)
     return SIGNATURE + struct.pack("!BBH", _PROXY, _TCP[source.family], len(body)) + body
 

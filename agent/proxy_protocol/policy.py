@@ -72,7 +72,7 @@ def servers_to_probe_again(
 
 
 def believed(
-    those: Iterable[Question], known: Mapping[Asked, Handshake], *, digest: str, now: float, patience: float
+    wanted: Iterable[Question], known: Mapping[Asked, Handshake], *, digest: str, now: float, patience: float
 ) -> tuple[Handshake, ...]:
     """What need not be asked again: a refused or a paced document is looked at every few seconds.
 
@@ -81,8 +81,8 @@ def believed(
     """
     return tuple(
         was
-        for one in those
-        if (was := known.get(asked(one))) is not None
+        for question in wanted
+        if (was := known.get(asked(question))) is not None
         and (was.digest, was.result in AWAY) == (digest, False)
         and 0 <= now - was.at < patience
     )
@@ -116,12 +116,12 @@ def remembered(
 ) -> tuple[Handshake, ...]:
     """All that is worth keeping: the newest word on each question of these states, and on those just asked."""
     fresh = tuple(fresh)
-    there = {asked(question) for state in states if state for question in questions(state)} | {
-        one.asked for one in fresh
+    current = {asked(question) for state in states if state for question in questions(state)} | {
+        handshake.asked for handshake in fresh
     }
-    newest = {one.asked: one for one in itertools.chain(known, fresh) if one.asked in there}
-    kept = sorted(newest.values(), key=lambda one: one.at)[-_MOST_KEPT:]
-    return tuple(sorted(kept, key=lambda one: one.asked))
+    newest = {handshake.asked: handshake for handshake in itertools.chain(known, fresh) if handshake.asked in current}
+    kept = sorted(newest.values(), key=lambda handshake: handshake.at)[-_MOST_KEPT:]
+    return tuple(sorted(kept, key=lambda handshake: handshake.asked))
 
 
 # --- what is made of it
@@ -156,8 +156,10 @@ def unproven(live: DesiredState | None, wanted: DesiredState, handshakes: Iterab
 def _evidence(pool: Backend, answers: Mapping[str, list[Handshake]]) -> str:
     if pool.application is Application.RAW:
         return "nothing can be told of application: raw; say what it speaks"
-    told = [f"{one.server} is {one.result} ({one.detail})" for one in answers.get(pool.name, ())]
-    return ", ".join(told[:_MOST_NAMED]) or "every server is disabled"
+    results = [
+        f"{handshake.server} is {handshake.result} ({handshake.detail})" for handshake in answers.get(pool.name, ())
+    ]
+    return ", ".join(results[:_MOST_NAMED]) or "every server is disabled"
 
 
 def findings(state: DesiredState, known: Mapping[Asked, Handshake]) -> tuple[Finding, ...]:
@@ -166,9 +168,9 @@ def findings(state: DesiredState, known: Mapping[Asked, Handshake]) -> tuple[Fin
     if not wrong:
         return ()
     return tuple(
-        Finding(f"backends.{question.key[0]}.servers.{question.key[1]}", said, SETTINGS)
+        Finding(f"backends.{question.key[0]}.servers.{question.key[1]}", complaint, SETTINGS)
         for question in questions(state)
-        if (said := wrong.get(asked(question)))
+        if (complaint := wrong.get(asked(question)))
     )
 
 

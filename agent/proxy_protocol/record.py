@@ -24,7 +24,7 @@ class Handshake:
     address: str = field(validator=is_text)
     application: str = field(validator=is_text)
     version: str = field(validator=is_text)
-    result: str = field(validator=in_([one.value for one in Result]))
+    result: str = field(validator=in_([member.value for member in Result]))
     detail: str = field(validator=is_text)
     subject: str = field(validator=is_text)
     milliseconds: int = field(validator=is_number)

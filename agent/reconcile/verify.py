@@ -70,7 +70,9 @@ def judge(
         elif Judgement.PENDING in judgements:
             pending[f"no server of backend {names} has passed a check yet"] = None
         else:
-            why = ", ".join(f"{one.name} {one.status} {one.check.removeprefix('* ')}".strip() for one in servers[:5])
+            why = ", ".join(
+                f"{stats.name} {stats.status} {stats.check.removeprefix('* ')}".strip() for stats in servers[:5]
+            )
             regressed.append((before, f"now no server of backend {names} does: {why}"))
     if regressed:
         reasons = sentences(regressed, singular="served before", plural="served before")

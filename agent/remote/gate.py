@@ -84,14 +84,14 @@ def authorized_key(text: str, command: str) -> str:
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     if "PRIVATE KEY" in text:
         raise ValueError("this is a private key; it stays where it is, and the one in the .pub file beside it is meant")
-    found = _PUBLIC_KEY.fullmatch(lines[0].strip()) if len(lines) == 1 else None
-    if found is None:
+    key = _PUBLIC_KEY.fullmatch(lines[0].strip()) if len(lines) == 1 else None
+    if key is None:
         raise ValueError("expected one public key, as in a .pub file of ssh-keygen")
     try:
-        base64.b64decode(found[2], validate=True)
+        base64.b64decode(key[2], validate=True)
     except ValueError:
         raise ValueError("the key itself is not whole") from None
-    if any(one in command for one in '"\\\n'):
+    if any(character in command for character in '"\\\n'):
         raise ValueError(f"a path that cannot stand in authorized_keys: {command}")
-    comment = f" {found[3]}" if found[3] else ""
-    return f'restrict,command="{command}" {found[1]} {found[2]}{comment}'
+    comment = f" {key[3]}" if key[3] else ""
+    return f'restrict,command="{command}" {key[1]} {key[2]}{comment}'

@@ -25,7 +25,7 @@ from agent.view.status import Status, as_json, from_json
 POLL_SECONDS = 0.01  # status.json gives no event; a look at its name costs microseconds
 GONE_SECONDS = 2.0  # that long an agent may be away while it is started anew
 _REFUSALS = {ExitCode.INVALID: "invalid", ExitCode.POLICY: "policy", ExitCode.NO_ANSWER: "no_answer"}
-_CODES = {one.value: one.exit_code for one in Outcome}
+_CODES = {result.value: result.exit_code for result in Outcome}
 _REPORTED = (
     "outcome", "message", "remedy", "violations", "violations_total", "findings", "desired", "live", "held", "plan",
     "reasons", "timings",
@@ -165,25 +165,25 @@ def _waiting(host: Host) -> policy.Newest | None:
     if digest_of(data) in (reported, hold.digest if hold else None):
         return None
     with contextlib.suppress(InvalidError):
-        there = host.assessor.read(data)
-        return policy.Newest(digest=there.digest, serial=there.state.serial, how="waits to be applied")
+        waiting = host.assessor.read(data)
+        return policy.Newest(digest=waiting.digest, serial=waiting.state.serial, how="waits to be applied")
     return None
 
 
 def wait(host: Host, submission: Submission, *, deadline: float, on_stage: Callable[[str], None]) -> Answer:
     """Until the agent has looked at it, has looked at a later one, or does not answer in time."""
     store, digest = host.store, submission.parsed.digest
-    begin, seen, gone, stage = time.monotonic(), None, None, ""
+    begin, status_seen, gone, stage = time.monotonic(), None, None, ""
     while True:
-        now, there = identity(store.status_file), identity(host.intake.file)
-        if now != seen or there is None:
-            seen, status = now, from_json(host.store.status(), Status)
+        now, present = identity(store.status_file), identity(host.intake.file)
+        if now != status_seen or present is None:
+            status_seen, status = now, from_json(host.store.status(), Status)
             desired = status.desired if status else None
             looked = desired.file_id if desired else None
-            if status and looked and desired and desired.digest == digest and looked in (submission.file, there):
+            if status and looked and desired and desired.digest == digest and looked in (submission.file, present):
                 # Of the very file, or of the very same document that another one has handed over since.
                 return _answer(submission, status, time.monotonic() - begin)
-            if there != submission.file and (there is None or looked == there):
+            if present != submission.file and (present is None or looked == present):
                 return _superseded(host, submission, status, time.monotonic() - begin)
         if identity(store.progress_file) != submission.progress:
             at = store.progress()

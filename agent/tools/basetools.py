@@ -74,7 +74,7 @@ class Build:
 
 def addresses(ifconfig: str) -> tuple[Address, ...]:
     """Of `ifconfig`, with the CARP state of virtual ones."""
-    found: list[Address] = []
+    listed: list[Address] = []
     states: dict[tuple[str, int], str] = {}
     interface = ""
     for line in ifconfig.splitlines():
@@ -82,16 +82,16 @@ def addresses(ifconfig: str) -> tuple[Address, ...]:
             interface = head[1]
         elif carp := _CARP.match(line):
             states[interface, int(carp[2])] = carp[1]
-        elif (one := _ADDRESS.match(line)) and (address := _plain(one[1])):
-            found.append(Address(address=address, interface=interface, vhid=int(one[2]) if one[2] else None))
+        elif (match := _ADDRESS.match(line)) and (address := _plain(match[1])):
+            listed.append(Address(address=address, interface=interface, vhid=int(match[2]) if match[2] else None))
     return tuple(
         Address(
-            address=one.address,
-            interface=one.interface,
-            vhid=one.vhid,
-            carp="" if one.vhid is None else states.get((one.interface, one.vhid), "INIT"),
+            address=match.address,
+            interface=match.interface,
+            vhid=match.vhid,
+            carp="" if match.vhid is None else states.get((match.interface, match.vhid), "INIT"),
         )
-        for one in found
+        for match in listed
     )
 
 
@@ -104,8 +104,8 @@ def _plain(text: str) -> str:
 def redirects(pfctl: str) -> tuple[Redirect, ...]:
     """Of `pfctl -sn`: the redirects of TCP that can be read; see `unread_redirects`."""
     rules = (_REDIRECT.fullmatch(line.strip()) for line in pfctl.splitlines())
-    found = (_redirect(rule) for rule in rules if rule is not None and _is_tcp(rule))
-    return tuple(one for one in found if one is not None)
+    read = (_redirect(rule) for rule in rules if rule is not None and _is_tcp(rule))
+    return tuple(redirect for redirect in read if redirect is not None)
 
 
 def unread_redirects(pfctl: str) -> int:
@@ -172,8 +172,8 @@ def port_number(text: str | None) -> int | None:
 
 def packages(pkg_info: str) -> dict[str, str]:
     """Of `pkg info`: versions by name."""
-    found = (_PACKAGE.match(line) for line in pkg_info.splitlines())
-    return {one[1]: one[2] for one in found if one is not None}
+    matches = (_PACKAGE.match(line) for line in pkg_info.splitlines())
+    return {match[1]: match[2] for match in matches if match is not None}
 
 
 def build(vv: str) -> Build | None:
@@ -190,6 +190,6 @@ def build(vv: str) -> Build | None:
 def file_systems(mount: str) -> Iterator[tuple[str, str]]:
     """Of `mount -p` or /proc/mounts: where each is, and of what type; `md`: a disk in memory, md(4)."""
     for line in mount.splitlines():
-        words = line.split()
-        if len(words) > 2:
-            yield words[1], "md" if words[0].startswith("/dev/md") else words[2]
+        columns = line.split()
+        if len(columns) > 2:
+            yield columns[1], "md" if columns[0].startswith("/dev/md") else columns[2]

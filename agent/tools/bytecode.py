@@ -20,7 +20,7 @@ _UNCHECKED_HASH = (1).to_bytes(4, "little")  # PEP 552: the source's hash follow
 def is_for_this_python(archive: bytes) -> bool:
     """Whether the archive's byte code is what this Python reads; also where it has none."""
     with zipfile.ZipFile(io.BytesIO(archive)) as old:
-        name = next((one for one in old.namelist() if one.endswith(".pyc")), None)
+        name = next((member for member in old.namelist() if member.endswith(".pyc")), None)
         return name is None or old.read(name).startswith(importlib.util.MAGIC_NUMBER)
 
 

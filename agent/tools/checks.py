@@ -70,10 +70,10 @@ class Scene:
     @property
     def system(self) -> str:
         """`pfSense`, `FreeBSD` or `Linux`: whose remedies are named."""
-        found = detect(self.root).system
-        if self.root != Path("/") and found is System.FREEBSD and not sys.platform.startswith("freebsd"):
+        detected = detect(self.root).system
+        if self.root != Path("/") and detected is System.FREEBSD and not sys.platform.startswith("freebsd"):
             return System.LINUX.value
-        return System.FREEBSD.value if found is System.OPNSENSE else found.value
+        return System.FREEBSD.value if detected is System.OPNSENSE else detected.value
 
     @property
     def store(self) -> Store:
@@ -83,9 +83,9 @@ class Scene:
     @property
     def haproxy(self) -> HAProxy:
         """The HAProxy of the settings."""
-        one = self.settings.haproxy
+        settings = self.settings.haproxy
         return HAProxy(
-            binary=one.binary, process_name=one.process_name, state=self.settings.state, run=self.settings.run
+            binary=settings.binary, process_name=settings.process_name, state=self.settings.state, run=self.settings.run
         )
 
     @property
@@ -155,11 +155,11 @@ def _guarded(check: Callable[[Scene], Iterator[Found]], scene: Scene) -> Iterato
 
 
 def _host(scene: Scene) -> Iterator[Found]:
-    found = detect(scene.root)
-    if found.system is System.OPNSENSE:
-        yield _look("host", f"taken for {found.why}", "it is not tested there; `agent install` refuses it")
+    host = detect(scene.root)
+    if host.system is System.OPNSENSE:
+        yield _look("host", f"taken for {host.why}", "it is not tested there; `agent install` refuses it")
     else:
-        yield _ok("host", f"taken for {found.why}")
+        yield _ok("host", f"taken for {host.why}")
 
 
 def _python(scene: Scene) -> Iterator[Found]:
@@ -184,13 +184,13 @@ def _binary(scene: Scene) -> Iterator[Found]:
         message = f"{original} -vv does not say that it is HAProxy"
         yield _broken("haproxy", message, _GET_HAPROXY[scene.system])
         return
-    numbers = tuple(int(one) for one in re.findall(r"\d+", built.version)[:2])
+    numbers = tuple(int(number) for number in re.findall(r"\d+", built.version)[:2])
     exporter = "with" if built.exporter else "without"
-    said = f"{original}: {built.version}, {exporter} its own exporter (not needed)"
+    about = f"{original}: {built.version}, {exporter} its own exporter (not needed)"
     if numbers < _OLDEST:
-        yield _look("haproxy", f"{said}; the oldest that is tested is 2.6", "upgrade it")
+        yield _look("haproxy", f"{about}; the oldest that is tested is 2.6", "upgrade it")
     else:
-        yield _ok("haproxy", said)
+        yield _ok("haproxy", about)
     named = scene.settings.state / "bin" / scene.settings.haproxy.process_name
     if not named.exists():
         yield _note("process name", f"{named} is made at the first change")
@@ -282,11 +282,11 @@ def desired(settings: Settings) -> tuple[DesiredState | None, list[Found]]:
         remedy = getattr(error, "remedy", "") or "agent check"
         return None, [_broken("desired state", str(error), remedy)]
     count = len(parsed.state.frontends)
-    told = [_ok("desired state", f"valid, {count} frontends")]
-    told += [
+    findings = [_ok("desired state", f"valid, {count} frontends")]
+    findings += [
         _look("desired state", f"{finding.where}: {finding.message}", finding.remedy) for finding in parsed.findings
     ]
-    return parsed.state, told
+    return parsed.state, findings
 
 
 # --- addresses --------------------------------------------------------------------------------------------------
@@ -298,12 +298,12 @@ def _binds(scene: Scene) -> Iterator[Found]:
         what = f"frontend {frontend}"
         holding = listeners.holders(bind, scene.listening)
         # sockstat prints the first ten letters of a name.
-        foreign = [one for one in holding if not (one.program and name.startswith(one.program))]
+        foreign = [listener for listener in holding if not (listener.program and name.startswith(listener.program))]
         # Where ours has the very address, a foreign wildcard takes nothing: the kernel prefers the nearer match.
-        served = any(one.endpoint == bind and one not in foreign for one in holding)
-        if foreign and (not served or bind.wildcard or any(not one.endpoint.wildcard for one in foreign)):
-            who = ", ".join(sorted({str(one) for one in foreign}))
-            yield _look(what, f"{bind} is held by {who}", "free it, or take it out")
+        served = any(listener.endpoint == bind and listener not in foreign for listener in holding)
+        if foreign and (not served or bind.wildcard or any(not listener.endpoint.wildcard for listener in foreign)):
+            holders = ", ".join(sorted({str(listener) for listener in foreign}))
+            yield _look(what, f"{bind} is held by {holders}", "free it, or take it out")
             continue
         if len(holding) > len(foreign):
             good += 1
@@ -327,21 +327,23 @@ def _elsewhere(scene: Scene, bind: Endpoint) -> str:
 
 def _package(scene: Scene) -> Iterator[Found]:
     """The haproxy package of pfSense, which leaves what has another name alone (facts.md, pfSense 3)."""
-    found = basetools.packages(scene.ask(["pkg", "info"]))
-    theirs = sorted({str(one.endpoint) for one in scene.listening if one.program == "haproxy"})
-    if "pfSense-pkg-haproxy" in found or theirs:
+    installed = basetools.packages(scene.ask(["pkg", "info"]))
+    theirs = sorted({str(listener.endpoint) for listener in scene.listening if listener.program == "haproxy"})
+    if "pfSense-pkg-haproxy" in installed or theirs:
         binds = f"; it listens on {', '.join(theirs[:10])}" if theirs else "; it listens nowhere"
         yield _note(
             "haproxy package",
-            f"pfSense's own is here ({found.get('pfSense-pkg-haproxy', 'running')}){binds}",
+            f"pfSense's own is here ({installed.get('pfSense-pkg-haproxy', 'running')}){binds}",
             "both go on beside each other; `agent import /cf/conf/config.xml` takes its frontends over",
         )
 
 
 def _web_gui(scene: Scene) -> Iterator[Found]:
-    gui = [one for one in scene.listening if one.program == "nginx" and one.endpoint.port in (80, 443)]
+    gui = [
+        listener for listener in scene.listening if listener.program == "nginx" and listener.endpoint.port in (80, 443)
+    ]
     ports = {bind.port for _, bind in scene.binds}
-    taken = sorted({one.endpoint.port for one in gui} & ports)
+    taken = sorted({listener.endpoint.port for listener in gui} & ports)
     if taken:
         numbers = " and ".join(map(str, taken))
         yield _look(
@@ -352,34 +354,37 @@ def _web_gui(scene: Scene) -> Iterator[Found]:
 
 
 def _nat(scene: Scene) -> Iterator[Found]:
-    said = scene.ask(["pfctl", "-sn"])
-    found = basetools.redirects(said)
-    odd = basetools.unread_redirects(said)
+    rules = scene.ask(["pfctl", "-sn"])
+    redirects = basetools.redirects(rules)
+    odd = basetools.unread_redirects(rules)
     if odd:
         yield _note("NAT", f"{odd} redirects were not understood", "pfctl -sn")
     served = {(bind.host, bind.port) for _, bind in scene.binds}
     anywhere = {bind.port for _, bind in scene.binds if bind.wildcard}
     wanted = {bind.port for _, bind in scene.binds}
     right = 0
-    for one in found:
+    for redirect in redirects:
         # Clients come to the port of the rule, whether that is a frontend's or leads to one.
-        first, last = one.ports
+        first, last = redirect.ports
         near = {port for port in wanted if first <= port <= last}
-        if one.target_ports is not None:
-            low = one.target_ports[0]
+        if redirect.target_ports is not None:
+            low = redirect.target_ports[0]
             near |= {first + port - low for port in wanted if first <= first + port - low <= last}
         past = sorted(
             port
             for port in near
-            if (target_port := one.target_port(port)) not in anywhere
-            and not all((target, target_port) in served for target in one.targets)
+            if (target_port := redirect.target_port(port)) not in anywhere
+            and not all((target, target_port) in served for target in redirect.targets)
         )
         right += bool(near) and not past
         if past:
             numbers = f"port {past[0]}" if len(past) == 1 else f"ports {', '.join(map(str, past))}"
             yield _look(
                 "NAT",
-                f"{numbers} of {one.to} on {one.interface} goes to {' and '.join(one.targets)}, past HAProxy",
+                (
+                    f"{numbers} of {redirect.to} on {redirect.interface} goes to {' and '.join(redirect.targets)}, "
+                    "past HAProxy"
+                ),
                 "Firewall > NAT > Port Forward: the address of the frontend, or take the frontend out",
             )
     if right:

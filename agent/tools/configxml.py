@@ -42,10 +42,10 @@ class Element:
 
     def all(self, *path: str) -> list[Element]:
         """Every element that a path of tags leads to."""
-        found = [self]
+        elements = [self]
         for tag in path:
-            found = [child for one in found for child in one.children if child.tag == tag]
-        return found
+            elements = [child for element in elements for child in element.children if child.tag == tag]
+        return elements
 
     def one(self, *path: str) -> Element | None:
         """The first of them."""
@@ -53,8 +53,8 @@ class Element:
 
     def value(self, tag: str) -> str:
         """Its text without space around it, "" where there is none."""
-        found = self.one(tag)
-        return found.text.strip() if found is not None else ""
+        element = self.one(tag)
+        return element.text.strip() if element is not None else ""
 
 
 def read(data: bytes, file: str) -> Element:
@@ -67,23 +67,23 @@ def read(data: bytes, file: str) -> Element:
     def start(tag: str, _: object) -> None:
         if len(stack) > _DEEPEST:
             raise _RefusedError(f"nested deeper than {_DEEPEST}")
-        one = Element(tag, parser.CurrentLineNumber, parser.CurrentByteIndex)
-        stack[-1].children.append(one)
-        stack.append(one)
+        element = Element(tag, parser.CurrentLineNumber, parser.CurrentByteIndex)
+        stack[-1].children.append(element)
+        stack.append(element)
 
     def end(_: str) -> None:
-        one = stack.pop()
-        one.text = "".join(one.pieces)
-        one.inner_end = parser.CurrentByteIndex
+        element = stack.pop()
+        element.text = "".join(element.pieces)
+        element.inner_end = parser.CurrentByteIndex
         # Of <tag/> expat tells the end; nothing but it ends in /> and has neither text nor children.
-        before = data[one.inner_end - 2 : one.inner_end]
-        one.empty = before == b"/>" and not one.children and not one.pieces
-        one.end = one.inner_end if one.empty else data.find(b">", one.inner_end) + 1
+        before = data[element.inner_end - 2 : element.inner_end]
+        element.empty = before == b"/>" and not element.children and not element.pieces
+        element.end = element.inner_end if element.empty else data.find(b">", element.inner_end) + 1
         if len(stack) == 1:
-            roots.append(one)
+            roots.append(element)
 
-    def text(words: str) -> None:
-        stack[-1].pieces.append(words)
+    def text(piece: str) -> None:
+        stack[-1].pieces.append(piece)
 
     parser.buffer_text = True
     parser.StartDoctypeDeclHandler = parser.EntityDeclHandler = refuse
@@ -175,13 +175,15 @@ def remove(file: Path, entry: Entry) -> bool:
     if not file.exists():
         return False
     data = _bytes(file)
-    found = [child for one in read(data, str(file)).all(entry.section) for child in one.children if entry.is_it(child)]
-    for child in reversed(found):
+    entries = [
+        child for root in read(data, str(file)).all(entry.section) for child in root.children if entry.is_it(child)
+    ]
+    for child in reversed(entries):
         data = data[: child.start] + data[child.end :].removeprefix(b"\n\t")
         data = data[: child.start].removesuffix(b"\t") + data[child.start :]
-    if found:
+    if entries:
         _replace(file, data, _bytes(file), None)
-    return bool(found)
+    return bool(entries)
 
 
 def _bytes(file: Path) -> bytes:

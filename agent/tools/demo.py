@@ -78,8 +78,10 @@ def _play(stage: _Stage) -> None:
     click.echo("2. What each client is seen as by the mail server behind:")
     for client in stage.clients:
         answer = _mail(client, stage.address_for(client))
-        server, _, seen = answer.partition(" saw ")
-        stage.claim(seen == client, f"client {client:<10}  {server} saw {seen}", f"{client} was seen as {seen!r}")
+        server, _, address = answer.partition(" saw ")
+        stage.claim(
+            address == client, f"client {client:<10}  {server} saw {address}", f"{client} was seen as {address!r}"
+        )
 
     click.echo("\n3. Changes while clients come and go:")
     host, port = stage.address_for(stage.clients[0])
@@ -256,7 +258,7 @@ class _Stage:
             return bool(
                 status["live"]
                 and digest in (None, status["live"]["digest"])
-                and all(one["state"] == "up" for one in status["frontends"])
+                and all(frontend["state"] == "up" for frontend in status["frontends"])
             )
 
         if not _until(live) or self.agent.poll() is not None:
@@ -265,10 +267,10 @@ class _Stage:
 
     def _status(self) -> dict[str, Any]:
         try:
-            found: dict[str, Any] = json.loads((self.folder / "run" / "status.json").read_bytes())
+            status: dict[str, Any] = json.loads((self.folder / "run" / "status.json").read_bytes())
         except FileNotFoundError:  # the agent has not come so far yet
-            found = {"live": None}
-        return found
+            status = {"live": None}
+        return status
 
     def served(self, name: str) -> int:
         return self.servers[name].mailbox.connections
@@ -351,9 +353,9 @@ def _can_bind(host: str) -> bool:
 
 @contextlib.contextmanager
 def _bound(host: str, port: int) -> Iterator[int]:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as one:
-        one.bind((host, port))
-        yield int(one.getsockname()[1])
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as connection:
+        connection.bind((host, port))
+        yield int(connection.getsockname()[1])
 
 
 def _free_port(*hosts: str) -> int:

@@ -22,31 +22,34 @@ _MARKS = {"ok": "green", "note": "cyan", "look": "yellow", "broken": "red"}
 
 def report(chosen: Path | None, *, as_json: bool) -> tuple[str, ExitCode]:
     """What was found, and the exit code: 4 where something is broken, 6 where something needs attention."""
-    found = list(examine(chosen))
-    code = exit_code(found)
-    return (_as_json(found, code) if as_json else _as_text(found)), code
+    findings = list(examine(chosen))
+    code = exit_code(findings)
+    return (_as_json(findings, code) if as_json else _as_text(findings)), code
 
 
-def _as_json(found: Sequence[Found], code: ExitCode) -> str:
-    findings = [{"level": o.level, "what": o.what, "message": o.message, "remedy": o.remedy} for o in found]
-    return json.dumps({"exit_code": int(code), "findings": findings}, indent=2) + "\n"
+def _as_json(findings: Sequence[Found], code: ExitCode) -> str:
+    levels = [
+        {"level": finding.level, "what": finding.what, "message": finding.message, "remedy": finding.remedy}
+        for finding in findings
+    ]
+    return json.dumps({"exit_code": int(code), "findings": levels}, indent=2) + "\n"
 
 
-def _as_text(found: Sequence[Found]) -> str:
-    width = max(len(finding.what) for finding in found)
+def _as_text(findings: Sequence[Found]) -> str:
+    width = max(len(finding.what) for finding in findings)
     lines = []
-    for finding in found:
+    for finding in findings:
         mark = click.style(f"{finding.level:<7}", fg=_MARKS[finding.level])
         lines.append(f"{mark}{finding.what:<{width}}  {finding.message}")
         if finding.remedy:
             lines.append(f"{'':<{width + 9}}{finding.remedy}")
-    bad = sum(finding.level in ("look", "broken") for finding in found)
-    return "\n".join([*lines, f"{bad} of {len(found)} findings need attention." if bad else "All is well."]) + "\n"
+    bad = sum(finding.level in ("look", "broken") for finding in findings)
+    return "\n".join([*lines, f"{bad} of {len(findings)} findings need attention." if bad else "All is well."]) + "\n"
 
 
-def exit_code(found: Sequence[Found]) -> ExitCode:
+def exit_code(findings: Sequence[Found]) -> ExitCode:
     """By the gravest of them."""
-    levels = {one.level for one in found}
+    levels = {finding.level for finding in findings}
     return ExitCode.REFUSED if "broken" in levels else ExitCode.DEGRADED if "look" in levels else ExitCode.LIVE
 
 
@@ -70,11 +73,11 @@ def examine(chosen: Path | None) -> Iterator[Found]:
     yield from checks.checked(scene, findings)
 
 
-def ask(words: Sequence[str]) -> str:
+def ask(arguments: Sequence[str]) -> str:
     """What a tool prints; "" where it is not here, fails or hangs."""
     try:
         return subprocess.run(  # noqa: S603  # the system's own tools, fixed words
-            words,
+            arguments,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

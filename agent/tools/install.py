@@ -190,10 +190,10 @@ def install(root: Path | None, *, service: bool, shellcmd: bool, platform: str =
     _put(program, data, 0o755, written)
     for script in place.rc_scripts:
         _put(script, resources.files("agent.rc").joinpath(script.name).read_bytes(), 0o755, written)
-    words = {"ours": _OURS, "state": place.state_path, "empty": f"/usr/local/libexec/edgeagent/{empty.name}"}
+    values = {"ours": _OURS, "state": place.state_path, "empty": f"/usr/local/libexec/edgeagent/{empty.name}"}
     for file, text in ((place.settings, _SETTINGS), (place.rc_conf, _RC_CONF)):
         if not file.exists():
-            _put(file, text.format(**words).encode(), 0o644, written)
+            _put(file, text.format(**values).encode(), 0o644, written)
     named = f"/usr/local/libexec/edgeagent/{program.name}"
     python = shlex.quote(_python() if place.real else "/usr/local/bin/python3.11")
     _put(place.wrapper, _WRAPPER.format(ours=_OURS, python=python, program=named).encode(), 0o755, written)
@@ -242,8 +242,8 @@ def revert(root: Path | None) -> None:
     link = place.library / "previous"
     if not link.is_symlink() or not (old := link.parent / link.readlink()).exists():
         raise UsageError("no earlier version is kept here", remedy="run the earlier edgeagent.pyz install")
-    words = [_python(), "-I", str(old), "install", *(() if root is None else ("--root", str(root)))]
-    done = subprocess.run(words, check=False)  # noqa: S603  # our own file, an argument list
+    arguments = [_python(), "-I", str(old), "install", *(() if root is None else ("--root", str(root)))]
+    done = subprocess.run(arguments, check=False)  # noqa: S603  # our own file, an argument list
     raise SystemExit(done.returncode)
 
 
@@ -340,8 +340,8 @@ def _current(place: Place) -> Path | None:
     """The version that the command runs now."""
     if not place.wrapper.is_file():
         return None
-    found = re.search(r"/(edgeagent-[^/ ]+\.pyz) ", place.wrapper.read_text(errors="replace"))
-    file = place.library / found[1] if found else None
+    match = re.search(r"/(edgeagent-[^/ ]+\.pyz) ", place.wrapper.read_text(errors="replace"))
+    file = place.library / match[1] if match else None
     return file if file is not None and file.is_file() else None
 
 
@@ -410,10 +410,10 @@ def _end_agent(place: Place, chosen: Settings) -> None:
 
 def _end_haproxy(state: Path) -> None:
     """What was started on our own configuration, replaced ones too; nobody else's."""
-    for one in processes.started_on(state / "haproxy.cfg", programs=state / "bin"):
+    for process in processes.started_on(state / "haproxy.cfg", programs=state / "bin"):
         with contextlib.suppress(ProcessLookupError):  # it has ended by itself
-            os.kill(one.pid, signal.SIGTERM)
-        click.echo(f"ended HAProxy, pid {one.pid}")
+            os.kill(process.pid, signal.SIGTERM)
+        click.echo(f"ended HAProxy, pid {process.pid}")
 
 
 def _remove(path: Path, gone: list[Path]) -> None:

@@ -57,9 +57,9 @@ def detect(root: Path) -> Platform:
             break
     if _old_mark(root / "etc/platform"):
         signs["pfSense"].append("/etc/platform (before 2.7.1)")
-    for system, seen in signs.items():
-        if seen:
-            return Platform(System(system), tuple(seen))
+    for system, evidence in signs.items():
+        if evidence:
+            return Platform(System(system), tuple(evidence))
     if root != Path("/") or sys.platform.startswith("freebsd"):
         return Platform(System.FREEBSD, ("no sign of pfSense or OPNsense",))
     return Platform(System.LINUX, (f"Python's name for it, {sys.platform}",))

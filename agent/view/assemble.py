@@ -204,7 +204,7 @@ def canary_status(arrival: CanaryResult) -> CanaryStatus:
     return CanaryStatus(
         address=arrival.address,
         used=arrival.used,
-        told=arrival.told,
+        told=arrival.reported,
         preserved=arrival.preserved,
         detail=arrival.detail,
         milliseconds=arrival.milliseconds,

@@ -66,25 +66,27 @@ def log(logger: logging.Logger, report: Report) -> None:
 
 def events_of(report: Report) -> list[Event]:
     """What a look has found and put right, and what it has tried and put back."""
-    found = []
+    happened = []
     died_meanwhile = report.started and report.switched and _FIRST not in report.reasons
     if "process" in report.drift or died_meanwhile:
-        found.append((Kind.HAPROXY_RESTARTED, "haproxy", "HAProxy was not running; it was started again"))
+        happened.append((Kind.HAPROXY_RESTARTED, "haproxy", "HAProxy was not running; it was started again"))
     if "file" in report.drift:
-        found.append((Kind.DRIFT_CORRECTED, "haproxy.cfg", "the live haproxy.cfg had been changed; it was put right"))
+        happened.append(
+            (Kind.DRIFT_CORRECTED, "haproxy.cfg", "the live haproxy.cfg had been changed; it was put right")
+        )
     if "server" in report.drift:
         what = "; ".join(report.reasons[:3]) or "servers"
-        found.append((Kind.DRIFT_CORRECTED, "servers", f"changed by hand at the socket and put right: {what}"))
+        happened.append((Kind.DRIFT_CORRECTED, "servers", f"changed by hand at the socket and put right: {what}"))
     if "frontend" in report.drift:
         what = "; ".join(reason for reason in report.reasons if reason.startswith("frontend ")) or "frontends"
-        found.append((Kind.DRIFT_CORRECTED, "frontends", f"closed by hand at the socket and opened again: {what}"))
+        happened.append((Kind.DRIFT_CORRECTED, "frontends", f"closed by hand at the socket and opened again: {what}"))
     if report.outcome is Outcome.ROLLED_BACK and report.switched:
         serial = f", serial {report.serial}" if report.serial is not None else ""
         subject = (report.digest or "")[:12]
-        found.append((Kind.ROLLED_BACK, subject, f"tried and put back: sha256 {subject}{serial}: {report.message}"))
+        happened.append((Kind.ROLLED_BACK, subject, f"tried and put back: sha256 {subject}{serial}: {report.message}"))
     return [
         Event(kind=kind.value, subject=subject, message=message[:_LONGEST], at=report.at, until=report.at)
-        for kind, subject, message in found
+        for kind, subject, message in happened
     ]
 
 

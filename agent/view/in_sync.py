@@ -45,8 +45,8 @@ _WORDS = {
 
 def _trouble(relation: Relation, reason: str = "") -> NotInSync:
     """`it is held: generation 1 was put back by hand`. `reason`: a sentence, "" where the relation says all."""
-    words = _WORDS[relation]
-    return NotInSync(state=relation.value, reason=reason, text=f"{words}: {reason}" if reason else words)
+    text = _WORDS[relation]
+    return NotInSync(state=relation.value, reason=reason, text=f"{text}: {reason}" if reason else text)
 
 
 def not_in_sync(

@@ -113,12 +113,14 @@ def _counts(frontend: FrontendStats) -> tuple[int, int, int, int]:
     return (frontend.connections, frontend.denied, frontend.bytes_in, frontend.bytes_out)
 
 
-def _minus(one: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
-    return (-one[0], -one[1], -one[2], -one[3])
+def _minus(counts: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+    return (-counts[0], -counts[1], -counts[2], -counts[3])
 
 
-def _plus(one: tuple[int, int, int, int] | None, other: tuple[int, int, int, int] | None) -> tuple[int, int, int, int]:
-    a, b = one or (0, 0, 0, 0), other or (0, 0, 0, 0)
+def _plus(
+    counts: tuple[int, int, int, int] | None, other: tuple[int, int, int, int] | None
+) -> tuple[int, int, int, int]:
+    a, b = counts or (0, 0, 0, 0), other or (0, 0, 0, 0)
     return (a[0] + b[0], a[1] + b[1], a[2] + b[2], a[3] + b[3])
 
 
@@ -189,12 +191,12 @@ class _Now(Collector):
         if look is not None:
             self._known = look
             self._totals.seen(look)
-        seen = self._known
+        observed = self._known
         yield _gauge("haproxy_up", "Whether HAProxy answered this scrape", look is not None)
         yield from _agent(facts)
         if facts.state is not None:
-            yield from _frontends(facts, facts.state, seen, self._totals)
-            yield from _backends(facts, facts.state, seen)
+            yield from _frontends(facts, facts.state, observed, self._totals)
+            yield from _backends(facts, facts.state, observed)
 
 
 def _gauge(name: str, help_text: str, value: float, unit: str = "") -> GaugeMetricFamily:
@@ -267,16 +269,16 @@ def _agent(facts: Facts) -> Iterator[Metric]:
             yield _gauge("haproxy_open_fds", "Open files of all HAProxy processes", usage.files)
         for name, value in usage.agent.items():
             kind = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
-            told = kind(f"process_{name.removesuffix('_total')}", "Of the agent's own process")
-            told.add_metric([], float(value))
-            yield told
+            family = kind(f"process_{name.removesuffix('_total')}", "Of the agent's own process")
+            family.add_metric([], float(value))
+            yield family
 
 
-def _frontends(facts: Facts, state: DesiredState, seen: Observation | None, totals: Totals) -> Iterator[Metric]:
-    index = Index.of(seen)
+def _frontends(facts: Facts, state: DesiredState, observed: Observation | None, totals: Totals) -> Iterator[Metric]:
+    index = Index.of(observed)
     pools = {backend.name: backend for backend in state.backends}
     quarantined_binds = facts.live.quarantined if facts.live else ()
-    aside = {(one.frontend, one.address) for one in quarantined_binds}
+    aside = {(left_out.frontend, left_out.address) for left_out in quarantined_binds}
     label = ["frontend"]
     up = _labelled("frontend_up", "Whether a frontend serves: it listens, and a server receives its clients", label, ())
     listening = _labelled("frontend_listening", "Whether an address accepts connections", ["frontend", "bind"], ())
@@ -291,16 +293,16 @@ def _frontends(facts: Facts, state: DesiredState, seen: Observation | None, tota
         _counted("frontend_bytes_out", "Bytes to clients", label, ()),
     )
     for frontend in state.frontends:
-        found = index.frontends.get(frontend.name)
+        stats = index.frontends.get(frontend.name)
         numbers = [index.count(pools[name]) for name in frontend.backends]
         gone = [bind for bind in frontend.bind if (frontend.name, str(bind)) in aside]
-        word = frontend_state(frontend, gone, numbers, is_open=found is not None and found.open)
+        word = frontend_state(frontend, gone, numbers, is_open=stats is not None and stats.open)
         key = (frontend.name,)
         up.add_metric(key, float(word in ("up", "degraded")))
         for bind in frontend.bind:
-            there = found is not None and found.open and bind not in gone
-            listening.add_metric((frontend.name, str(bind)), float(there))
-        sessions.add_metric(key, float(found.sessions if found is not None else 0))
+            listens = stats is not None and stats.open and bind not in gone
+            listening.add_metric((frontend.name, str(bind)), float(listens))
+        sessions.add_metric(key, float(stats.sessions if stats is not None else 0))
         servers_up.add_metric(key, float(sum(count for count, _ in numbers)))
         servers.add_metric(key, float(sum(count for _, count in numbers)))
         for family, count in zip(counts, totals.of(frontend.name), strict=True):
@@ -309,7 +311,7 @@ def _frontends(facts: Facts, state: DesiredState, seen: Observation | None, tota
             preserved.add_metric(key, float(kept))
     quarantined = _labelled(
         "frontend_quarantined", "Addresses left out because they cannot be bound", ["frontend", "bind", "reason"],
-        (((one.frontend, one.address, _reason(one)), 1.0) for one in quarantined_binds),
+        (((left_out.frontend, left_out.address, _reason(left_out)), 1.0) for left_out in quarantined_binds),
     )  # fmt: skip
     yield from (up, listening, quarantined, sessions, servers_up, servers, preserved, *counts)
 
@@ -320,8 +322,8 @@ def _reason(quarantined: Quarantined) -> str:
     return f"{quarantined.reason} by {holder}" if holder else quarantined.reason
 
 
-def _backends(facts: Facts, state: DesiredState, seen: Observation | None) -> Iterator[Metric]:
-    found = {one.key: one for one in seen.servers} if seen else {}
+def _backends(facts: Facts, state: DesiredState, observed: Observation | None) -> Iterator[Metric]:
+    stats = {server_stats.key: server_stats for server_stats in observed.servers} if observed else {}
     both = ["backend", "server"]
     states = _labelled("backend_servers", "Servers of a backend by state", ["backend", "state"], ())
     up = _labelled("server_up", "Whether new clients are sent to a server", both, ())
@@ -338,14 +340,22 @@ def _backends(facts: Facts, state: DesiredState, seen: Observation | None) -> It
         counts = dict.fromkeys(_BACKEND_STATES, 0)
         kind = (pool.application.value, pool.proxy_protocol.value)
         for server in pool.servers:
-            key, one = (pool.name, server.name), found.get((pool.name, server.name))
-            if one is not None:
-                word = "maintenance" if one.maintenance else "draining" if one.draining else "up" if one.up else "down"
+            key, server_stats = (pool.name, server.name), stats.get((pool.name, server.name))
+            if server_stats is not None:
+                word = (
+                    "maintenance"
+                    if server_stats.maintenance
+                    else "draining"
+                    if server_stats.draining
+                    else "up"
+                    if server_stats.up
+                    else "down"
+                )
                 counts[word] += 1
-                sessions.add_metric(key, float(one.sessions))
-                if one.check_milliseconds is not None:
-                    checks.add_metric(key, one.check_milliseconds / 1_000)
-            up.add_metric(key, float(one is not None and one.up))
+                sessions.add_metric(key, float(server_stats.sessions))
+                if server_stats.check_milliseconds is not None:
+                    checks.add_metric(key, server_stats.check_milliseconds / 1_000)
+            up.add_metric(key, float(server_stats is not None and server_stats.up))
             met = facts.handshakes.get((*key, str(server.address), *kind)) if facts.handshakes else None
             if met is not None:
                 handshakes.add_metric((*key, met.result), 1.0)

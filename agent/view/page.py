@@ -179,11 +179,11 @@ def _addresses(frontend: FrontendStatus) -> str:
 
 def _sent_names(frontend: FrontendStatus) -> dict[str, str]:
     """By backend: the names (SNI) whose clients are sent there, as many as a line has room for."""
-    found: dict[str, list[str]] = {}
+    names_of: dict[str, list[str]] = {}
     for route in frontend.routes:
         if route.backend is not None:
-            found.setdefault(route.backend, []).extend(route.sni)
-    return {backend: _short(", ".join(names), _LABEL) for backend, names in found.items()}
+            names_of.setdefault(route.backend, []).extend(route.sni)
+    return {backend: _short(", ".join(names), _LABEL) for backend, names in names_of.items()}
 
 
 def _backend_state(backend: BackendStatus) -> str:
@@ -214,15 +214,15 @@ def render(status: Status | None, history: Sequence[Generation], *, trouble: Seq
         glyphs=_GLYPHS,
         history=[
             {
-                "number": one.number,
-                "since": when(one.at),
-                "outcome": one.outcome,
-                "milliseconds": round(one.seconds * 1_000),
-                "serial": one.serial,
-                "digest": one.digest[:12],
-                "reasons": "; ".join(one.reasons[:3]),
+                "number": generation.number,
+                "since": when(generation.at),
+                "outcome": generation.outcome,
+                "milliseconds": round(generation.seconds * 1_000),
+                "serial": generation.serial,
+                "digest": generation.digest[:12],
+                "reasons": "; ".join(generation.reasons[:3]),
             }
-            for one in reversed(history[-10:])
+            for generation in reversed(history[-10:])
         ],
     )
 

@@ -408,13 +408,13 @@ def _read(kind: type[T], value: object) -> T:
     """Raises TypeError, KeyError."""
     if not isinstance(value, dict):
         raise TypeError(kind)
-    found = {}
+    values = {}
     for name, read, required in _shape(kind):
         if name in value:
-            found[name] = read(value[name])
+            values[name] = read(value[name])
         elif required:
             raise KeyError(name)
-    return kind(**found)
+    return kind(**values)
 
 
 _SHAPES: dict[Any, tuple[tuple[str, Callable[[Any], Any], bool], ...]] = {}
@@ -437,7 +437,7 @@ def _reader(hint: Any) -> Callable[[Any], Any]:
         return lambda value: None if value is None else inner(value)
     if origin is tuple:
         item = _reader(arguments[0])
-        return lambda value: tuple(item(one) for one in _of(list, value))
+        return lambda value: tuple(item(part) for part in _of(list, value))
     if origin is Mapping or origin is typing.get_origin(Mapping[str, float]):
         return lambda value: _of(dict, value)
     if attrs.has(hint):

@@ -117,58 +117,58 @@ def _facts(now: Status, *, running: bool) -> Iterable[str]:
         yield f"note:    {where}{finding.message}{remedy}"
 
 
-def handshakes(asked: Sequence[Question], found: Mapping[Key, ProbeResult]) -> str:
+def handshakes(questions: Sequence[Question], results: Mapping[Key, ProbeResult]) -> str:
     """What each server was found to be."""
     return table(
         ("BACKEND", "SERVER", "ADDRESS", "WANTED", "FOUND", "TOOK", "SEEN"),
         (
             (
-                *one.key,
-                one.address,
-                f"{one.application} {one.version}",
-                click.style(seen.result, fg="red" if mismatch(one.version, seen.result) else None),
-                f"{seen.milliseconds} ms",
-                seen.detail,
+                *question.key,
+                question.address,
+                f"{question.application} {question.version}",
+                click.style(result.result, fg="red" if mismatch(question.version, result.result) else None),
+                f"{result.milliseconds} ms",
+                result.detail,
             )
-            for one in asked
-            for seen in (found[one.key],)
+            for question in questions
+            for result in (results[question.key],)
         ),
     )
 
 
-def proofs(found: Sequence[Handshake]) -> str:
+def proofs(handshakes: Sequence[Handshake]) -> str:
     """What the servers that are new in a change were found to be."""
     return table(
         ("  BACKEND", "SERVER", "ADDRESS", "WANTED", "FOUND", "SEEN"),
         (
             (
-                f"  {one.backend}",
-                one.server,
-                one.address,
-                f"{one.application} {one.version}",
-                click.style(one.result, fg="red" if mismatch(one.version, one.result) else None),
-                one.detail,
+                f"  {handshake.backend}",
+                handshake.server,
+                handshake.address,
+                f"{handshake.application} {handshake.version}",
+                click.style(handshake.result, fg="red" if mismatch(handshake.version, handshake.result) else None),
+                handshake.detail,
             )
-            for one in found
+            for handshake in handshakes
         ),
     )
 
 
-def canary_results(found: Sequence[CanaryResult]) -> str:
+def canary_results(results: Sequence[CanaryResult]) -> str:
     """The results of canary probes."""
     return table(
         ("FRONTEND", "ADDRESS", "USED", "SEEN", "PRESERVED", "TOOK", "WHAT"),
         (
             (
-                one.frontend,
-                one.address,
-                one.used or "-",
-                one.told or "-",
-                click.style(_PRESERVED[one.preserved], fg=None if one.preserved else "red"),
-                f"{one.milliseconds} ms",
-                one.detail,
+                result.frontend,
+                result.address,
+                result.used or "-",
+                result.reported or "-",
+                click.style(_PRESERVED[result.preserved], fg=None if result.preserved else "red"),
+                f"{result.milliseconds} ms",
+                result.detail,
             )
-            for one in found
+            for result in results
         ),
     )
 
