@@ -47,13 +47,13 @@ class Element:
             elements = [child for element in elements for child in element.children if child.tag == tag]
         return elements
 
-    def one(self, *path: str) -> Element | None:
+    def first(self, *path: str) -> Element | None:
         """The first of them."""
         return next(iter(self.all(*path)), None)
 
     def value(self, tag: str) -> str:
         """Its text without space around it, "" where there is none."""
-        element = self.one(tag)
+        element = self.first(tag)
         return element.text.strip() if element is not None else ""
 
 
@@ -156,7 +156,7 @@ def add(file: Path, entries: Sequence[Entry], before: Path) -> bool:
 
 
 def _with(data: bytes, root: Element, entry: Entry) -> bytes:
-    section = root.one(entry.section)
+    section = root.first(entry.section)
     if section is not None and not section.empty:
         return data[: section.inner_end] + f"\t{entry.xml}\n\t".encode() + data[section.inner_end :]
     whole = f"<{entry.section}>\n\t\t{entry.xml}\n\t</{entry.section}>".encode()

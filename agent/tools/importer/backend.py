@@ -44,7 +44,7 @@ class BackendReader:
 
     def __init__(self, work: skipped.Work, section: Section, head: Line, defaults: Section | None) -> None:
         self.work, self.section, self.head, self.defaults = work, section, head, defaults
-        self.found: dict[str, Any] = {}
+        self.keys: dict[str, Any] = {}
         self.servers: dict[str, dict[str, Any]] = {}
         self.health: dict[str, Any] = {}
         self.proxies: list[tuple[str, Line]] = []
@@ -98,7 +98,7 @@ class BackendReader:
             return
         if self.closed:
             self.work.refusing.add(name)
-        if self.found.get("balance") == "source" and self.consistent is None:
+        if self.keys.get("balance") == "source" and self.consistent is None:
             self.work.skip(self.head, "balance source: by a map there, consistent here")
         self._settle()
         self.work.heads_of_pools[name] = self.head
@@ -106,7 +106,7 @@ class BackendReader:
         if not self.usable:
             self.work.unusable.add(name)
         self.work.backends[name] = {
-            **self.found,
+            **self.keys,
             "servers": self.servers,
             **({"health": self.health} if self.health else {}),
         }
@@ -126,7 +126,7 @@ class BackendReader:
     def _balance(self, line: Line) -> bool:
         if len(line.words) != 2 or line.words[1] not in _BALANCE:
             return False
-        self.found["balance"] = line.words[1]
+        self.keys["balance"] = line.words[1]
         return True
 
     def _option(self, line: Line) -> bool:
@@ -160,21 +160,21 @@ class BackendReader:
             return True
         if words[:1] != ["send"]:
             return False
-        rest, told, method = words[1:], {}, "OPTIONS"
+        rest, request, method = words[1:], {}, "OPTIONS"
         while rest:
             key = rest.pop(0)
             if key == "hdr" and len(rest) > 1 and rest[0].lower() == "host":
-                told["host"] = rest[1]
+                request["host"] = rest[1]
                 rest = rest[2:]
             elif key in ("uri", "meth", "ver") and rest:
                 value = rest.pop(0)
                 if key == "uri":
-                    told["path"] = value
+                    request["path"] = value
                 elif key == "meth":
                     method = value
             else:
                 return False
-        self.http |= told
+        self.http |= request
         self.method = method
         return True
 
@@ -184,7 +184,7 @@ class BackendReader:
         return True
 
     def _server(self, line: Line) -> bool:
-        told = _Told.of([*self.default, *line.words[3:]])
+        options = _ServerOptions.of([*self.default, *line.words[3:]])
         address = None if line.words[2].startswith((":", "*")) else endpoint(line.words[2])
         for word in ("send-proxy-v2-ssl", "send-proxy-v2-ssl-cn"):
             if word in line.words or word in self.default:
@@ -199,86 +199,86 @@ class BackendReader:
             # What its backend says of all servers is known from it all the same.
             self.work.skip(line, f"{line.words[2]} is no address and port: a desired state names addresses")
             if number(_port(line.words[2])):
-                self._about_all(told, line, line.words[2])
+                self._about_all(options, line, line.words[2])
             return True
-        if told.unknown:
-            self.work.skip(line, f"{', '.join(told.unknown)}: not known here; the server is there without it")
-        one: dict[str, Any] = {"address": address}
-        weight = number(told.values.get("weight", "1"))
+        if options.unknown:
+            self.work.skip(line, f"{', '.join(options.unknown)}: not known here; the server is there without it")
+        server: dict[str, Any] = {"address": address}
+        weight = number(options.values.get("weight", "1"))
         if weight is None:
             self.work.skip(line, "its weight is no number")
         elif weight != 1:
-            one["weight"] = weight
-        one |= {key: True for key in ("backup", "disabled") if key in told.flags}
+            server["weight"] = weight
+        server |= {key: True for key in ("backup", "disabled") if key in options.flags}
         kind = f"server of {self.section.name}"
         name = self.work.name(kind, line.words[1], line)
         if name in self.servers:
             name = self.work.fresh(kind, line.words[1], line)
-        self.servers[name] = one
-        self.usable |= "disabled" not in told.flags and weight != 0
-        self._about_all(told, line, address)
+        self.servers[name] = server
+        self.usable |= "disabled" not in options.flags and weight != 0
+        self._about_all(options, line, address)
         return True
 
-    def _about_all(self, told: _Told, line: Line, address: str) -> None:
+    def _about_all(self, options: _ServerOptions, line: Line, address: str) -> None:
         """What one server says of header and checks, and a desired state says of the whole backend."""
-        self.closing.append((told.values.get("on-marked-down") == "shutdown-sessions", line))
-        self.proxies.append((told.proxy, line))
-        if "check" in told.flags and told.proxy != "none":
+        self.closing.append((options.values.get("on-marked-down") == "shutdown-sessions", line))
+        self.proxies.append((options.proxy, line))
+        if "check" in options.flags and options.proxy != "none":
             # It carries a header where it uses the data port and names none (facts.md, HAProxy 8).
-            header = "check-send-proxy" in told.flags or "port" not in told.values
-            self.headers.append((header, told.values.get("port", _port(address)) == _port(address), line))
-        elif "check-send-proxy" in told.flags:
+            header = "check-send-proxy" in options.flags or "port" not in options.values
+            self.headers.append((header, options.values.get("port", _port(address)) == _port(address), line))
+        elif "check-send-proxy" in options.flags:
             self.work.skip(line, "check-send-proxy without send-proxy: its check carries no header here")
-        self.checks.append((self._check(told, line), _port(address), line))
+        self.checks.append((self._check(options, line), _port(address), line))
 
-    def _check(self, told: _Told, line: Line) -> dict[str, Any]:
-        if "check" not in told.flags:
+    def _check(self, options: _ServerOptions, line: Line) -> dict[str, Any]:
+        if "check" not in options.flags:
             return {"type": "none"}
-        found: dict[str, Any] = {"interval": "2s"}  # HAProxy's own
+        check: dict[str, Any] = {"interval": "2s"}  # HAProxy's own
         for key, name in (("port", "port"), ("rise", "rise"), ("fall", "fall")):
-            if key in told.values:
-                value = number(told.values[key])
+            if key in options.values:
+                value = number(options.values[key])
                 if value is None:
                     self.work.skip(line, f"{key} is no number")
                 else:
-                    found[name] = value
-        if "inter" in told.values:
-            length = milliseconds(told.values["inter"])
+                    check[name] = value
+        if "inter" in options.values:
+            length = milliseconds(options.values["inter"])
             if length:
-                found["interval"] = duration(length)
+                check["interval"] = duration(length)
             else:
                 self.work.skip(line, "inter is no duration")
-        if "check-ssl" in told.flags:
-            found |= {"ssl": True, "verify": told.values.get("verify", "required") == "required"}
-            hosts = {told.values[key] for key in ("check-sni", "verifyhost") if key in told.values}
+        if "check-ssl" in options.flags:
+            check |= {"ssl": True, "verify": options.values.get("verify", "required") == "required"}
+            hosts = {options.values[key] for key in ("check-sni", "verifyhost") if key in options.values}
             if len(hosts) == 1:
-                found["host"] = hosts.pop()
+                check["host"] = hosts.pop()
             elif hosts:
                 self.work.skip(line, "check-sni and verifyhost are one here")
-            if "ca-file" in told.values and told.values["ca-file"] not in CA_FILES:
+            if "ca-file" in options.values and options.values["ca-file"] not in CA_FILES:
                 self.work.skip(line, "ca-file: haproxy.ca_file in agent.toml")
-        return found
+        return check
 
     def _settle(self) -> None:
         """What is of each server there and of all of them here: the most frequent, and the others are told."""
-        proxy = skipped.most([one for one, _ in self.proxies])
+        proxy = skipped.most([value for value, _ in self.proxies])
         if proxy is not None and proxy != "v2":
-            self.found["proxy_protocol"] = proxy
+            self.keys["proxy_protocol"] = proxy
         closing = skipped.most([restricts_clients for restricts_clients, _ in self.closing])
         if closing:
-            self.found["on_down"] = "close"
+            self.keys["on_down"] = "close"
         for restricts_clients, line in self.closing:
             if restricts_clients != closing:
                 self.work.skip(line, "on-marked-down is one for the whole backend here")
-        for one, line in self.proxies:
-            if one != proxy:
-                self.work.skip(line, f"PROXY {one}: one for the whole backend here, {proxy}")
-        if any("port" in one for one, _, _ in self.checks):  # named for one of them, it is the others' own
+        for value, line in self.proxies:
+            if value != proxy:
+                self.work.skip(line, f"PROXY {value}: one for the whole backend here, {proxy}")
+        if any("port" in value for value, _, _ in self.checks):  # named for one of them, it is the others' own
             self.checks = [
-                ({"port": int(own)} | one if one.get("type") != "none" else one, own, line)
-                for one, own, line in self.checks
+                ({"port": int(own)} | value if value.get("type") != "none" else value, own, line)
+                for value, own, line in self.checks
             ]
-        chosen = skipped.most([tuple(sorted(one.items())) for one, _, _ in self.checks])
+        chosen = skipped.most([tuple(sorted(value.items())) for value, _, _ in self.checks])
         for check, _, line in self.checks:
             if tuple(sorted(check.items())) != chosen:
                 self.work.skip(line, "its check is another than the others': one for the whole backend here")
@@ -301,32 +301,32 @@ class BackendReader:
         ssl = check.pop("ssl", False)
         verify = check.pop("verify", False)
         host = check.pop("host", None)
-        found: dict[str, Any] = {}
+        health: dict[str, Any] = {}
         if kind == "httpchk" and self.kind is not None:
-            found = {"type": "http", **({"tls": True} if ssl else {}), "path": "/", **self.http}
+            health = {"type": "http", **({"tls": True} if ssl else {}), "path": "/", **self.http}
             if self.method != "GET":
                 self.work.skip(self.kind[1], f"asks by {self.method} there, by GET here")
-            found.setdefault("status", "200-399")
+            health.setdefault("status", "200-399")
         elif greeted:
-            found = {"type": "greeting"}
-            self.found["application"] = greeted
+            health = {"type": "greeting"}
+            self.keys["application"] = greeted
         elif ssl or kind == "ssl-hello-chk":
-            found = {"type": "tls"}
+            health = {"type": "tls"}
         if ssl and verify:
-            found["verify"] = True
-        if host is not None and found:
-            found.setdefault("host", host)
+            health["verify"] = True
+        if host is not None and health:
+            health.setdefault("host", host)
         if any(header != own for header, own, _ in self.headers):
             sent = skipped.most([header for header, _, _ in self.headers])
-            found["send_proxy"] = sent
+            health["send_proxy"] = sent
             for header, _, line in self.headers:
                 if header != sent:
                     self.work.skip(line, "whether its check carries a header is one for the whole backend here")
-        self.health = {**found, **check, "timeout": check["interval"], **self.health}
+        self.health = {**health, **check, "timeout": check["interval"], **self.health}
 
 
 @frozen
-class _Told:
+class _ServerOptions:
     """The words behind a server: flags, values, the PROXY version, and what is not known."""
 
     flags: frozenset[str]
@@ -335,7 +335,7 @@ class _Told:
     unknown: tuple[str, ...]
 
     @classmethod
-    def of(cls, words: list[str]) -> _Told:
+    def of(cls, words: list[str]) -> _ServerOptions:
         flags: set[str] = set()
         proxies: set[str] = set()
         values: dict[str, str] = {}

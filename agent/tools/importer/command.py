@@ -25,10 +25,10 @@ def main(files: Sequence[Path], *, resolve: bool) -> None:
     """
     names = ["standard input" if str(file) == "-" else file.name for file in files]
     sources = [(_bytes(file), name) for file, name in zip(files, names, strict=True)]
-    found = convert_all(sources, address_of if resolve else None)
-    text = document(found, ", ".join(names))
-    for one in found.left:
-        click.echo(f"not expressed: {_comment(str(one))}", err=True)
+    translation = convert_all(sources, address_of if resolve else None)
+    text = document(translation, ", ".join(names))
+    for skipped_line in translation.left:
+        click.echo(f"not expressed: {_comment(str(skipped_line))}", err=True)
     click.echo(text.encode(), nl=False)  # UTF-8, whatever the terminal's
     try:
         parsed = parse(text.encode(), file="the desired state made of it")
@@ -36,18 +36,18 @@ def main(files: Sequence[Path], *, resolve: bool) -> None:
         click.echo(f"{error}\nagent: mend these by hand, then `agent check`", err=True)
         sys.exit(ExitCode.INVALID)
     frontends, backends = len(parsed.state.frontends), len(parsed.state.backends)
-    lines = f"; {len(found.left)} lines are not expressed" if found.left else ""
+    lines = f"; {len(translation.left)} lines are not expressed" if translation.left else ""
     click.echo(f"{frontends} frontends, {backends} backends{lines}", err=True)
-    sys.exit(ExitCode.DEGRADED if found.left else ExitCode.LIVE)
+    sys.exit(ExitCode.DEGRADED if translation.left else ExitCode.LIVE)
 
 
 def address_of(host: str) -> str | None:
     """The first address that the system's resolver has for a host name, IPv4 before IPv6; None where it has none."""
     try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        answers = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
         return None
-    addresses = [str(sockaddr[0]) for _, _, _, _, sockaddr in found]
+    addresses = [str(sockaddr[0]) for _, _, _, _, sockaddr in answers]
     return next((address for address in addresses if ":" not in address), addresses[0] if addresses else None)
 
 
@@ -70,7 +70,7 @@ def convert_all(
 ) -> Translation:
     """Several files as one, in their order: the sections of each. Raises InvalidError."""
     sections = [section for data, name in sources for section in _sections(data, name)]
-    if not any(one.kind in ("frontend", "backend", "listen", "disabled") for one in sections):
+    if not any(part.kind in ("frontend", "backend", "listen", "disabled") for part in sections):
         raise InvalidError(sources[0][1], (Violation((), "no frontend, backend or listen section in it"),))
     return translate(sections, resolve)
 
@@ -97,14 +97,14 @@ def _sections(data: bytes, name: str) -> list[Section]:
     return haproxycfg.read(text, name)
 
 
-def document(found: Translation, name: str) -> str:
+def document(translation: Translation, name: str) -> str:
     """As YAML, with what is not in it on top."""
     lines = [
         f"# Made of {_comment(name)} by `agent import`. Look at it before it goes live: `agent check`, `agent plan`."
     ]
-    if found.left:
-        lines += ["# Not expressed:", *(f"#   {_comment(str(one))}" for one in found.left)]
-    body = yaml.safe_dump(found.document, sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)
+    if translation.left:
+        lines += ["# Not expressed:", *(f"#   {_comment(str(skipped_line))}" for skipped_line in translation.left)]
+    body = yaml.safe_dump(translation.document, sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)
     return "\n".join([*lines, body])
 
 

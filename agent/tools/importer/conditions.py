@@ -27,10 +27,10 @@ def number(text: str) -> int | None:
 
 def milliseconds(text: str) -> int | None:
     """Of a duration as HAProxy writes it; None for anything else, and for microseconds."""
-    found = _DURATION.fullmatch(text)
-    if found is None or found[2] == "us":
+    match = _DURATION.fullmatch(text)
+    if match is None or match[2] == "us":
         return None
-    return int(found[1]) * _FACTORS[found[2] or ""]
+    return int(match[1]) * _FACTORS[match[2] or ""]
 
 
 def endpoint(text: str) -> str | None:
@@ -42,10 +42,10 @@ def endpoint(text: str) -> str | None:
         address = ipaddress.ip_address(wildcard if host in ("", "*") else host.strip("[]"))
     except ValueError:
         return None
-    found = number(port)
-    if not found or found > 65_535 or (family and int(family[3]) != address.version):
+    port_number = number(port)
+    if not port_number or port_number > 65_535 or (family and int(family[3]) != address.version):
         return None
-    return f"[{address}]:{found}" if address.version == 6 else f"{address}:{found}"
+    return f"[{address}]:{port_number}" if address.version == 6 else f"{address}:{port_number}"
 
 
 @frozen
@@ -137,10 +137,10 @@ def _network(text: str) -> str:
             raise ValueError("a mask with holes")
     elif slash and not mask.isdecimal():
         raise ValueError("no mask")
-    found = ipaddress.ip_network(f"{address}/{mask}" if slash else address, strict=False)
-    if isinstance(found, ipaddress.IPv6Network) and any(found.overlaps(one) for one in _HOLDS_IPV4):
+    network = ipaddress.ip_network(f"{address}/{mask}" if slash else address, strict=False)
+    if isinstance(network, ipaddress.IPv6Network) and any(network.overlaps(mapped) for mapped in _HOLDS_IPV4):
         raise ValueError("IPv6 that holds IPv4 clients")
-    return str(found.network_address) if found.prefixlen == found.max_prefixlen else str(found)
+    return str(network.network_address) if network.prefixlen == network.max_prefixlen else str(network)
 
 
 def terms(words: Iterable[str], acls: Mapping[str, Acl | None], *, together: bool = False) -> list[Term] | None:
@@ -149,19 +149,21 @@ def terms(words: Iterable[str], acls: Mapping[str, Acl | None], *, together: boo
     if together:
         if len(choices) != 1:
             return None
-        choices = [[one] for one in choices[0]]
-    found: list[Term] = []
+        choices = [[entry] for entry in choices[0]]
+    result: list[Term] = []
     for tests in choices:
         known = [(ok, matcher(inner) if inner else acls.get(name), bool(inner)) for ok, name, inner in tests]
-        helpers = [ok == (one.patterns == IPV4) for ok, one, _ in known if one is not None and one.kind == "helper"]
-        real = [one for one in known if one[1] is None or one[1].kind != "helper"]
+        helpers = [
+            ok == (entry.patterns == IPV4) for ok, entry, _ in known if entry is not None and entry.kind == "helper"
+        ]
+        real = [entry for entry in known if entry[1] is None or entry[1].kind != "helper"]
         positive, acl, inline = real[0] if len(real) == 1 else (True, None, False)
         if acl is None or len(helpers) > 1:
             return None
         if helpers and (acl.kind != "src" or {":" not in pattern for pattern in acl.patterns} != {helpers[0]}):
             return None
-        found.append(Term(positive, acl, inline, bool(helpers)))
-    return found or None
+        result.append(Term(positive, acl, inline, bool(helpers)))
+    return result or None
 
 
 def _split(words: Iterable[str]) -> Iterator[list[str]]:

@@ -38,7 +38,7 @@ class FrontendReader:
     def __init__(self, work: skipped.Work, section: Section, head: Line, defaults: Section | None) -> None:
         self.work, self.section, self.head, self.defaults = work, section, head, defaults
         self.lost: list[tuple[str, Line]] = []
-        self.found: dict[str, Any] = {"bind": []}
+        self.frontend: dict[str, Any] = {"bind": []}
         self.binds: list[tuple[str, bool, Line]] = []
         self.routes: list[dict[str, Any]] = []
         self.acls: dict[str, Acl | None] = {}
@@ -92,10 +92,10 @@ class FrontendReader:
                 elif not line.words and line.text.startswith("use_backend"):
                     self.closed.append(line)  # in an .if block, or a line that cannot be split
         self.closed += skipped.inherited_rules(self.section, self.defaults)
-        counted = () if "rate_limit" in self.found else (self.tracked, self.table_line)
-        for one in (*counted, *(() if self.routes else self.inspects)):
-            if one is not None:
-                self.work.skip(one, "cannot be expressed here")
+        counted = () if "rate_limit" in self.frontend else (self.tracked, self.table_line)
+        for unused in (*counted, *(() if self.routes else self.inspects)):
+            if unused is not None:
+                self.work.skip(unused, "cannot be expressed here")
         self._settle_binds()
         self._settle_moved()
         if self.accepted is not None:  # whoever it accepts passes the rules behind it
@@ -104,10 +104,10 @@ class FrontendReader:
             named = {pattern for route in self.routes for pattern in route["sni"]}
             if self.default is not None or named != {*self.admitted}:
                 self.closed.append(self.refuses)
-        if self.found.get("accept_proxy"):
+        if self.frontend.get("accept_proxy"):
             # A connection rule tests who connects, a session rule whom the header names: only that is known here.
             self.closed += [line for line in self.rules if line.words[1] == "connection"]
-        if self.closed or not self.found["bind"]:
+        if self.closed or not self.frontend["bind"]:
             for line in self.closed:
                 self.work.skip(line, "turns clients away, and cannot be expressed: the whole frontend is left out")
             why = "left out: it would be open to more clients than now" if self.closed else "no address of it is left"
@@ -128,16 +128,16 @@ class FrontendReader:
             self.work.skip(self.head, "no inspect-delay there: names are waited for, 5s, here")
         if self.routes:
             routes = self.routes if len(self.routes) <= MAX_ROUTES else _merged(self.routes)
-            self.found["routes"] = [
+            self.frontend["routes"] = [
                 {"sni": list(route["sni"]), "backend": self.work.name("backend", route["of"], route["line"])}
                 for route in routes
             ]
         if target is not None:
             line = self.default[1] if self.default else self.head
-            self.found["backend"] = self.work.name("backend", target, line)
+            self.frontend["backend"] = self.work.name("backend", target, line)
         called = self.work.name("frontend", name, self.head)
         self.work.timings["frontend", called] = self.timing
-        self.work.frontend(called, self.found, self.head, self.inherits)
+        self.work.frontend(called, self.frontend, self.head, self.inherits)
         self.work.lost += [(called, self.work.name("backend", target, line)) for target, line in self.lost]
 
     def _settle_moved(self) -> None:
@@ -203,18 +203,18 @@ class FrontendReader:
             self.work.skip(line, f"{why}; the address is left out")
             return True
         for text in line.words[1].split(",") if len(line.words) > 1 else ():
-            found = endpoint(text)
+            address = endpoint(text)
             if text.startswith("<"):
                 interface = text.partition(">")[0][1:]
                 self.work.skip(line, f"interface {interface} has no static address; bind the address that it has")
                 continue
-            if found is None:
+            if address is None:
                 self.work.skip(line, f"{text} is no single address and port")
                 continue
-            if found.startswith("[::]") and not both and not only and not text.startswith("ipv6@"):
+            if address.startswith("[::]") and not both and not only and not text.startswith("ipv6@"):
                 self.work.skip(line, "takes IPv6 only here; add 0.0.0.0 where it took both")
-            more = [f"0.0.0.0:{found.rpartition(':')[2]}"] if both and found.startswith("[::]") else []
-            self.binds += [(one, accept, line) for one in (found, *more)]
+            more = [f"0.0.0.0:{address.rpartition(':')[2]}"] if both and address.startswith("[::]") else []
+            self.binds += [(each, accept, line) for each in (address, *more)]
         return len(line.words) > 1
 
     def _settle_binds(self) -> None:
@@ -222,16 +222,16 @@ class FrontendReader:
         for address, accept, line in self.binds:
             if mixed and accept:
                 self.work.skip(line, "accept-proxy is of the whole frontend here: make one of its own for this address")
-            elif address not in self.found["bind"]:
-                self.found["bind"].append(address)
+            elif address not in self.frontend["bind"]:
+                self.frontend["bind"].append(address)
         if self.binds and not mixed and self.binds[0][1]:
-            self.found["accept_proxy"] = True
+            self.frontend["accept_proxy"] = True
 
     def _maxconn(self, line: Line) -> bool:
-        found = number(line.words[1]) if skipped.is_maxconn(line) else None
-        if not found:
+        count = number(line.words[1]) if skipped.is_maxconn(line) else None
+        if not count:
             return False
-        self.found["maxconn"] = found
+        self.frontend["maxconn"] = count
         return True
 
     def _default_backend(self, line: Line) -> bool:
@@ -244,29 +244,27 @@ class FrontendReader:
 
     def _acl(self, line: Line) -> None:
         name, words = [*line.text.split(), ""][1], line.words[2:]
-        found = matcher(words) if line.words[1:2] == (name,) else None
+        acl = matcher(words) if line.words[1:2] == (name,) else None
         if words == ("src", "::ffff:0:0/96"):
-            found = Acl("helper", IPV4)
+            acl = Acl("helper", IPV4)
         if words == ("src", "-m", "sub", ":"):  # as the agent wrote it until 0.1
-            found = Acl("helper", IPV6)
+            acl = Acl("helper", IPV6)
         if len(words) == 2 and words[0] in ("req.ssl_hello_type", "req_ssl_hello_type") and words[1] == "1":
-            found = Acl("hello", ())
+            acl = Acl("hello", ())
         if _LIMIT.fullmatch(f"reject if {{ {' '.join(words)} }}"):
-            found = Acl("limit", (" ".join(words),))
-        if found is not None and found.kind == "sni":
+            acl = Acl("limit", (" ".join(words),))
+        if acl is not None and acl.kind == "sni":
             self._report_ends(line, words)
         before = self.acls.get(name)
-        if name in self.acls and (found is None or before is None or before.kind != found.kind):
-            found = None
-        elif before is not None and found is not None:
-            found = Acl(found.kind, before.patterns + found.patterns)
-        if found is None:
+        if name in self.acls and (acl is None or before is None or before.kind != acl.kind):
+            acl = None
+        elif before is not None and acl is not None:
+            acl = Acl(acl.kind, before.patterns + acl.patterns)
+        if acl is None:
             self.work.skip(line, "only names by SNI and sources by address are known here")
-        elif (
-            found.kind == "sni" and "-i" not in words and "*" not in found.patterns and not words[0].endswith(",lower")
-        ):
+        elif acl.kind == "sni" and "-i" not in words and "*" not in acl.patterns and not words[0].endswith(",lower"):
             self.work.skip(line, "names are the same in capitals here")
-        self.acls[name] = found
+        self.acls[name] = acl
 
     def _report_ends(self, line: Line, words: tuple[str, ...]) -> None:
         """`-m end example.org` takes badexample.org as well; here it is the name and what is below it."""
@@ -286,14 +284,14 @@ class FrontendReader:
             return True
         if len(line.words) < 4 or line.words[2] != "if":
             return False
-        found = terms(line.words[3:], self.acls)
-        if found is None or any(not one.positive or one.helped or one.acl.kind != "sni" for one in found):
+        tests = terms(line.words[3:], self.acls)
+        if tests is None or any(not term.positive or term.helped or term.acl.kind != "sni" for term in tests):
             return False
-        inline = [one for one in found if one.inline and "*" not in one.acl.patterns]
+        inline = [term for term in tests if term.inline and "*" not in term.acl.patterns]
         if inline and "-i" not in line.words and "req.ssl_sni,lower" not in line.words:
             self.work.skip(line, "names are the same in capitals here")
         self._report_ends(line, line.words[3:])
-        sni = [pattern for one in found for pattern in one.acl.patterns]
+        sni = [pattern for term in tests for pattern in term.acl.patterns]
         self.routes.append({"sni": list(dict.fromkeys(sni)), "of": line.words[1], "line": line})
         return True
 
@@ -322,9 +320,9 @@ class FrontendReader:
             return True
         if self.accepted is not None:
             patterns, accept = self.accepted
-            if words != (accept.words[1], "reject") or "allow" in self.found:
+            if words != (accept.words[1], "reject") or "allow" in self.frontend:
                 return False
-            self.accepted, self.found["allow"] = None, patterns
+            self.accepted, self.frontend["allow"] = None, patterns
             self.rules.append(accept)
             return True
         if words[1:3] == ("accept", "if") and words[0] != "content" and not self.limits and self._accepts(line):
@@ -342,42 +340,42 @@ class FrontendReader:
 
     def _outer_proxies(self, words: tuple[str, ...]) -> bool:
         """`expect-proxy layer4 if SOURCES`: these alone may send a PROXY header."""
-        found = terms(words[4:], self.acls) if words[2:4] == ("layer4", "if") else None
-        if found is None or any(not one.positive or one.acl.kind != "src" for one in found):
+        tests = terms(words[4:], self.acls) if words[2:4] == ("layer4", "if") else None
+        if tests is None or any(not term.positive or term.acl.kind != "src" for term in tests):
             return False
-        if self.rules or "accept_proxy" in self.found:  # a rule before it tests who connects
+        if self.rules or "accept_proxy" in self.frontend:  # a rule before it tests who connects
             return False
-        self.found["accept_proxy"] = [pattern for one in found for pattern in one.acl.patterns]
+        self.frontend["accept_proxy"] = [pattern for term in tests for pattern in term.acl.patterns]
         return True
 
     def _admits(self, condition: tuple[str, ...]) -> bool:
         """`content accept if NAMES`, which a bare reject may follow."""
-        found = terms(condition, self.acls)
-        if found is None or any(not one.positive or one.helped or one.acl.kind != "sni" for one in found):
+        tests = terms(condition, self.acls)
+        if tests is None or any(not term.positive or term.helped or term.acl.kind != "sni" for term in tests):
             return False
-        self.admitted += [pattern for one in found for pattern in one.acl.patterns]
+        self.admitted += [pattern for term in tests for pattern in term.acl.patterns]
         return True
 
     def _accepts(self, line: Line) -> bool:
         """`accept if SOURCES`: with a bare reject right behind it, a list of who may come."""
-        found = terms(line.words[4:], self.acls)
-        if found is None or any(not one.positive or one.acl.kind != "src" for one in found):
+        tests = terms(line.words[4:], self.acls)
+        if tests is None or any(not term.positive or term.acl.kind != "src" for term in tests):
             return False
-        self.accepted = ([pattern for one in found for pattern in one.acl.patterns], line)
+        self.accepted = ([pattern for term in tests for pattern in term.acl.patterns], line)
         return True
 
     def _exempts(self, condition: tuple[str, ...]) -> bool:
         """Nothing, or `unless SOURCES`: those are not counted."""
         if not condition:
             return True
-        found = terms(condition[1:], self.acls) if condition[0] == "unless" else None
-        if found is None or any(not one.positive or one.acl.kind != "src" for one in found):
+        tests = terms(condition[1:], self.acls) if condition[0] == "unless" else None
+        if tests is None or any(not term.positive or term.acl.kind != "src" for term in tests):
             return False
-        self.exempt = [pattern for one in found for pattern in one.acl.patterns]
+        self.exempt = [pattern for term in tests for pattern in term.acl.patterns]
         return True
 
     def _limit(self, limit: re.Match[str]) -> bool:
-        limits = self.found.get("rate_limit", {})
+        limits = self.frontend.get("rate_limit", {})
         key = "connections" if limit["what"] == "rate" else "concurrent"
         if key in limits or self.table is None or (key == "connections" and self.period is None):
             return False
@@ -388,39 +386,41 @@ class FrontendReader:
             limits["period"] = self.period[0]
         if self.exempt:
             limits["exempt"] = self.exempt
-        self.found["rate_limit"] = limits
+        self.frontend["rate_limit"] = limits
         return True
 
     def _access(self, line: Line, on_match: bool, condition: tuple[str, ...]) -> bool:  # noqa: FBT001  # if or unless
         """Deny: who matches one of several. Allow, once: who matches none of several is turned away."""
-        found = terms(condition, self.acls)
-        if found is None:
-            found = terms(condition, self.acls, together=True)  # reject if !a !b: who is in neither
-            if found is None or not on_match or any(one.positive for one in found):
+        tests = terms(condition, self.acls)
+        if tests is None:
+            tests = terms(condition, self.acls, together=True)  # reject if !a !b: who is in neither
+            if tests is None or not on_match or any(term.positive for term in tests):
                 return False
             denies = False
         else:
-            if any(not one.positive for one in found) and len(found) > 1:
+            if any(not term.positive for term in tests) and len(tests) > 1:
                 return False
-            denies = found[0].positive == on_match
+            denies = tests[0].positive == on_match
         if self.inspects and line.words[1] == "content":
             return False  # who has said hello is through already
-        if any(one.acl.kind != "src" or (one.helped and not one.positive) for one in found):
+        if any(term.acl.kind != "src" or (term.helped and not term.positive) for term in tests):
             return False
-        patterns = [pattern for one in found for pattern in one.acl.patterns]
-        if not denies and "allow" in self.found:
+        patterns = [pattern for term in tests for pattern in term.acl.patterns]
+        if not denies and "allow" in self.frontend:
             return False  # two of them let in only who is in both
         key = "deny" if denies else "allow"
-        self.found[key] = [*self.found.get(key, ()), *patterns]
+        self.frontend[key] = [*self.frontend.get(key, ()), *patterns]
         self.rules.append(line)
         return True
 
     def _stick_table(self, line: Line) -> bool:
         words = dict(zip(line.words[1::2], line.words[2::2], strict=False))
         stored = tuple(words.get("store", "").split(","))
-        rates = [rate for one in stored if (rate := re.fullmatch(r"conn_rate\((\d{1,9}(?:ms|s|m|h|d)?)\)", one))]
+        rates = [
+            rate for counter in stored if (rate := re.fullmatch(r"conn_rate\((\d{1,9}(?:ms|s|m|h|d)?)\)", counter))
+        ]
         known = set(words) - {"peers"} == {"type", "size", "expire", "store"} and words["type"] in ("ip", "ipv6")
-        others = [one for one in stored if one != "conn_cur" and not one.startswith("conn_rate(")]
+        others = [counter for counter in stored if counter != "conn_cur" and not counter.startswith("conn_rate(")]
         length = milliseconds(rates[0][1]) if rates else None
         whole = len(line.words) == 1 + 2 * len(words)
         if not known or others or len(rates) > 1 or (rates and not length) or self.table is not None or not whole:

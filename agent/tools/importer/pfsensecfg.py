@@ -48,13 +48,13 @@ _QUIET = ("", "no", "none")  # a field that is left as it was
 
 def read(root: Element, file: str) -> list[Section]:
     """Frontends first, then pools; empty where the package is not there."""
-    found = root.all("installedpackages", "haproxy")
-    if not found:
+    packages = root.all("installedpackages", "haproxy")
+    if not packages:
         return []
-    package, *others = found
+    package, *others = packages
     reader = _Reader(root, file)
-    frontends = [reader.frontend(one) for one in package.all("ha_backends", "item")]
-    pools = [reader.pool(one) for one in package.all("ha_pools", "item")]
+    frontends = [reader.frontend(item) for item in package.all("ha_backends", "item")]
+    pools = [reader.pool(item) for item in package.all("ha_pools", "item")]
     general = Section("global", "", f"{file}:{package.line}")
     general.lines += [Line(f"{file}:{other.line}", "<haproxy> again", ()) for other in others]
     general.lines += reader.rest(package, frozenset(("ha_backends", "ha_pools", "enable")), "")
@@ -76,19 +76,19 @@ class _Reader:
 
     def _decoded(self, item: Element, tag: str) -> Iterator[Line]:
         """Lines that were typed into a box of the GUI, which keeps them in base64."""
-        found = item.one(tag)
-        if found is None or not found.text.strip():
+        element = item.first(tag)
+        if element is None or not element.text.strip():
             return
         try:
-            data = base64.b64decode("".join(found.text.split()), validate=True)
+            data = base64.b64decode("".join(element.text.split()), validate=True)
         except ValueError:  # what it would have said may be a rule
-            yield Line(self._place(found), f"tcp-request? <{tag}> that is no base64", ())
+            yield Line(self._place(element), f"tcp-request? <{tag}> that is no base64", ())
             return
         try:
             text = data.decode()
         except UnicodeDecodeError:
             text = data.decode("latin-1")
-        yield from (self._line(found, row) for row in lines(text) if row.strip())
+        yield from (self._line(element, row) for row in lines(text) if row.strip())
 
     def rest(self, item: Element, known: frozenset[str], where: str) -> list[Line]:
         """Every field that is set and that nothing here looks at."""
@@ -134,7 +134,7 @@ class _Reader:
                 negated.add(acl.value("name"))
         for action in item.all("a_actionitems", "item"):
             names = action.value("acl").split()
-            when = " if " + " ".join(f"{'!' * (one in negated)}{one}" for one in names) if names else ""
+            when = " if " + " ".join(f"{'!' * (acl_name in negated)}{acl_name}" for acl_name in names) if names else ""
             what = action.value("action")
             if what == "use_backend":
                 verb = "use_backend" if names else "default_backend"
@@ -169,11 +169,11 @@ class _Reader:
             if chosen in (vip.value("subnet"), f"_vip{vip.value('uniqid')}"):
                 return _bracketed(vip.value("subnet"))
         name, _, family = chosen.rpartition("_")
-        interface = self._root.one("interfaces", name or chosen)
-        found = interface.value("ipaddrv6" if family == "ipv6" else "ipaddr") if interface is not None else ""
-        if not found and interface is None:
-            found = chosen  # an address itself
-        return _bracketed(found) if found and found[-1] in "0123456789abcdefABCDEF:" and found != "dhcp" else ""
+        interface = self._root.first("interfaces", name or chosen)
+        address = interface.value("ipaddrv6" if family == "ipv6" else "ipaddr") if interface is not None else ""
+        if not address and interface is None:
+            address = chosen  # an address itself
+        return _bracketed(address) if address and address[-1] in "0123456789abcdefABCDEF:" and address != "dhcp" else ""
 
     def shared(self, frontends: list[Section]) -> list[Section]:
         """A `shared frontend` has no address of its own: its rules stand with its primary's, in their order."""
@@ -183,18 +183,18 @@ class _Reader:
             if id(frontend) not in self._primary and frontend.kind == "frontend"
         }
         groups: dict[str, list[Line]] = {name: [] for name in own}
-        for one in frontends:
-            primary = self._primary.get(id(one), one.name)
-            if one.kind != "frontend":
+        for section in frontends:
+            primary = self._primary.get(id(section), section.name)
+            if section.kind != "frontend":
                 continue
             if primary not in own:
-                one.kind = "disabled"  # it has no address without its primary
+                section.kind = "disabled"  # it has no address without its primary
             else:
-                shared = id(one) in self._primary
-                groups[primary] += [line for line in one.lines if not (shared and line.words[:1] == ("mode",))]
-                one.kind = "shared" if shared else one.kind
-        for name, one in own.items():
-            one.lines = groups[name]
+                shared = id(section) in self._primary
+                groups[primary] += [line for line in section.lines if not (shared and line.words[:1] == ("mode",))]
+                section.kind = "shared" if shared else section.kind
+        for name, section in own.items():
+            section.lines = groups[name]
         return [frontend for frontend in frontends if frontend.kind != "shared"]
 
     # --- pools
@@ -224,8 +224,8 @@ class _Reader:
         typed = list(self._decoded(item, "advanced"))
         section.lines += [line for line in typed if not line.words]
         extra = " ".join(line.text for line in typed if line.words)
-        for one in item.all("ha_servers", "item"):
-            section.lines += self._server(one, (check, extra))
+        for server in item.all("ha_servers", "item"):
+            section.lines += self._server(server, (check, extra))
         section.lines += self.rest(item, _POOL, "")
         return section
 

@@ -70,7 +70,7 @@ class Work(Protocol):
     def fresh(self, kind: str, name: str, line: Line) -> str:
         """One that nobody else has."""
 
-    def frontend(self, name: str, one: dict[str, Any], head: Line, inherits: int) -> None:
+    def frontend(self, name: str, frontend: dict[str, Any], head: Line, inherits: int) -> None:
         """One more."""
 
 
@@ -122,8 +122,8 @@ def restricts_clients(line: Line) -> bool:
 def inherited_rules(section: Section, defaults: Section | None) -> list[Line]:
     """Rules of a defaults section, which hold for each frontend and backend; `enabled` takes `disabled` back."""
     enabled = any(line.words == ("enabled",) for line in section.lines)
-    found = [line for line in (defaults.lines if defaults else ()) if restricts_clients(line)]
-    return [line for line in found if not (enabled and line.words == ("disabled",))]
+    rules = [line for line in (defaults.lines if defaults else ()) if restricts_clients(line)]
+    return [line for line in rules if not (enabled and line.words == ("disabled",))]
 
 
 def why(line: Line) -> str:
@@ -143,6 +143,6 @@ def of_backend(line: Line) -> bool:
     return line.words[:1] in OF_BACKENDS and line.words[:2] != ("timeout", "client")
 
 
-def most(found: list[Any]) -> Any:
+def most(values: list[Any]) -> Any:
     """The most frequent of them, None of none."""
-    return Counter(found).most_common(1)[0][0] if found else None
+    return Counter(values).most_common(1)[0][0] if values else None

@@ -80,17 +80,17 @@ def settle(
         ("server", "backend", backends),
     ):
         timing = {key: timings[kind, key] for key in members if (kind, key) in timings}
-        inherited = [lengths.of(one.inherited[name]) for one in timing.values() if name in one.inherited]
-        own = [lengths.of(one.own[name]) for one in timing.values() if name in one.own]
+        inherited = [lengths.of(times.inherited[name]) for times in timing.values() if name in times.inherited]
+        own = [lengths.of(times.own[name]) for times in timing.values() if name in times.own]
         if common := inherited or own:
             shared[name] = max(sorted(set(common)), key=common.count)
         effective = shared.get(name, DEFAULTS[name])
-        for key, one in timing.items():
-            found = one.get(name)
-            length = effective if found is None else lengths.of(found)
-            if (name in one.own and inherited) or length != effective:
+        for key, times in timing.items():
+            written = times.get(name)
+            length = effective if written is None else lengths.of(written)
+            if (name in times.own and inherited) or length != effective:
                 members[key].setdefault("timeouts", {})[name] = duration(length)
-        if heads and any(one.get(name) is None for one in timing.values()):
+        if heads and any(times.get(name) is None for times in timing.values()):
             head = next(iter(heads.values()))
             skip(head, f"no timeout {name} there, which is for ever; {duration(effective)} here")
     _tunnels(frontends, backends, timings, targets, lengths)
@@ -105,17 +105,17 @@ def _tunnels(
     lengths: _Lengths,
 ) -> None:
     tunnels = {
-        name: found
+        name: tunnel
         for name in backends
-        if ("backend", name) in timings and (found := timings["backend", name].get("tunnel")) is not None
+        if ("backend", name) in timings and (tunnel := timings["backend", name].get("tunnel")) is not None
     }
-    for name, found in tunnels.items():
-        backends[name].setdefault("timeouts", {})["server"] = duration(lengths.of(found))
+    for name, tunnel in tunnels.items():
+        backends[name].setdefault("timeouts", {})["server"] = duration(lengths.of(tunnel))
     for name, reached in targets.items():
         found_there = [tunnels[target] for target in reached if target in tunnels]
         if not found_there or name not in frontends:
             continue
-        longest = max(lengths.of(found) for found in found_there)
+        longest = max(lengths.of(tunnel) for tunnel in found_there)
         frontends[name].setdefault("timeouts", {})["client"] = duration(longest)
         for length, line in found_there:
             if min(length, LONGEST) != longest:
@@ -129,8 +129,8 @@ class _Lengths:
     skip: Skip
     _reported: set[str] = field(factory=set)
 
-    def of(self, found: tuple[int, Line]) -> int:
-        length, line = found
+    def of(self, written: tuple[int, Line]) -> int:
+        length, line = written
         if length > LONGEST and line.place not in self._reported:
             self._reported.add(line.place)
             self.skip(line, f"longer than a desired state can say; {duration(LONGEST)} here")

@@ -74,7 +74,7 @@ class _Work:
         """One that nobody else has."""
         plain = name.removeprefix(FRONTEND_PREFIX) if kind == "frontend" else name  # a haproxy.cfg of ours
         bare = re.sub(r"[^a-z0-9._-]+", "-", plain.lower()).strip("-._")[:63].strip("-._") or "unnamed"
-        taken, fresh, count = {one for (other, _), one in self._names.items() if other == kind}, bare, 2
+        taken, fresh, count = {used for (other, _), used in self._names.items() if other == kind}, bare, 2
         while fresh in taken:
             fresh, count = f"{bare[:58]}-{count}", count + 1
         self._names[kind, f"{name}\n{count}" if (kind, name) in self._names else name] = fresh
@@ -142,9 +142,9 @@ class _Work:
             elif not known:
                 self.skip(line, skipped.why(line))
 
-    def frontend(self, name: str, one: dict[str, Any], head: Line, inherits: int) -> None:
+    def frontend(self, name: str, frontend: dict[str, Any], head: Line, inherits: int) -> None:
         self.heads[name] = head
-        self.frontends[name] = one
+        self.frontends[name] = frontend
         self._maxconns[name] = inherits
 
     def done(self) -> Translation:
@@ -153,14 +153,14 @@ class _Work:
         self._keep_reached()
         if defaults := self._shared():
             document["defaults"] = defaults
-        for name, one in self.frontends.items():
-            for target in _targets(one):
+        for name, section in self.frontends.items():
+            for target in _targets(section):
                 if target not in self.backends:
                     self.skip(self.heads[name], f"backend {target} is not here")
         self._applications()
         document |= {"frontends": self.frontends, "backends": self.backends}
         order = {file: index for index, file in enumerate(self.files)}
-        return Translation(document, sorted(self.left, key=lambda one: (order[one.file], one.number)))
+        return Translation(document, sorted(self.left, key=lambda section: (order[section.file], section.number)))
 
     def _keep_reached(self) -> None:
         """A pool that no imported frontend reaches would only be checked; a file of pools alone is another matter."""
@@ -174,7 +174,9 @@ class _Work:
 
     def _close(self) -> None:
         """A backend that turns clients away does so for every frontend that leads there."""
-        empty = {name for name, one in self.backends.items() if not one["servers"]} | self.refusing | self.unusable
+        empty = (
+            {name for name, backend in self.backends.items() if not backend["servers"]} | self.refusing | self.unusable
+        )
         lost = {name for name, target in self.lost if target in empty or target not in self.backends}
         for name in list(self.frontends):
             if name in lost or self.refusing & {*_targets(self.frontends[name])}:
@@ -186,21 +188,23 @@ class _Work:
         """What is one for all in a desired state: timeouts, and the maxconn that most frontends inherit."""
         defaults: dict[str, Any] = {}
         inherited = {name: self._maxconns[name] for name in self.frontends}
-        common = skipped.most([one for one in inherited.values() if one]) or (0 if inherited else self._maxconn)
+        common = skipped.most([frontend for frontend in inherited.values() if frontend]) or (
+            0 if inherited else self._maxconn
+        )
         if common:
             defaults["maxconn"] = common
-        for name, one in self.frontends.items():
-            if "maxconn" in one or inherited[name] == common:
+        for name, frontend in self.frontends.items():
+            if "maxconn" in frontend or inherited[name] == common:
                 continue
             if inherited[name]:
-                one["maxconn"] = inherited[name]
+                frontend["maxconn"] = inherited[name]
             else:
                 self.skip(self.heads[name], f"maxconn was HAProxy's own, and is {common} here")
         shared = timing.settle(
             self.frontends,
             self.backends,
             self.timings,
-            {name: _targets(one) for name, one in self.frontends.items()},
+            {name: _targets(frontend) for name, frontend in self.frontends.items()},
             self.heads,
             self.skip,
         )
@@ -218,11 +222,11 @@ class _Work:
                     self.backends[target] = {"application": next(iter(spoken)), **self.backends[target]}
 
 
-def _targets(one: dict[str, Any]) -> list[str]:
-    found = [one.get("backend"), *(route["backend"] for route in one.get("routes", ()))]
-    return [target for target in found if target is not None]
+def _targets(frontend: dict[str, Any]) -> list[str]:
+    targets = [frontend.get("backend"), *(route["backend"] for route in frontend.get("routes", ()))]
+    return [target for target in targets if target is not None]
 
 
 def _mode(section: Section) -> str | None:
-    found = [line.words[1] for line in section.lines if line.words[:1] == ("mode",) and len(line.words) > 1]
-    return found[-1] if found else None
+    modes = [line.words[1] for line in section.lines if line.words[:1] == ("mode",) and len(line.words) > 1]
+    return modes[-1] if modes else None
