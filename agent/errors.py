@@ -198,7 +198,7 @@ class WorseError(SwitchError):
 
 
 class CommandError(AgentError):
-    """HAProxy did not do what it was told at its socket."""
+    """HAProxy did not execute a command at its socket."""
 
     exit_code = ExitCode.ROLLED_BACK
     outcome = Outcome.ROLLED_BACK

@@ -15,7 +15,7 @@ from agent.cli.options import load_settings
 
 @click.command(epilog="Example: agent probe smtp --client 198.51.100.7", short_help="Test whether servers speak PROXY.")
 @click.argument("backends", nargs=-1, metavar="[BACKEND]...")
-@click.option("--client", metavar="ADDRESS", help="Whom the header names, to be found in the server's log.")
+@click.option("--client", metavar="ADDRESS", help="Client address in the header; look for it in the server's log.")
 @click.option("--via", metavar="FRONTEND", help="Go through this live frontend to `agent echo` behind it instead.")
 @click.option("--source", metavar="ADDRESS", help="With --via: an address of this host to come from.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
@@ -35,7 +35,7 @@ def probe(
     take what it would be sent.
 
     With --via, does a client's address get through? One connection to each address of the frontend; the echo behind
-    it must be told of the very address that was used. Exit 4 when it was another one, 7 when no echo answered.
+    it must report the very address that was used. Exit 4 when it was another one, 7 when no echo answered.
     """
     from agent.cli import probe
 
@@ -55,7 +55,7 @@ def probe(
 )
 @click.option("--listen", required=True, metavar="ADDR:PORT", help="Where; an IPv6 address in brackets.")
 def echo(listen: str) -> None:
-    """A listener that demands PROXY v2 and answers each client with the address it was told of.
+    """A listener that demands PROXY v2 and answers each client with the address in the header.
 
     Put it behind a frontend in place of the mail server: a client that reads its own address there has proved the
     whole path. Health checks read LOCAL. Until Ctrl-C or SIGTERM; needs no settings and no HAProxy.

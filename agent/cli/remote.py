@@ -24,7 +24,7 @@ from agent.cli.options import DESIRED, hex_digits, load_settings, seconds
 )
 @click.option("--ordered", is_flag=True, help="One after the other, until one is not live (a CARP pair: backup first).")
 @click.option("--dry-run", is_flag=True, help="Only the plan, preflight included; exit as `agent plan`.")
-@click.option("--no-wait", is_flag=True, help="Hand it over, and do not wait for what becomes of it.")
+@click.option("--no-wait", is_flag=True, help="Hand it over, and do not wait for the outcome.")
 @click.option(
     "--timeout",
     callback=seconds,
@@ -49,7 +49,7 @@ from agent.cli.options import DESIRED, hex_digits, load_settings, seconds
 @click.option("--from-gate", is_flag=True, hidden=True)
 @click.pass_obj
 def sync(settings_file: Path | None, /, file: Path | None, **options: Any) -> None:
-    """Hand a desired state to the agent here, or by ssh to one or many, and wait for what becomes of it.
+    """Hand a desired state to the agent here, or by ssh to one or many, and wait for the outcome.
 
     FILE (`-`: standard input) becomes the desired state of each, to the byte. Its serial only grows: a lower one is
     refused (exit 9). A signature in FILE.sig is sent with it. The exit code is the agent's own; of many, the worst.
@@ -105,7 +105,7 @@ def sync(settings_file: Path | None, /, file: Path | None, **options: Any) -> No
 def discover(**options: Any) -> None:
     """A desired state out of a Kubernetes cluster: Services with edgeagent.io/ annotations, Nodes, EndpointSlices.
 
-    Printed as YAML; what is wrong with a Service is told on stderr, and leaves the others alone (exit 6). Where the
+    Printed as YAML; what is wrong with a Service is reported on stderr, and leaves the others alone (exit 6). Where the
     base and a Service are at odds, both places are named and nothing is printed (exit 3). Needs the extra `cluster`.
 
     \b
@@ -115,7 +115,7 @@ def discover(**options: Any) -> None:
     from agent.cli import discover as cluster
 
     if options["watch"] and not options["targets"]:
-        raise click.UsageError("--watch needs --to: whom to keep in step")
+        raise click.UsageError("--watch needs --to: the firewalls to keep in sync")
     if not options["watch"] and (options["targets"] or options["listen"] or options["key"]):
         raise click.UsageError(
             "--to, --sign and --listen belong to --watch; once: agent discover | agent sync - --to ..."

@@ -134,12 +134,12 @@ def _dry_run(settings: Settings, path: Path, data: bytes, signed: bytes, options
 
 
 def _cut_off() -> bool:
-    """Whether nobody is there any more to hear the answer: a cut ends standard input as the end of a document does.
+    """Whether the reader of the answer is gone: a cut ends standard input as the end of a document does.
 
     sshd hangs up on both at once then; who has only sent all it had to say still listens.
     """
     watch = select.poll()
-    watch.register(sys.stdout.fileno(), 0)  # hang-ups and errors are told without being asked for
+    watch.register(sys.stdout.fileno(), 0)  # poll reports hang-ups and errors in any case
     return bool(watch.poll(CUT_MILLISECONDS))
 
 
@@ -156,7 +156,7 @@ def _push(settings: Settings, path: Path, data: bytes, signed: bytes, options: O
         raise click.BadParameter("a host is named twice", param_hint="--to")
     if options.ordered and options.no_wait:
         raise click.UsageError("--ordered waits for each to be live; --no-wait waits for none")
-    limits = Limits(process_maxconn=sys.maxsize, file_limit=None)  # those of the other side are told there
+    limits = Limits(process_maxconn=sys.maxsize, file_limit=None)  # the other side checks its own
     try:
         parsed = parse(data, file=label(path), max_bytes=settings.sync.max_bytes, limits=limits)
     except InvalidError as error:
@@ -177,7 +177,7 @@ def _push(settings: Settings, path: Path, data: bytes, signed: bytes, options: O
 
 
 def _tell_all(results: tuple[push.Result, ...], code: ExitCode, digest: str, *, as_json: bool) -> None:
-    """All hosts in one document; for people each was told as it ended."""
+    """All hosts in one document; for people each was printed as it ended."""
     if as_json:
         hosts = {
             result.target.text: {
@@ -217,7 +217,7 @@ def _arguments(options: Options) -> list[str]:
 class _Progress:
     """Where each host is, in one line of a terminal; and a line for good as each ends.
 
-    Who does not read any more (`| head -1`) ends no session.
+    A reader that has gone (`| head -1`) ends no session.
     """
 
     def __init__(self, hosts: list[str]) -> None:

@@ -60,7 +60,7 @@ def read(data: bytes, *, file: str, max_bytes: int) -> Document:
 
     Raises InvalidError when nothing of it can be read (too long, not UTF-8, not YAML or JSON, empty). What can be
     read although it must be refused (a duplicate key, a tag) is left in `violations` beside the rest, so that
-    every mistake is told at once.
+    every mistake is reported at once.
     """
     if len(data) > max_bytes:
         raise _refusal(file, f"the document is too long; at most {max_bytes:,} bytes are read (sync.max_bytes)")

@@ -1,6 +1,6 @@
 """What values may be together: every rule of the desired state that no single value can break by itself.
 
-`violations` refuses; `advice` warns of what is valid but unwise. Both are told with the path of the value.
+`violations` refuses; `advice` warns of what is valid but unwise. Both name the path of the value.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def _at(tree: object, path: Path) -> object:
 def violations(built: Structured[DesiredState], tree: object) -> Iterator[Remark]:
     """Every broken rule among what could be built. What was cut out for its own fault is not blamed twice.
 
-    `tree`: the document as written, which tells what was left to its default.
+    `tree`: the document as written: it shows what was left to its default.
     """
     written = built.value
     if written is None:

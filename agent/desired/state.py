@@ -1,6 +1,6 @@
 """Bytes to a desired state: sorted by name, groups of nodes unfolded, every default filled in.
 
-`parse` is the only way to get one from bytes: all of it is right, or every violation is told at once.
+`parse` is the only way to get one from bytes: all of it is right, or every violation is reported at once.
 """
 
 from __future__ import annotations

@@ -104,7 +104,7 @@ def structure(converter: Converter, tree: object, into: type[T]) -> Structured[T
 
     The rest (not looked at where there are more than MOST_VIOLATIONS) is what lets
     cross checks (an unknown backend, an address bound twice) run in the same pass, so that
-    one run names every mistake. Faults are those of the whole tree; what only comes of the cutting is not told.
+    one run names every mistake. Faults are those of the whole tree; what only comes of the cutting is not reported.
     """
     gone: set[Path] = set()
     faults: tuple[Fault, ...] = ()

@@ -92,7 +92,7 @@ class ServerStats:
 
     @property
     def draining(self) -> bool:
-        """Whether it was told by hand to take no new clients."""
+        """Whether it was set by hand to take no new clients."""
         return self.status.startswith("DRAIN")
 
     @property

@@ -79,7 +79,7 @@ class Intake:
         """Check the signature of a document, where documents are signed; before anything parses the document.
 
         `signature` None: the one beside the desired file. Raises PolicyError. Returns whether the document is a
-        request: what is live already needs no signature to stay live, and then nothing tells how it came there.
+        request: what is live already needs no signature to stay live, and then nothing shows how it came there.
         """
         if not self.signed:
             return True

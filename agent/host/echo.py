@@ -1,4 +1,4 @@
-"""`agent echo`: a listener that demands PROXY v2 and tells each client the address it was told of.
+"""`agent echo`: a listener that demands PROXY v2 and answers each client with the address in the header.
 
 Put behind a frontend in place of the mail server, it proves the whole path (firewall, kube-proxy, pod) before the
 mail server is moved. It keeps nothing, sends nothing but that one line, and never waits long for a client.

@@ -1,4 +1,4 @@
-"""Events of the running service: told once to the log, to syslog and to the operator's program, and kept on disk."""
+"""Events of the running service: reported once to the log, to syslog and to notify.command, and kept on disk."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class EventLog:
     def start(self, unserved: Mapping[str, str] | None) -> None:
         """Why each frontend did not serve when an agent looked last, None where that is not known.
 
-        So an agent that is started again tells nothing twice.
+        So an agent that is started again reports nothing twice.
         """
         self._unserved = unserved
 
@@ -60,7 +60,7 @@ class EventLog:
         self._tell(self._damper.flush())
 
     def write(self) -> None:
-        """Keep what was told. The caller holds the lock; a full disk is tried again at the next event or look."""
+        """Keep what was reported. The caller holds the lock; a full disk is tried again at the next event or look."""
         if not self._unwritten:
             return
         with contextlib.suppress(StoreError):

@@ -240,7 +240,7 @@ class HAProxy:
             process = own.running()
             if process is not None and process.pid == program.child.pid and process.generation in (generation, None):
                 return
-            time.sleep(_POLL_SECONDS)  # no event tells of a socket that begins to answer
+            time.sleep(_POLL_SECONDS)  # there is no event for a socket that begins to answer
         how = "does not answer" if code is None else f"ends (exit {code})"
         what = f"the configuration passes haproxy -c, but a process that starts with it {how}"
         raise RefusedError(
@@ -292,7 +292,7 @@ class HAProxy:
     def switch(self, config: Path, old: Running | None) -> None:
         """Start a process on `config` that takes the sockets of `old` over and lets it finish its sessions.
 
-        Where none answers, there may still be one: its socket was wiped, or it hangs. It is told to finish as well,
+        Where none answers, there may still be one: its socket was wiped, or it hangs. It is asked to finish as well,
         or both would share the traffic (facts.md, HAProxy 2). Raises SwitchError when HAProxy says no. That it says
         nothing proves nothing: `wait_until_serving` does.
         """
@@ -329,25 +329,25 @@ class HAProxy:
         return processes.started_on(config, programs=self.state / "bin")
 
     def _retire(self, pid: int, config: Path) -> None:
-        """See that a process told to finish gives up its listeners; one that hangs cannot, and is ended."""
+        """Wait until a process that was asked to finish gives up its listeners; one that hangs cannot, and is ended."""
         deadline = time.monotonic() + _STUBBORN_SECONDS
         while any(listener.pid == pid for listener in listeners.listeners()):
             if time.monotonic() > deadline and any(process.pid == pid for process in self._ours(config)):
-                _log.warning("ending HAProxy process %d: it was told to finish and still listens", pid)
+                _log.warning("ending HAProxy process %d: it was asked to finish and still listens", pid)
                 _signal(pid, signal.SIGKILL)
                 return
-            time.sleep(_POLL_SECONDS)  # not our child: no event tells
+            time.sleep(_POLL_SECONDS)  # not our child: there is no event
 
     def wait_until_serving(self, generation: int, frontends: frozenset[str], old: Running | None) -> Observation:
         """Wait until the process just started answers with its own pid and `generation`, all `frontends` open.
 
-        What is returned tells which servers are up, but not how their checks ended: no check has, so soon.
+        The observation says which servers are up, but not how their checks ended: no check has, so soon.
         Raises SwitchError when it does not within `start_timeout`; what then runs must be looked at again.
         """
         deadline = time.monotonic() + self.start_timeout
         missing = "its socket does not answer"
         while True:
-            with contextlib.suppress(NoAnswerError):  # not yet, or never: the deadline tells
+            with contextlib.suppress(NoAnswerError):  # not yet, or never: the deadline decides
                 process = self.running()
                 if process is None:
                     pass
@@ -363,7 +363,7 @@ class HAProxy:
                     missing = f"not open: {', '.join(closed)}"
             if time.monotonic() > deadline or self._gone():
                 raise SwitchError(f"HAProxy started, but {missing}")
-            time.sleep(_POLL_SECONDS)  # no event tells of a socket that begins to answer
+            time.sleep(_POLL_SECONDS)  # there is no event for a socket that begins to answer
 
     def _gone(self) -> bool:
         """Whether the process of the pid file has ended already: then there is nothing to wait for."""
@@ -409,7 +409,7 @@ class HAProxy:
         while self.running() is not None:
             if time.monotonic() > deadline:
                 return False
-            time.sleep(_POLL_SECONDS)  # not our child: no event tells of its end
+            time.sleep(_POLL_SECONDS)  # not our child: there is no event for its end
         return True
 
 

@@ -1,4 +1,4 @@
-"""A listening TCP socket and its holder, as the system tells of it."""
+"""A listening TCP socket and its holder, as the system lists it."""
 
 from __future__ import annotations
 

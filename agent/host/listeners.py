@@ -46,7 +46,7 @@ def unbound(endpoint: Endpoint) -> BindFailure | None:
 
 
 def listeners() -> tuple[Listener, ...]:
-    """Every listening TCP socket the system tells of; empty where it tells nothing.
+    """Every listening TCP socket that the system lists; empty where it lists none.
 
     By the system's own means on FreeBSD and Linux: psutil lists each connection on the way, which takes seconds on a
     firewall that has tens of thousands.

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 SYSLOG = ("/var/run/log", "/dev/log")  # FreeBSD, Linux
 COMMAND_SECONDS = 10.0
 _LOOK_SECONDS = 0.05
-_SAID = 300  # bytes of what it says that are told
+_SAID = 300  # bytes of its output that are logged
 _WAITING = 50  # notices that wait for a slow command; later ones are dropped, and said so
 
 _log = logging.getLogger("agent")

@@ -29,7 +29,7 @@ class HostProber:
     config: Path
 
     def unbound(self, endpoints: Collection[Endpoint]) -> Mapping[Endpoint, BindFailure]:
-        """Those that cannot be bound, and why, with the name of their holder where the system tells.
+        """Those that cannot be bound, and why, with the name of their holder where the system shows it.
 
         A test-bind also fails against our own overlapping sockets, where a reload succeeds (facts.md, HAProxy 1). On
         FreeBSD it succeeds beside a foreign listener that overlaps, from which it would take that address.

@@ -14,7 +14,7 @@ from agent.desired.addresses import Endpoint
 from agent.desired.schema import Application, ProxyProtocol
 from agent.desired.state import Key
 from agent.proxy_protocol.certificate import common_name
-from agent.proxy_protocol.greetings import CHOKED, Heard, ProbeResult, Question, Result, compared, judge, shown
+from agent.proxy_protocol.greetings import CHOKED, ProbeResult, Question, Received, Result, compared, judge, shown
 from agent.proxy_protocol.header import header
 
 SECONDS = 2.0  # for each; Postfix greets at once, and what has not by then is silent
@@ -113,7 +113,7 @@ async def _ask(question: Question, deadline: float) -> ProbeResult:
     finally:
         writer.transport.abort()  # `close` would wait for a peer that reads nothing
     if question.version is ProxyProtocol.NONE and result.result is Result.SPEAKS_PROXY:
-        result = evolve(result, result=Result.PLAIN)  # it was told nothing, and answered
+        result = evolve(result, result=Result.PLAIN)  # it was sent no header, and answered
     return evolve(result, milliseconds=_since(begin))
 
 
@@ -131,11 +131,11 @@ def _header(question: Question, writer: asyncio.StreamWriter) -> bytes:
 
 
 async def _listen(question: Question, reader: asyncio.StreamReader, deadline: float) -> ProbeResult:
-    heard, quiet = Heard(), False
-    while (result := judge(question, heard, quiet=quiet)) is None:
+    received, quiet = Received(), False
+    while (result := judge(question, received, quiet=quiet)) is None:
         left = deadline - time.monotonic()
-        if left <= 0 or len(heard.data) > _MOST:
-            heard = evolve(heard, over=True)
+        if left <= 0 or len(received.data) > _MOST:
+            received = evolve(received, over=True)
             continue
         patience = min(left, QUIET_SECONDS)
         try:
@@ -146,7 +146,7 @@ async def _listen(question: Question, reader: asyncio.StreamReader, deadline: fl
         except ConnectionError:
             more = b""
         quiet = False
-        heard = evolve(heard, data=heard.data + more, closed=not more)
+        received = evolve(received, data=received.data + more, closed=not more)
     return result
 
 

@@ -65,7 +65,7 @@ def _process(user: str, shown: str) -> tuple[str, int | None]:
     whole = not command[-1].isdecimal() or len(pid) == _PID_DIGITS
     if whole and pid.isdecimal() and len(pid) <= _PID_DIGITS and len(user) + 1 + _COMMAND_LENGTH >= _PID_COLUMN:
         return command, int(pid)
-    return shown, None  # a shorter command: where it ends cannot be told
+    return shown, None  # a shorter command: where it ends is not known
 
 
 def _host(shown: str, family: int) -> str | None:

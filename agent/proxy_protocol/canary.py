@@ -1,6 +1,6 @@
 """Does a client's address get through a frontend: where to connect, and what the echo's answer means. Pure.
 
-Behind the frontend stands `agent echo`, which answers each client with the address it was told of.
+Behind the frontend stands `agent echo`, which answers each client with the address in the header.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class CanaryProbe:
 
 @frozen(kw_only=True)
 class CanaryResult:
-    """What came of it: the address that was `used`, and the one that the echo was told of.
+    """What came of it: the address that was `used`, and the one that the echo reported.
 
     `preserved`: whether these are the same; None where no echo answered. `detail`: in words.
     """
@@ -91,7 +91,7 @@ def canaries(state: DesiredState | None) -> tuple[str, ...]:
 
 
 def judge(used: str, answer: bytes) -> tuple[bool | None, str, str]:
-    """Whether the address was preserved, the one the echo was told of, and what to say. None: no echo answered."""
+    """Whether the address was preserved, the one that the echo reported, and what to say. None: no echo answered."""
     match = _ANSWER.match(answer)
     if match is None and answer.startswith(_NOT_TOLD):
         return False, "", f"the echo was not told who came: {shown(answer)}"

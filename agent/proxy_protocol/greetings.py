@@ -1,7 +1,7 @@
 """What a server is, by how it takes a PROXY header: the table of facts.md, as values and rules. Pure.
 
-One connection tells: the v2 signature holds `QUIT` on a line of its own, so a plain server greets, chokes and hangs up,
-where one that speaks PROXY greets and waits.
+One connection is enough: the v2 signature holds `QUIT` on a line of its own, so a plain server greets, rejects it and
+closes, where one that speaks PROXY greets and waits.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class ProbeResult:
     """What came of one connection: the result, what was seen (one printable line), and after how many milliseconds.
 
     `subject`: the common name of a TLS certificate, "" where there was none. `inconclusive`: this may
-    answer the header, or not: how the server answers without one tells.
+    answer the header, or not: how the server answers without one decides.
     """
 
     result: Result
@@ -67,7 +67,7 @@ class ProbeResult:
 
 
 @frozen(kw_only=True)
-class Heard:
+class Received:
     """What a server has said so far. `closed`: it has hung up; `over`: there is no more time."""
 
     data: bytes = b""
@@ -145,50 +145,50 @@ def mismatch(version: str, result: str) -> bool:
     return result == (Result.SPEAKS_PROXY if version == ProxyProtocol.NONE else Result.PLAIN)
 
 
-def judge(question: Question, heard: Heard, *, quiet: bool) -> ProbeResult | None:
+def judge(question: Question, received: Received, *, quiet: bool) -> ProbeResult | None:
     """What a server is that was sent a header; None: not clear yet. `quiet`: nothing has come for a while.
 
     One that was sent none (version `none`) and behaves like that is plain, and does not hang up because of it.
     """
     if question.application in _DIALECTS:
-        return _greeted(question.application, heard, quiet=quiet)
+        return _greeted(question.application, received, quiet=quiet)
     if question.application is Application.HTTP:
-        return _http(question.version, heard)
-    if heard.over or heard.closed:
-        what = "it hung up" if heard.closed else "it waits"
-        return ProbeResult(result=Result.UNKNOWN, detail=f"{what} after {shown(heard.data)}")
+        return _http(question.version, received)
+    if received.over or received.closed:
+        what = "it hung up" if received.closed else "it waits"
+        return ProbeResult(result=Result.UNKNOWN, detail=f"{what} after {shown(received.data)}")
     return None
 
 
-def _greeted(application: Application, heard: Heard, *, quiet: bool) -> ProbeResult | None:
-    dialect, data = _DIALECTS[application], heard.data
+def _greeted(application: Application, received: Received, *, quiet: bool) -> ProbeResult | None:
+    dialect, data = _DIALECTS[application], received.data
     greeting = dialect.greeting.match(data)
     if greeting is None:
-        return _no_greeting(application, heard)
+        return _no_greeting(application, received)
     rest = data[greeting.end() :]
     if dialect.complaint.search(rest):
         return ProbeResult(result=Result.PLAIN, detail=f"greeted, then {shown(rest)}")
-    if heard.closed:  # over the header, or because it ends just now, or refuses this client
+    if received.closed:  # over the header, or because it ends just now, or refuses this client
         detail = f"greeted, then {shown(rest) if rest else 'hung up'}"
         return ProbeResult(result=Result.UNKNOWN, detail=detail, inconclusive=True)
     if quiet:
         return ProbeResult(result=Result.SPEAKS_PROXY, detail=f"greeted, then waited: {shown(greeting[0])}")
-    if heard.over:
+    if received.over:
         return ProbeResult(result=Result.UNKNOWN, detail=f"greeted too late to tell: {shown(greeting[0])}")
     return None
 
 
-def _no_greeting(application: Application, heard: Heard) -> ProbeResult | None:
+def _no_greeting(application: Application, received: Received) -> ProbeResult | None:
     """Nothing, half of a greeting, or something else."""
-    data, beginning = heard.data, _BEGINNINGS[application]
+    data, beginning = received.data, _BEGINNINGS[application]
     if _REFUSALS[application].search(data):
         # Exim's synchronization check, postscreen's greet action; or a server that takes no connection just now.
         return ProbeResult(result=Result.UNKNOWN, detail=f"{shown(data)} and no greeting", inconclusive=True)
     if not data.startswith(beginning[: len(data)]) and not _maybe_refusal(data):
         return ProbeResult(result=Result.WRONG_PROTOCOL, detail=f"no {application} greeting: {shown(data)}")
-    if heard.closed:
+    if received.closed:
         return ProbeResult(result=Result.SILENT, detail=f"hung up after {shown(data)}")
-    if heard.over:
+    if received.over:
         half = Result.UNKNOWN if data else Result.SILENT
         return ProbeResult(result=half, detail=f"no whole greeting in time: {shown(data)}")
     return None
@@ -199,22 +199,22 @@ def _maybe_refusal(data: bytes) -> bool:
     return len(data) < _WORD and data[:1] in (b"4", b"5", b"-", b"*")
 
 
-def _http(version: ProxyProtocol, heard: Heard) -> ProbeResult | None:
-    match = _HTTP.match(heard.data)
+def _http(version: ProxyProtocol, received: Received) -> ProbeResult | None:
+    match = _HTTP.match(received.data)
     if match is not None:
         # A header is a bad request to a plain server, but so may be our own request to another one.
         inconclusive = match[1] == b"400"
         unsure = inconclusive and version is not ProxyProtocol.NONE
         return ProbeResult(
             result=Result.UNKNOWN if unsure else Result.SPEAKS_PROXY,
-            detail=f"answered {shown(heard.data)}",
+            detail=f"answered {shown(received.data)}",
             inconclusive=inconclusive,
         )
-    if heard.data and not b"HTTP/1.".startswith(heard.data[:7]):
-        return ProbeResult(result=Result.WRONG_PROTOCOL, detail=f"no HTTP answer: {shown(heard.data)}")
-    if heard.closed:
+    if received.data and not b"HTTP/1.".startswith(received.data[:7]):
+        return ProbeResult(result=Result.WRONG_PROTOCOL, detail=f"no HTTP answer: {shown(received.data)}")
+    if received.closed:
         return ProbeResult(result=Result.SILENT, detail="hung up", inconclusive=True)
-    return ProbeResult(result=Result.SILENT, detail="no answer in time") if heard.over else None
+    return ProbeResult(result=Result.SILENT, detail="no answer in time") if received.over else None
 
 
 def compared(with_header: ProbeResult, without_header: ProbeResult) -> ProbeResult:

@@ -39,7 +39,7 @@ def servers_to_probe(live: DesiredState | None, wanted: DesiredState) -> tuple[Q
     """What to ask before `wanted` goes live: the servers of which nothing follows from `live`.
 
     Those that are new, moved or enabled, or that would be sent another header or are said to speak something else.
-    Nothing can be told of a raw one, so it is not asked.
+    A raw one cannot be judged, so it is not probed.
     """
     before = {backend.name: backend for backend in live.backends} if live else {}
     changed = [
@@ -155,7 +155,7 @@ def unproven(live: DesiredState | None, wanted: DesiredState, handshakes: Iterab
 
 def _evidence(pool: Backend, answers: Mapping[str, list[Handshake]]) -> str:
     if pool.application is Application.RAW:
-        return "nothing can be told of application: raw; say what it speaks"
+        return "application: raw cannot be probed; say what it speaks"
     results = [
         f"{handshake.server} is {handshake.result} ({handshake.detail})" for handshake in answers.get(pool.name, ())
     ]
@@ -184,5 +184,5 @@ def _fault(handshake: Handshake) -> str:
     return {
         Result.SILENT: f"takes connections but says nothing: {handshake.detail}",
         Result.WRONG_PROTOCOL: f"does not speak {handshake.application}: {handshake.detail}",
-        Result.UNKNOWN: f"nobody can tell whether it takes {header}: {handshake.detail}",
+        Result.UNKNOWN: f"it is not known whether it takes {header}: {handshake.detail}",
     }.get(Result(handshake.result), "")  # checked when it was read

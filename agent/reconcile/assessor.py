@@ -306,7 +306,7 @@ def _held(live: LiveGeneration | None, observed: Observation | None) -> Callable
     if live is None or live.state is None or observed is None:
         return lambda _: False
     if observed.process.generation not in (live.number, live.loaded):
-        return lambda _: False  # unknown: the prober tells our own sockets from foreign ones
+        return lambda _: False  # unknown: the prober distinguishes our own sockets from foreign ones
     closed = {frontend.name for frontend in observed.frontends if not frontend.open}  # at the socket: it let go of them
     bound = (endpoint for frontend in live.state.frontends if frontend.name not in closed for endpoint in frontend.bind)
     return frozenset(bound).__contains__

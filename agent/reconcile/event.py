@@ -1,4 +1,4 @@
-"""What happens between changes and is worth telling: HAProxy died, a frontend lost its last server or has one again.
+"""What happens between changes and is worth reporting: HAProxy died, a frontend lost its last server or has one again.
 
 Also what a change left behind: a document that was tried and put back, drift that was put right. Pure.
 """
@@ -57,7 +57,7 @@ class Event:
 
 @define
 class _Window:
-    """The changes of one subject since the first one that was told."""
+    """The changes of one subject since the first one that was reported."""
 
     first: Event
     last: Event
@@ -65,13 +65,13 @@ class _Window:
 
 
 class Damper:
-    """Tells the first change of a subject at once, and the others within WINDOW_SECONDS together, as one event."""
+    """Reports the first change of a subject at once, and the others within WINDOW_SECONDS together, as one event."""
 
     def __init__(self) -> None:
         self._windows: dict[str, _Window] = {}
 
     def take(self, changes: Iterable[Event], now: float) -> list[Event]:
-        """Returns what is to be told at `now` (seconds since the epoch): firsts, and windows that have ended."""
+        """Returns what is to be reported at `now` (seconds since the epoch): firsts, and windows that have ended."""
         due = []
         for change in changes:
             window = self._windows.get(change.about)
@@ -88,7 +88,7 @@ class Damper:
         return due
 
     def flush(self) -> list[Event]:
-        """What was not told yet: at the end of the service."""
+        """What was not reported yet: at the end of the service."""
         due = [_together(window) for window in self._windows.values() if window.count > 1]
         self._windows.clear()
         return due

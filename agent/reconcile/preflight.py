@@ -39,7 +39,7 @@ _OTHER_REMEDY = f"take the address out, or mend what the system says; once it ca
 class BindFailure:
     """Why an address cannot be bound: `in_use`, `no_such_address`, `not_permitted` or `failed`, and in words.
 
-    `holder`: the names of the programs that hold it, where the system tells.
+    `holder`: the names of the programs that hold it, where the system shows them.
     """
 
     reason: str

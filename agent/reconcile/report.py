@@ -62,7 +62,7 @@ class Report:
 
     @property
     def exit_code(self) -> ExitCode:
-        """Of the command that was told this: the error's own, where it was one, else the outcome's."""
+        """The exit code of the command: the error's own, where it was one, else the outcome's."""
         return self.outcome.exit_code if self.code is None else self.code
 
     @property

@@ -1,6 +1,6 @@
 """`agent sync --to`: the system's ssh carries a document to the agents of other hosts, and their answers back.
 
-No shell here and nothing to quote: ssh is started by an argument list, and what it is told to run on the other side is
+No shell here and nothing to quote: ssh is started by an argument list, and what it runs on the other side is
 made of fixed words, digits and base64 only.
 """
 
@@ -69,7 +69,7 @@ class Payload:
 
     @property
     def command(self) -> str:
-        """What ssh is told to run. The digest tells the other side when half of a document arrived."""
+        """What ssh runs over there. By the digest the other side notices that half of a document arrived."""
         arguments = ["agent", "sync", "-", "--json", "--digest", digest_of(self.data), *self.arguments]
         if self.signature:
             arguments += ["--signature", base64.urlsafe_b64encode(self.signature).decode()]
@@ -218,7 +218,7 @@ async def _session(
 
 async def _feed(process: asyncio.subprocess.Process, data: bytes) -> None:
     assert process.stdin is not None
-    with contextlib.suppress(ConnectionError):  # it ended before it had read all: its exit tells why
+    with contextlib.suppress(ConnectionError):  # it ended before it had read all: its exit code says why
         process.stdin.write(data)
         await process.stdin.drain()
     process.stdin.close()
@@ -326,7 +326,7 @@ def _judge(where: Target, code: int | None, out: bytes, stderr: Sequence[str]) -
 
 
 def _ssh_failed(stderr: Sequence[str]) -> tuple[str, str]:
-    """What went wrong on the way, and what to do: ssh tells it in words only."""
+    """What went wrong on the way, and what to do: ssh has no exit codes for it, only messages."""
     if known := _found(_BEFORE, stderr):
         return known
     if over := [line for line in stderr if _CUT.search(line)]:

@@ -196,7 +196,7 @@ def wait(host: Host, submission: Submission, *, deadline: float, on_stage: Calla
             return _timed_out(submission, "no agent runs here", "start it: it is applied then", moment - begin)
         if moment > deadline:
             why = f"no answer within {moment - begin:.0f} s"
-            return _timed_out(submission, why, "`agent status` tells what becomes of it", moment - begin)
+            return _timed_out(submission, why, "`agent status` shows the outcome", moment - begin)
         time.sleep(POLL_SECONDS)  # a file of another process gives no event
 
 
@@ -277,7 +277,7 @@ def stored(submission: Submission) -> Answer:
         exit_code=ExitCode.LIVE,
         digest=submission.parsed.digest,
         serial=submission.parsed.state.serial,
-        message="the document is stored; nobody waited for what becomes of it",
+        message="the document is stored; the outcome was not waited for",
     )
 
 

@@ -108,7 +108,7 @@ class Service:
         return strongest
 
     def _reconcile(self, resync: float) -> float:
-        """Returns in how many seconds to look again. Never waits for a lock: a signal must be heard meanwhile."""
+        """Returns in how many seconds to look again. Never waits for a lock: a signal must be handled meanwhile."""
         try:
             return self.reconcile() or resync
         except AgentError as error:

@@ -75,7 +75,7 @@ def read(data: bytes, file: str) -> Element:
         element = stack.pop()
         element.text = "".join(element.pieces)
         element.inner_end = parser.CurrentByteIndex
-        # Of <tag/> expat tells the end; nothing but it ends in /> and has neither text nor children.
+        # expat reports an end for <tag/> too; nothing else ends in /> and has neither text nor children.
         before = data[element.inner_end - 2 : element.inner_end]
         element.empty = before == b"/>" and not element.children and not element.pieces
         element.end = element.inner_end if element.empty else data.find(b">", element.inner_end) + 1

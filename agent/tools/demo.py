@@ -128,7 +128,7 @@ def _stay(stage: _Stage) -> None:
 
 
 def _mail(client: str, address: tuple[str, int]) -> str:
-    """Send a mail from `client`; the server answers with its name and the address it was told of."""
+    """Send a mail from `client`; the server answers with its name and the address in the header."""
     with smtplib.SMTP(*address, timeout=10, source_address=(client, 0)) as smtp:
         smtp.ehlo("client.example")
         smtp.mail("alice@example.org")
@@ -140,7 +140,7 @@ def _mail(client: str, address: tuple[str, int]) -> str:
 
 
 class _Mailbox:
-    """An aiosmtpd handler that tells each client what the PROXY header said of it."""
+    """An aiosmtpd handler that answers each client with the address in the PROXY header."""
 
     def __init__(self, name: str) -> None:
         self.name = name

@@ -131,7 +131,7 @@ class Place:
 
     @property
     def every_rc_script(self) -> tuple[Path, ...]:
-        """Those of every system: an installer that was told another platform may have put them there."""
+        """Those of every system: an installer with another --platform may have put them there."""
         return tuple(self.at(f"/usr/local/etc/rc.d/{name}") for name in ("edgeagent", "edgeagent.sh"))
 
     @property

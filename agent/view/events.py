@@ -22,7 +22,7 @@ def fingerprint(report: Report) -> tuple[object, ...]:
 
 
 def is_news(before: Report | None, report: Report) -> bool:
-    """Whether people have not been told this already."""
+    """Whether this has not been reported already."""
     return before is None or fingerprint(before) != fingerprint(report)
 
 

@@ -14,7 +14,7 @@ from agent.view import page
 from agent.view.metrics import Facts, Metrics, Usage
 from agent.view.status import Status
 
-FRESH_SECONDS = 0.25  # fifty scrapers at once are told the same
+FRESH_SECONDS = 0.25  # fifty scrapers at once get the same answer
 PAGE_SECONDS = 1.0  # the page is made at most so often, for all readers
 PAGE_SHARE = 20  # and a page that takes 200 ms to make is made every 4 s: readers cost 5 % of a core at most
 BUSY_SECONDS = 30.0  # so old may be what is served while a change is under way, which must not wait for readers
@@ -93,7 +93,7 @@ class Site:
         return {"code": 503 if reasons else 200, "kind": "application/json", "body": body}
 
     def _stalled(self) -> list[str]:
-        """All that is told is old where the service looks no more."""
+        """Every answer is old where the service is stalled."""
         return (
             []
             if self._alive()

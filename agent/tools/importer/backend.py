@@ -260,7 +260,7 @@ class BackendReader:
         return check
 
     def _settle(self) -> None:
-        """What is of each server there and of all of them here: the most frequent, and the others are told."""
+        """What is of each server there and of all of them here: the most frequent, and the others are listed."""
         proxy = skipped.most([value for value, _ in self.proxies])
         if proxy is not None and proxy != "v2":
             self.keys["proxy_protocol"] = proxy

@@ -1,7 +1,7 @@
 """The haproxy package's part of a pfSense config.xml, as the sections that the package writes into its haproxy.cfg.
 
 Which field becomes which directive is the package's own doing (pfSense-pkg-haproxy, haproxy.inc). What is not known
-here becomes a line all the same, so that it is told and not dropped.
+here becomes a line all the same, so that it is listed and not dropped.
 """
 
 from __future__ import annotations

@@ -127,7 +127,7 @@ def inherited_rules(section: Section, defaults: Section | None) -> list[Line]:
 
 
 def why(line: Line) -> str:
-    """What people are told of a line that nothing here knows."""
+    """The text about a line that nothing here knows."""
     if line.words[:1] == ("log",) or "log" in line.text.partition(" ")[2] or line.text.startswith(("<dontlog", "<log")):
         return _LOGS
     return "cannot be expressed here"

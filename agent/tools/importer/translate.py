@@ -1,6 +1,6 @@
 """Sections of a haproxy.cfg into a desired state, and every line that it cannot express, with the reason.
 
-Nothing is guessed: a directive is either known here, and then becomes what it means, or it is told. And nothing is
+Nothing is guessed: a directive is either known here, and then becomes what it means, or it is listed. And nothing is
 opened: a frontend with a rule that turns clients away, and cannot be expressed, is left out whole.
 """
 

@@ -164,7 +164,7 @@ def test_where_proof_is_required_one_server_of_each_new_backend_must_give_it(sta
     stage.prober.odd["192.0.2.1:3"] = Result.SILENT
     stage.live(mail(1, 2, 3))  # the backend has given its proof
     raw = stage.reconciler.reconcile(mail(1, application="raw", proxy_protocol="v1"))
-    assert raw.message.endswith("nothing can be told of application: raw; say what it speaks")
+    assert raw.message.endswith("application: raw cannot be probed; say what it speaks")
     stage.live(mail(1, application="raw", proxy_protocol="none"))
 
 
