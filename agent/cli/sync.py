@@ -89,7 +89,8 @@ def sync(settings: Settings, file: Path | None, options: Options) -> NoReturn:
         _end(refused(error, hashlib.sha256(data).hexdigest()), options)
     if options.no_wait and submission.served:
         _end(stored(submission), options)
-    _end(wait(host, submission, deadline=deadline, on_stage=_progress(from_gate=options.from_gate)), options)
+    progress = _progress(from_gate=options.from_gate)
+    _end(wait(host, submission, deadline=deadline, timeout=options.timeout, on_stage=progress), options)
 
 
 def _signature(path: Path, data: bytes, options: Options) -> bytes:

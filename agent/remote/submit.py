@@ -170,8 +170,13 @@ def _waiting(host: Host) -> policy.Newest | None:
     return None
 
 
-def wait(host: Host, submission: Submission, *, deadline: float, on_stage: Callable[[str], None]) -> Answer:
-    """Until the agent has looked at it, has looked at a later one, or does not answer in time."""
+def wait(
+    host: Host, submission: Submission, *, deadline: float, timeout: float, on_stage: Callable[[str], None]
+) -> Answer:
+    """Until the agent has looked at it, has looked at a later one, or does not answer in time.
+
+    `deadline`: by the monotonic clock; `timeout`: what the caller has given for all of it, in seconds.
+    """
     store, digest = host.store, submission.parsed.digest
     begin, status_seen, gone, stage = time.monotonic(), None, None, ""
     while True:
@@ -195,7 +200,7 @@ def wait(host: Host, submission: Submission, *, deadline: float, on_stage: Calla
         if gone is not None and moment - gone >= GONE_SECONDS * submission.served:
             return _timed_out(submission, "no agent runs here", "start it: it is applied then", moment - begin)
         if moment > deadline:
-            why = f"no answer within {moment - begin:.0f} s"
+            why = f"no answer within {timeout:.0f} s"
             return _timed_out(submission, why, "`agent status` shows the outcome", moment - begin)
         time.sleep(POLL_SECONDS)  # a file of another process gives no event
 

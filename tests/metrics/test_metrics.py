@@ -110,6 +110,8 @@ def test_every_metric_of_the_contract_is_there(edge: Edge, backend: EchoServer):
         first_line(port)
         wanted = {f"edgeagent_{name}" for name in NAMES.split()}
         until(lambda: wanted <= site.scrape().names, "all of them")
+        # HAProxy counts bytes when a session ends (its manual, option contstats).
+        until(lambda: site.scrape().of("frontend_bytes_out_total", frontend="f0") > 1, "the session has ended")
         found = site.scrape()
         reason = f"in_use by {psutil.Process().name()}"
         assert found.of("frontend_quarantined", frontend="f1", bind=f"127.0.0.1:{taken}", reason=reason) == 1
