@@ -72,10 +72,8 @@ _ROOT = click.option(
 @click.command(epilog="Example: python3.11 edgeagent.pyz install", short_help="Install the one file, or upgrade it.")
 @_ROOT
 @click.option("--revert", is_flag=True, help="Put the version before this one in place again.")
-@click.option("--service", is_flag=True, help="List it among pfSense's services (config.xml).")
-@click.option("--shellcmd", is_flag=True, help="Start it by a <shellcmd> as well (config.xml).")
 @click.option("--platform", type=click.Choice(["pfsense", "freebsd"]), help="Whatever the host looks like.")
-def install(root: Path | None, *, revert: bool, service: bool, shellcmd: bool, platform: str | None) -> None:
+def install(root: Path | None, *, revert: bool, platform: str | None) -> None:
     """Put the one file in place on FreeBSD or pfSense, or upgrade what is there. Traffic is not touched.
 
     Settings that are there stay as they are. Nothing of pfSense's own is changed unless asked for.
@@ -83,7 +81,7 @@ def install(root: Path | None, *, revert: bool, service: bool, shellcmd: bool, p
     from agent.tools import install as work
 
     with work.explained():
-        work.revert(root) if revert else work.install(root, service=service, shellcmd=shellcmd, platform=platform or "")
+        work.revert(root) if revert else work.install(root, platform=platform or "")
 
 
 @click.command(epilog="Example: agent uninstall --purge", short_help="Remove what `install` put there.")

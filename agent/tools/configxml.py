@@ -1,4 +1,4 @@
-"""pfSense's config.xml: read safely, and two entries put in and taken out without touching another byte.
+"""pfSense's config.xml: read safely; what an earlier version put into it is taken out without touching another byte.
 
 XML comes from backups and mail: a document type (and with it every entity) is refused. Changed as pfSense's own
 viconfig does it: the file is replaced, and the cache of it is dropped.
@@ -7,10 +7,8 @@ viconfig does it: the file is replaced, and the cache of it is dropped.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
 from pathlib import Path
 from xml.parsers import expat
-from xml.sax.saxutils import escape
 
 from attrs import define, field, frozen
 
@@ -18,8 +16,6 @@ from agent.errors import InvalidError, UsageError, Violation
 from agent.host.store import write
 
 CACHE = "tmp/config.cache"
-_RC = "/usr/local/etc/rc.d/edgeagent.sh"
-_STATUS = f'mwexec("{_RC} status") == 0;'
 _DEEPEST, _MOST = 64, 64 << 20  # of elements, in bytes
 
 
@@ -109,18 +105,12 @@ class _RefusedError(ValueError):
 
 @frozen(kw_only=True)
 class Entry:
-    """Something of ours in config.xml: in which section, as which element, and by what it is known again."""
+    """Something that an earlier version put into config.xml: its section and element, and by what it is known again."""
 
     section: str
     tag: str
     what: str
-    body: str
     known: tuple[str, str]
-
-    @property
-    def xml(self) -> str:
-        """As it is written."""
-        return f"<{self.tag}>{self.body}</{self.tag}>"
 
     def is_it(self, element: Element) -> bool:
         """Whether an element is ours."""
@@ -128,53 +118,17 @@ class Entry:
         return element.tag == self.tag and (element.value(tag) if tag else element.text.strip()) == text
 
 
-SERVICE = Entry(
-    section="installedpackages",
-    tag="service",
-    what="the service entry",
-    known=("name", "edgeagent"),
-    body="<name>edgeagent</name><rcfile>edgeagent.sh</rcfile>"
-    f"<custom_php_service_status_command>{escape(_STATUS)}</custom_php_service_status_command>"
-    "<description><![CDATA[Keeps HAProxy in sync with a desired state]]></description>",
+SERVICE = Entry(section="installedpackages", tag="service", what="the service entry", known=("name", "edgeagent"))
+SHELLCMD = Entry(
+    section="system", tag="shellcmd", what="the shellcmd", known=("", "/usr/local/etc/rc.d/edgeagent.sh start")
 )
-SHELLCMD = Entry(section="system", tag="shellcmd", what="the shellcmd", known=("", f"{_RC} start"), body=f"{_RC} start")
-
-
-def add(file: Path, entries: Sequence[Entry], before: Path) -> bool:
-    """Put those in that are not there; `before` gets a copy first. Whether anything was put in.
-
-    Raises UsageError, InvalidError; then nothing was touched.
-    """
-    old = data = _bytes(file)
-    for entry in entries:
-        root = read(data, str(file))
-        if not any(entry.is_it(child) for section in root.all(entry.section) for child in section.children):
-            data = _with(data, root, entry)
-    if data != old:
-        _replace(file, data, old, before)
-    return data != old
-
-
-def _with(data: bytes, root: Element, entry: Entry) -> bytes:
-    section = root.first(entry.section)
-    if section is not None and not section.empty:
-        return data[: section.inner_end] + f"\t{entry.xml}\n\t".encode() + data[section.inner_end :]
-    whole = f"<{entry.section}>\n\t\t{entry.xml}\n\t</{entry.section}>".encode()
-    if section is not None:
-        return data[: section.start] + whole + data[section.end :]
-    return data[: root.inner_end] + b"\t" + whole + b"\n" + data[root.inner_end :]
-
-
-def check(file: Path) -> None:
-    """Raises UsageError, InvalidError where it cannot be read."""
-    read(_bytes(file), str(file))
 
 
 def remove(file: Path, entry: Entry) -> bool:
     """Take it out where it is. Whether it was there."""
     if not file.exists():
         return False
-    data = _bytes(file)
+    data = old = _bytes(file)
     entries = [
         child for root in read(data, str(file)).all(entry.section) for child in root.children if entry.is_it(child)
     ]
@@ -182,7 +136,7 @@ def remove(file: Path, entry: Entry) -> bool:
         data = data[: child.start] + data[child.end :].removeprefix(b"\n\t")
         data = data[: child.start].removesuffix(b"\t") + data[child.start :]
     if entries:
-        _replace(file, data, _bytes(file), None)
+        _replace(file, data, old)
     return bool(entries)
 
 
@@ -193,15 +147,12 @@ def _bytes(file: Path) -> bytes:
         raise UsageError(f"{file}: {error.strerror}") from None
 
 
-def _replace(file: Path, data: bytes, old: bytes, before: Path | None) -> None:
-    """What would not be read again is not written. A copy of the one before is for root only: it holds secrets."""
+def _replace(file: Path, data: bytes, old: bytes) -> None:
+    """What would not be read again is not written."""
     read(data, str(file))
     mode = file.stat().st_mode & 0o777
-    if before is not None:
-        before.touch(mode=0o600)
-        before.write_bytes(old)
     if _bytes(file) != old:
-        raise UsageError(f"{file} was changed by somebody else just now", remedy="run it again")
+        raise UsageError(f"{file} was changed by another program just now", remedy="run it again")
     write(file, data, mode=mode)
     with contextlib.suppress(OSError):
         file.parents[2].joinpath(CACHE).unlink(missing_ok=True)

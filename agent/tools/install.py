@@ -159,24 +159,19 @@ def explained() -> Iterator[None]:
         raise UsageError(f"{error.filename or 'install'}: {error.strerror}") from error
 
 
-def install(root: Path | None, *, service: bool, shellcmd: bool, platform: str = "") -> None:
+def install(root: Path | None, *, platform: str = "") -> None:
     """Put everything in place, and restart an agent that runs.
 
-    `service`, `shellcmd`: entries in pfSense's config.xml. `platform`: pfsense or freebsd, "" for what is found.
+    `platform`: pfsense or freebsd, "" for what is found.
     Raises UsageError where this is not the one file, or a file of somebody else is in the way.
     """
     place, source = Place.of(root, platform), _one_file()
-    if (service or shellcmd) and not place.pfsense:
-        raise UsageError("--service and --shellcmd are pfSense's; FreeBSD boots rc.d by itself")
     os.umask(0o022)
     for file in (place.wrapper, *place.rc_scripts):
         _nobody_elses(file)
     for file in (place.settings, place.rc_conf):
         if file.is_symlink() and not file.exists():
             raise UsageError(f"{file} is a link that leads nowhere", remedy="mend it, or take it away")
-    wanted = [entry for entry, so in ((configxml.SERVICE, service), (configxml.SHELLCMD, shellcmd)) if so]
-    if wanted:
-        configxml.check(place.config)  # before anything is written
     written: list[Path] = []
     data = source.read_bytes()
     program = place.library / f"edgeagent-{__version__}-{bytecode.identity(data)[:8]}{_tag(place)}.pyz"
@@ -197,8 +192,6 @@ def install(root: Path | None, *, service: bool, shellcmd: bool, platform: str =
     named = f"/usr/local/libexec/edgeagent/{program.name}"
     python = shlex.quote(_python() if place.real else "/usr/local/bin/python3.11")
     _put(place.wrapper, _WRAPPER.format(ours=_OURS, python=python, program=named).encode(), 0o755, written)
-    if wanted and configxml.add(place.config, wanted, place.library / "config.xml.before"):
-        written.append(place.config)
     for path in written:
         click.echo(f"wrote {path}")
     click.echo(f"edgeagent {__version__} is installed{'' if written else ' already'} ({_kind(place)}).")

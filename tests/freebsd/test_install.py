@@ -21,7 +21,6 @@ from kit.left_out import leave_out
 from kit.onefile import PYTHON
 from kit.servers import echo, free_port
 
-from agent.tools import configxml
 from agent.tools.platform import detect
 
 CONFIG = b"""<?xml version="1.0"?>
@@ -145,7 +144,6 @@ def test_freebsd_is_told_from_pfsense(pyz: Path, tmp_path: Path):
     good(pyz, "install", "--root", tmp_path)
     assert not (tmp_path / "usr/local/etc/rc.d/edgeagent.sh").exists()
     assert 'state = "/var/db/edgeagent"' in (tmp_path / "usr/local/etc/edgeagent/agent.toml").read_text()
-    assert run(pyz, "install", "--root", tmp_path, "--service").returncode == 2
     done = run(pyz, "install")
     assert (done.returncode, "is for FreeBSD and pfSense" in done.stderr) == (2, True)
 
@@ -265,66 +263,22 @@ def test_rc_variables_that_are_somebodys_stay_and_are_told(pyz: Path, root: Path
     assert conf.exists()
 
 
-def test_entries_in_config_xml_come_and_go_and_touch_nothing_else(pyz: Path, root: Path):
+SERVICE = b"<service><name>edgeagent</name><rcfile>edgeagent.sh</rcfile></service>"
+SHELLCMD = b"<shellcmd>/usr/local/etc/rc.d/edgeagent.sh start</shellcmd>"
+
+
+def test_entries_of_an_earlier_version_go_and_nothing_else_is_touched(pyz: Path, root: Path):
+    """Version 0.1 could put them into config.xml."""
     config = root / "cf/conf/config.xml"
     good(pyz, "install", "--root", root)
     assert config.read_bytes() == CONFIG
-    good(pyz, "install", "--root", root, "--service", "--shellcmd")
-    text = config.read_text()
-    assert text.count("<rcfile>edgeagent.sh</rcfile>") == 1
-    assert text.count("<shellcmd>/usr/local/etc/rc.d/edgeagent.sh start</shellcmd>") == 1
-    assert not (root / "tmp/config.cache").exists()
-    assert (root / "usr/local/libexec/edgeagent/config.xml.before").stat().st_mode & 0o777 == 0o600
-    good(pyz, "install", "--root", root, "--service", "--shellcmd")
-    assert config.read_text() == text
+    (root / "tmp/config.cache").write_text("cached")
+    with_entries = CONFIG.replace(b"\t</system>", b"\t\t" + SHELLCMD + b"\n\t</system>")
+    with_entries = with_entries.replace(b"\t</installedpackages>", b"\t\t" + SERVICE + b"\n\t</installedpackages>")
+    config.write_bytes(with_entries)
     good(pyz, "uninstall", "--root", root)
     assert config.read_bytes() == CONFIG
-
-
-EMPTY = (
-    b"<pfsense>\n\t<system/>\n\t<installedpackages/>\n\t<ipsec/>\n\t<rrd><enable/></rrd>\n</pfsense>\n",
-    b"<pfsense><system/><installedpackages/></pfsense>",
-    b"<pfsense><system /><installedpackages /><!-- keep me --><syslog></syslog></pfsense>",
-    b"<pfsense></pfsense>",
-    b"<pfsense><!-- </system> --><system><a>]]&gt;</a></system><x><system><b/></system></x></pfsense>",
-    b"\xef\xbb\xbf<pfsense>\r\n<system>\r\n</system>\r\n<installedpackages></installedpackages>\r\n</pfsense>\r\n",
-)
-
-
-@pytest.mark.parametrize("config", EMPTY)
-def test_every_shape_of_a_section_takes_an_entry_and_nothing_is_lost(config: bytes, tmp_path: Path):
-    file = tmp_path / "a/b/config.xml"
-    file.parent.mkdir(parents=True)
-    file.write_bytes(config)
-    both, before = (configxml.SERVICE, configxml.SHELLCMD), tmp_path / "before"
-
-    def told() -> list[str]:
-        """Every element and text but the two sections and what is ours."""
-        found: list[str] = []
-
-        def walk(one: configxml.Element, path: str) -> None:
-            for child in one.children:
-                if any(entry.is_it(child) for entry in both):
-                    continue
-                if f"{path}/{child.tag}" not in ("/pfsense/system", "/pfsense/installedpackages"):
-                    found.append(f"{path}/{child.tag} {child.text.strip()}")
-                walk(child, f"{path}/{child.tag}")
-
-        walk(configxml.read(file.read_bytes(), "x"), "/pfsense")
-        return found
-
-    was, comments = told(), re.findall(rb"<!--.*?-->", config)
-    assert configxml.add(file, both, before)
-    assert not configxml.add(file, both, before)
-    assert before.read_bytes() == config
-    root = configxml.read(file.read_bytes(), "x")
-    for entry in both:
-        assert len([one for one in root.all(entry.section) for child in one.children if entry.is_it(child)]) == 1
-    assert told() == was
-    assert re.findall(rb"<!--.*?-->", file.read_bytes()) == comments
-    for entry in both:
-        assert configxml.remove(file, entry)
-    assert told() == was
+    assert not (root / "tmp/config.cache").exists()
 
 
 @pytest.mark.parametrize(
@@ -334,10 +288,6 @@ def test_every_shape_of_a_section_takes_an_entry_and_nothing_is_lost(config: byt
 def test_a_config_xml_that_cannot_be_read_is_not_touched(pyz: Path, root: Path, config: bytes):
     (root / "cf/conf/config.xml").write_bytes(config)
     before = files(root)
-    done = run(pyz, "install", "--root", root, "--service")
-    assert done.returncode == 3, done.stderr
-    assert "Traceback" not in done.stderr
-    assert files(root) == before  # nothing else either
     good(pyz, "install", "--root", root)
     assert "was not looked at" in run(pyz, "uninstall", "--root", root, "--purge").stderr
     assert files(root) == before
