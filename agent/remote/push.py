@@ -255,36 +255,28 @@ def _heard(line: bytes, stderr: list[str], on_stage: Callable[[str], None]) -> N
 
 # --- what went wrong --------------------------------------------------------------------------------------------
 
+_UNREACHABLE = "is it up, and does the firewall let this host connect?"
 _BEFORE = (  # there was no session at all, whatever else was said: a banner, a jump host that ended with it
     (
         "REMOTE HOST IDENTIFICATION HAS CHANGED",
-        "its host key is not the one that is known",
         "find out why before anything else; if it was set up anew, `ssh-keygen -R HOST`, and compare the new key",
     ),
-    (
-        "Host key verification failed",
-        "its host key is not known here",
-        "connect once by hand and compare the key, or put it into known_hosts",
-    ),
-    (
-        "Permission denied",
-        "it does not take this key",
-        "`agent gate --print-authorized-key KEYFILE` prints the line for its authorized_keys",
-    ),
-    ("Too many authentication failures", "it does not take this key", "name one with IdentityFile in ssh_config"),
-    ("during banner exchange", "it takes the connection, and is no ssh server", "is this sshd's port?"),
+    ("Host key verification failed", "connect once by hand and compare the key, or put it into known_hosts"),
+    ("Permission denied", "`agent gate --print-authorized-key KEYFILE` prints the line for its authorized_keys"),
+    ("Too many authentication failures", "name one key with IdentityFile in ssh_config"),
+    ("during banner exchange", "is this sshd's port?"),
 )
 _CUT = re.compile(  # said of a session that was under way
     r"Connection to \S+ closed|[Cc]onnection (?:closed|reset) by|Broken pipe|lost connection|client_loop|"
     r"kex_exchange_identification|Read from remote host|not responding"
 )
 _NOWHERE = (
-    ("Could not resolve hostname", "its name is not known", "an address will do as well"),
-    ("Connection refused", "nobody listens there", "is sshd on, and is this its port?"),
-    ("No route to host", "it cannot be reached", "is it up, and does the firewall let this host connect?"),
-    ("Network is unreachable", "it cannot be reached", "has this host a route to it?"),
-    ("Connection timed out", "it cannot be reached", "is it up, and does the firewall let this host connect?"),
-    ("Operation timed out", "it cannot be reached", "is it up, and does the firewall let this host connect?"),
+    ("Could not resolve hostname", "an address will do as well"),
+    ("Connection refused", "is sshd on, and is this its port?"),
+    ("No route to host", _UNREACHABLE),
+    ("Network is unreachable", "has this host a route to it?"),
+    ("Connection timed out", _UNREACHABLE),
+    ("Operation timed out", _UNREACHABLE),
 )
 AGAIN = "whether it is live over there nobody can tell from here: sync again, the same document changes nothing twice"
 
@@ -326,23 +318,23 @@ def _judge(where: Target, code: int | None, out: bytes, stderr: Sequence[str]) -
 
 
 def _ssh_failed(stderr: Sequence[str]) -> tuple[str, str]:
-    """What went wrong on the way, and what to do: ssh has no exit codes for it, only messages."""
-    if known := _found(_BEFORE, stderr):
+    """Message and remedy of a failed ssh: its own words, since it has one exit code for everything."""
+    if known := _known(_BEFORE, stderr):
         return known
     if over := [line for line in stderr if _CUT.search(line)]:
         hangs = "not responding" in over[-1] or "timed out" in over[-1]
-        return f"the session {'hangs: it does not answer any more' if hangs else 'was cut'} ({over[-1]})", AGAIN
-    if known := _found(_NOWHERE, stderr):
+        return f"the session {'hangs' if hangs else 'was cut'}: {over[-1]}", AGAIN
+    if known := _known(_NOWHERE, stderr):
         return known
     if not stderr:
         return "the session was cut: no word why", AGAIN
     return f"ssh failed: {stderr[-1]}", "try `ssh` by hand"
 
 
-def _found(reasons: Sequence[tuple[str, str, str]], stderr: Sequence[str]) -> tuple[str, str] | None:
-    for pattern, meaning, remedy in reasons:
+def _known(remedies: Sequence[tuple[str, str]], stderr: Sequence[str]) -> tuple[str, str] | None:
+    for pattern, remedy in remedies:
         if line := next((candidate for candidate in stderr if pattern in candidate), ""):
-            return f"{meaning} ({line})", remedy
+            return f"ssh failed: {line}", remedy
     return None
 
 

@@ -348,7 +348,7 @@ def test_a_firewall_that_is_not_reached_is_told_and_tried_until_it_is(site: Site
         port = site.smtp()
         with site.watched() as control:
             site.told(control, "mail", "waiting")
-            assert "nobody listens there" in told(site.kube, "mail")["message"]
+            assert "Connection refused" in told(site.kube, "mail")["message"]
             assert site.event("mail", "Waiting")
             site.wall.sshd.start()
             site.live(control, "mail")

@@ -202,7 +202,7 @@ def test_without_the_host_key_in_the_secret_it_says_so(kube: Kube, client: Clien
             )
             try:
                 until(lambda: told(kube, "mail").get("state") == "waiting", "waiting")
-                assert "its host key is not known here" in told(kube, "mail")["message"]
+                assert "Host key verification failed" in told(kube, "mail")["message"]
             finally:
                 process.kill()
                 process.wait()

@@ -460,7 +460,7 @@ def test_a_session_of_ssh_ends_with_all_that_it_has_started(monkeypatch, tmp_pat
     for script, said in (
         ("sleep 20 & exec sleep 20", "no answer in time"),
         ("sleep 20 >&2 & echo '{\"schema\": 1}'; exit 0", {"schema": 1}),
-        ("echo 'Connection refused' >&2; exit 255", "nobody listens there (Connection refused)"),
+        ("echo 'Connection refused' >&2; exit 255", "ssh failed: Connection refused"),
     ):
         fake.write_text(f"#!/bin/sh\n{script}\n")
         fake.chmod(0o755)
