@@ -29,11 +29,14 @@ HttpHost = NewType("HttpHost", str)
 
 @frozen(order=True)
 class Endpoint:
-    """An IP address and a port. `host` is the shortest form; `family` 4 or 6."""
+    """An IP address and a port."""
 
     family: int
+    """4 or 6"""
     host: str
+    """the address in its shortest form"""
     port: int
+    """1 to 65535"""
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if self.family == 6 else f"{self.host}:{self.port}"

@@ -36,14 +36,14 @@ _JSON_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s{}\[\],:"]+')
 
 @frozen
 class Document:
-    """A document as written: plain values (dict, list, str, int, float, bool, None) and where each stands.
-
-    `more`: violations beyond MOST_VIOLATIONS, which are only counted.
-    """
+    """A document as written: plain values, and where each stands."""
 
     value: object
+    """dict, list, str, int, float, bool or None"""
     violations: tuple[Violation, ...]
+    """what could be read and must be refused: the first MOST_VIOLATIONS"""
     more: int
+    """how many further ones there are"""
     _lines: Callable[[], dict[Path, int]] = field(eq=False, repr=False)
 
     def line(self, path: Path) -> int | None:

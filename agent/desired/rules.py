@@ -53,11 +53,14 @@ HEALTH_KEYS: Mapping[HealthType, frozenset[str]] = {
 
 @frozen
 class Remark:
-    """A rule's word on a value: its path in the document, what is wrong, what to do (of advice)."""
+    """What a rule says about a value."""
 
     path: Path
+    """of the value, in the document"""
     message: str
+    """what is wrong"""
     remedy: str = ""
+    """what to do; of advice only"""
 
 
 def too_much(tree: object) -> Iterator[Remark]:

@@ -27,19 +27,24 @@ Key = tuple[str, str]
 
 @frozen(kw_only=True)
 class Limits:
-    """What this host allows: connections of the whole process, open files (None: not known)."""
+    """What this host allows."""
 
     process_maxconn: int = 4_000
+    """connections of the whole process (haproxy.maxconn)"""
     file_limit: int | None = None
+    """open files; None: not known, or unlimited"""
 
 
 @frozen(kw_only=True)
 class Parsed:
-    """A valid document: the state, the SHA-256 of its bytes (hex), and what is unwise about it."""
+    """A valid document."""
 
     state: DesiredState
+    """what it says"""
     digest: str
+    """SHA-256 of its bytes, hex"""
     findings: tuple[Finding, ...]
+    """what is unwise about it"""
 
 
 def digest_of(data: bytes) -> str:

@@ -65,25 +65,30 @@ _ROUNDS = 6  # of cutting out what is wrong; each round can only uncover a paren
 
 @frozen
 class Fault:
-    """One thing that does not fit. `cut` is what must go for the rest to be looked at."""
+    """One thing that does not fit."""
 
     path: Path
+    """where"""
     message: str
+    """what is wrong"""
     cut: Path
+    """what must go so that the rest can be looked at"""
 
 
 @frozen
 class Structured(Generic[T]):
-    """What became of a tree: the value (None: nothing could be built), every fault, and what was cut out.
-
-    `more`: faults beyond MOST_VIOLATIONS, which are only counted; nothing is built then.
-    """
+    """What became of a tree."""
 
     value: T | None
+    """None: nothing could be built"""
     faults: tuple[Fault, ...]
+    """everything that does not fit, at most MOST_VIOLATIONS"""
     cut: frozenset[Path]
+    """the paths that were left out"""
     kept: dict[Path, list[int]]
+    """of each shortened list, the indexes that its items have in the document"""
     more: int = 0
+    """how many further faults there are; nothing is built then"""
     _around_cuts: frozenset[Path] = field(init=False)
 
     @_around_cuts.default

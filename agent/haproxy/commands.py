@@ -37,11 +37,14 @@ class Verb(enum.Enum):
 
 @frozen
 class Command:
-    """One line for the stats socket. `subject`: `backend/server`, or the name of a frontend in haproxy.cfg."""
+    """One line for the stats socket."""
 
     verb: Verb
+    """what to do"""
     subject: str
+    """`backend/server`, or the name of a frontend in haproxy.cfg"""
     value: str = ""
+    """an argument, such as a weight"""
 
     def __str__(self) -> str:
         return self.verb.form.format(self.subject, self.value)

@@ -59,31 +59,42 @@ _SAFE_PATH = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123
 
 @frozen(kw_only=True)
 class Process:
-    """What haproxy.cfg says of the process itself; comes from agent.toml, never from the desired state.
+    """The global section of haproxy.cfg. Comes from agent.toml, never from the desired state.
 
-    Times in milliseconds; "" where nothing is to be said. `ca_file`: what `verify: true` checks certificates by.
-    `peers`: the unix socket by which a process passes its rate limits on to the next one; below `chroot`, where there
-    is one. None: they cannot be passed on.
+    A text that is empty: nothing is written.
     """
 
     socket: PurePosixPath
+    """the stats socket"""
     server_state: PurePosixPath
+    """the server-state file"""
     maxconn: int
+    """connections of the whole process"""
     hard_stop_after: int
+    """how long an old process may finish its sessions, in milliseconds"""
     user: str = ""
+    """the user that HAProxy changes to"""
     group: str = ""
+    """the group that HAProxy changes to"""
     chroot: str = ""
+    """the folder that HAProxy changes its root to"""
     log: str = ""
+    """syslog address"""
     ca_file: str = ""
+    """certificate authorities for `verify: true`"""
     peers: PurePosixPath | None = None
+    """the unix socket by which a process passes its rate limits on to the next one, below `chroot` where there is
+    one; None: they cannot be passed on"""
 
 
 @frozen(kw_only=True)
 class Template:
-    """A template's text and the file people know it by."""
+    """A template."""
 
     file: str
+    """its name, for messages"""
     text: str
+    """Jinja2"""
 
 
 def digest_of_template(template: Template, process: Process) -> str:
@@ -93,13 +104,18 @@ def digest_of_template(template: Template, process: Process) -> str:
 
 @frozen(kw_only=True)
 class ServerLine:
-    """One server's line. `fixed`: the words that only a new process can change."""
+    """A `server` line."""
 
     name: str
+    """of the server"""
     address: Endpoint
+    """address and port"""
     weight: int
+    """0 to 256"""
     fixed: tuple[str, ...]
+    """the keywords that only a new process can change"""
     disabled: bool
+    """in maintenance"""
 
     def __str__(self) -> str:
         keywords = ["server", self.name, str(self.address), f"weight {self.weight}", *self.fixed]

@@ -20,55 +20,64 @@ be supported anymore in version 3.3`). A process that an earlier version of the 
 
 @frozen(kw_only=True)
 class Running:
-    """A HAProxy process that answered on our socket.
-
-    `generation`: the one whose file it was started with, None where its file does not say.
-    `uptime`: seconds.
-    """
+    """A HAProxy process that answered on our socket."""
 
     pid: int
+    """process number"""
     version: str
+    """of HAProxy"""
     uptime: int
+    """seconds"""
     generation: int | None
+    """the generation whose file it was started with; None: its file names none"""
 
 
 @frozen(kw_only=True)
 class FrontendStats:
-    """A frontend: open for new connections or not, sessions now.
-
-    And since the process began: connections, those denied, bytes from clients and to them. `proxy`: its name in
-    haproxy.cfg. `stopped`: it was shut down at the socket, and nothing opens it again in this process.
-    """
+    """A frontend of the running process. Totals count from its start."""
 
     name: str
+    """as in the desired state"""
     open: bool
+    """whether it accepts connections"""
     sessions: int
+    """current ones"""
     connections: int
+    """total"""
     denied: int = 0
+    """total of those refused by a rule"""
     bytes_in: int = 0
+    """total, from clients"""
     bytes_out: int = 0
+    """total, to clients"""
     proxy: str = ""
+    """its name in haproxy.cfg"""
     stopped: bool = False
+    """it was shut down at the socket; nothing opens it again in this process"""
 
 
 @frozen(kw_only=True)
 class ServerStats:
-    """A server: HAProxy's own word for its state (`UP`, `DOWN`, `MAINT`, `DRAIN`, `no check`, ...).
-
-    `address`: `192.0.2.1:25`, `[2001:db8::1]:25`. `check`: how its last check ended (`L4OK`, `L7STS`, ...; empty or
-    `INI`: none yet). `weight`: the one set by configuration or socket. `check_milliseconds`: how long the last check
-    took, None where there was none.
-    """
+    """A server of the running process."""
 
     backend: str
+    """its backend"""
     name: str
+    """its name"""
     status: str
+    """HAProxy's own word: `UP`, `DOWN`, `MAINT`, `DRAIN`, `no check`, ..."""
     check: str
+    """result of the last check: `L4OK`, `L7STS`, ...; empty or `INI`: none yet"""
     sessions: int
+    """current ones"""
     address: str = ""
+    """`192.0.2.1:25` or `[2001:db8::1]:25`"""
     weight: int = 1
+    """the one set by configuration or socket"""
     backup: bool = False
+    """whether it is a backup"""
     check_milliseconds: int | None = None
+    """duration of the last check; None: there was none"""
 
     @property
     def key(self) -> Key:
@@ -114,5 +123,8 @@ class Observation:
     """One look at a process."""
 
     process: Running
+    """which"""
     frontends: tuple[FrontendStats, ...]
+    """all that were asked for"""
     servers: tuple[ServerStats, ...]
+    """all that were asked for"""

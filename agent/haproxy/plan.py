@@ -25,31 +25,38 @@ from agent.haproxy.quarantine import Quarantined
 
 @frozen(kw_only=True)
 class LiveGeneration:
-    """The live generation: its number, the one whose process may carry it (`loaded`), its digest and exact bytes.
-
-    `state`: what it serves, without its quarantined addresses; None where this version of the agent can no longer
-    read it. `is_current`: whether the template and the settings of today would write it as it is. `unserved`: its new
-    frontends without a server that answered.
-    """
+    """The live generation."""
 
     number: int
+    """its number"""
     loaded: int
+    """the generation whose process may carry it"""
     digest: str
+    """of its document"""
     config: bytes
+    """the exact bytes of its haproxy.cfg"""
     state: DesiredState | None
+    """what it serves, without its quarantined addresses; None: this version of the agent cannot read it any more"""
     is_current: bool = False
+    """whether today's template and settings would write it as it is"""
     quarantined: tuple[Quarantined, ...] = ()
+    """addresses that were left out"""
     unserved: tuple[str, ...] = ()
+    """its new frontends without a server that answered"""
 
 
 @frozen(kw_only=True)
 class Target:
-    """What shall be live: the document's digest, its state without quarantined addresses, its configuration."""
+    """What shall be live."""
 
     digest: str
+    """of the document"""
     state: DesiredState
+    """without quarantined addresses"""
     config: Config
+    """its haproxy.cfg"""
     quarantined: tuple[Quarantined, ...] = ()
+    """addresses that are left out"""
 
     def is_live(self, live: LiveGeneration | None) -> bool:
         """Whether it is the very document and configuration that are live."""
@@ -62,31 +69,34 @@ class Target:
 
 @frozen(kw_only=True)
 class Unchanged:
-    """HAProxy does already what is wanted. `new_generation`: the document is another one all the same.
-
-    `pending_deletes`: removed servers that wait for their last session. `operator_overrides`: what was
-    changed by hand.
-    """
+    """HAProxy does already what is wanted."""
 
     new_generation: bool
+    """the document is another one all the same"""
     pending_deletes: tuple[Command, ...] = ()
+    """removed servers that wait for their last session"""
     operator_overrides: tuple[Finding, ...] = ()
+    """what was changed by hand and stays"""
 
 
 @frozen(kw_only=True)
 class Runtime:
-    """Commands to the running process, which goes on.
-
-    `drift`: what was not as this agent had left it; `kinds`: of each, `server` or `frontend`.
-    """
+    """Commands to the running process, which goes on."""
 
     commands: tuple[Command, ...]
+    """in their order"""
     reasons: tuple[str, ...]
+    """a sentence each"""
     new_generation: bool
+    """whether the document is another one"""
     drift: tuple[str, ...] = ()
+    """what was not as this agent had left it"""
     kinds: tuple[str, ...] = ()
+    """of each drift: `server` or `frontend`"""
     pending_deletes: tuple[Command, ...] = ()
+    """removed servers that wait for their last session"""
     operator_overrides: tuple[Finding, ...] = ()
+    """what was changed by hand and stays"""
 
     @property
     def servers(self) -> frozenset[Key]:
@@ -96,15 +106,14 @@ class Runtime:
 
 @frozen(kw_only=True)
 class Reload:
-    """A new process takes over (or the first one starts), for these reasons.
-
-    `new_generation`: by a configuration of its own; else it is what is live, and HAProxy only has to be started.
-    `kinds`: of what was not as this agent had left it, `frontend`.
-    """
+    """A new process takes over, or the first one starts."""
 
     reasons: tuple[str, ...]
+    """a sentence each"""
     new_generation: bool = True
+    """with a configuration of its own; else what is live is only started"""
     kinds: tuple[str, ...] = ()
+    """of what was not as this agent had left it: `frontend`"""
 
 
 Plan = Unchanged | Runtime | Reload

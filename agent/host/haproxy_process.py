@@ -119,19 +119,20 @@ def file_limit() -> int | None:
 
 @frozen(kw_only=True)
 class HAProxy:
-    """Our HAProxy: `binary` under the name `process_name`, its socket and pid file in `run`.
-
-    `binary` is what `find_binary` takes; it is looked for when it is needed, and not before.
-    `state` holds the named link to the binary; it is durable and large enough (/var/run is neither on pfSense).
-    `start_timeout`: seconds for a new process to prove itself. `max_draining`: replaced processes alive at once.
-    """
+    """Our HAProxy process."""
 
     binary: str | Path
+    """as `find_binary` takes it; looked for when it is needed"""
     process_name: str
+    """the name it runs under"""
     state: Path
+    """durable folder, with the named link to the binary (/var/run is too small on pfSense)"""
     run: Path
+    """volatile folder, with socket and pid file"""
     start_timeout: float = 10.0
+    """seconds for a new process to answer"""
     max_draining: int = 4
+    """old processes that may finish their sessions at the same time"""
 
     @property
     def socket(self) -> StatsSocket:

@@ -35,12 +35,16 @@ _REALM = 'Basic realm="edgeagent", charset="UTF-8"'
 
 @frozen(kw_only=True)
 class Answer:
-    """What is sent: status code, content type, body, further headers."""
+    """An HTTP answer."""
 
     code: int
+    """status"""
     kind: str
+    """content type"""
     body: bytes
+    """bytes"""
     headers: Mapping[str, str] = {}
+    """further ones"""
 
 
 Route = Callable[[str], Answer]
@@ -49,12 +53,16 @@ Route = Callable[[str], Answer]
 
 @frozen(kw_only=True)
 class Listen:
-    """Where to listen, with TLS where both files are given, and for which users (`user:password` lines; "": all)."""
+    """Where and how to listen."""
 
     address: Endpoint
+    """address and port"""
     certificate: str = ""
+    """PEM file; with `key`: TLS"""
     key: str = ""
+    """PEM file"""
     passwords: str = ""
+    """file of `user:password` lines; empty: everybody may read"""
 
 
 @contextlib.contextmanager

@@ -9,11 +9,14 @@ from agent.desired.addresses import Endpoint
 
 @frozen(kw_only=True)
 class Listener:
-    """A listening TCP socket. `pid` None and `program` "": the system does not tell this user."""
+    """A listening TCP socket."""
 
     endpoint: Endpoint
+    """address and port"""
     pid: int | None = None
+    """None: the system does not show it to this user"""
     program: str = ""
+    """empty: likewise"""
 
     def __str__(self) -> str:
         program = self.program or "a program that this user may not see"

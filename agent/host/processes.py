@@ -28,10 +28,12 @@ psutil leaves some errors of /proc as they are (its _pslinux.py, wrap_exceptions
 
 @frozen
 class Process:
-    """A live process: its pid and when it began (seconds since the epoch)."""
+    """A live process."""
 
     pid: int
+    """process number"""
     started: float
+    """seconds since the epoch"""
 
 
 def started_on(config: Path, *, programs: Path) -> tuple[Process, ...]:

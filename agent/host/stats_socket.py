@@ -43,10 +43,12 @@ _BUSY = "Server still has connections attached to it, cannot remove it."
 
 @frozen
 class StatsSocket:
-    """The socket at `path`. `timeout`: seconds for a whole question and answer."""
+    """HAProxy's stats socket."""
 
     path: Path
+    """of the socket"""
     timeout: float = 2.0
+    """seconds for a whole question and answer"""
 
     def ask(self, command: str) -> str:
         """The whole answer to one command. Raises NoAnswerError (no process, or not in time), UsageError (not ours)."""

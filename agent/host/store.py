@@ -99,11 +99,14 @@ def _remedy(error: OSError) -> str:
 
 @frozen
 class Store:
-    """The folders `state` (durable) and `run` (volatile)."""
+    """The agent's files."""
 
     state: Path
+    """durable folder"""
     run: Path
+    """volatile folder"""
     keep: int = field(default=20, kw_only=True)
+    """generations that are kept"""
 
     # --- places
 

@@ -21,10 +21,12 @@ _MOST = 20_000
 
 @frozen
 class Completed:
-    """How a program ended, and what it said on the way, both streams together."""
+    """A program that has ended."""
 
     code: int
+    """exit code"""
     text: str
+    """both output streams together"""
 
 
 @frozen

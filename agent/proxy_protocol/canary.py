@@ -24,33 +24,38 @@ _NOT_TOLD = (b"LOCAL", b"no PROXY v2 header")  # by agent.host.echo
 
 @frozen(kw_only=True)
 class CanaryProbe:
-    """One address of a frontend to go through. `source`: where from, None: whatever the system takes.
-
-    `accept_proxy`: which clients must send a PROXY header, as in the desired state. `nudge`: it waits for a first byte
-    (routes by SNI).
-    """
+    """One connection through a frontend."""
 
     frontend: str
+    """its name"""
     address: Endpoint
+    """one of its addresses"""
     source: str | None = None
+    """source address; None: whatever the system takes"""
     accept_proxy: bool | tuple[str, ...] = False
+    """which clients must send a PROXY header, as in the desired state"""
     nudge: bool = False
+    """whether the frontend waits for a first byte (routes by SNI)"""
 
 
 @frozen(kw_only=True)
 class CanaryResult:
-    """What came of it: the address that was `used`, and the one that the echo reported.
-
-    `preserved`: whether these are the same; None where no echo answered. `detail`: in words.
-    """
+    """The result of a canary probe."""
 
     frontend: str
+    """its name"""
     address: str
+    """the address that was connected to"""
     used: str
+    """the source address of the probe"""
     reported: str
+    """the client address that the echo reported"""
     preserved: bool | None
+    """whether the two are the same; None: no echo answered"""
     detail: str
+    """a sentence"""
     milliseconds: int
+    """duration"""
 
 
 def canary_probes(

@@ -38,41 +38,48 @@ class Result(enum.StrEnum):
 
 @frozen(kw_only=True)
 class Question:
-    """A server to ask: what it should speak, and what a header should say.
-
-    `client` None: the true source, an address of this host. `destination` None: the server's own address.
-    """
+    """A server to probe."""
 
     key: Key
+    """backend and server"""
     address: Endpoint
+    """address and port"""
     application: Application
+    """what it should speak"""
     version: ProxyProtocol
+    """which header it should take"""
     client: Endpoint | None = None
+    """client address in the header; None: the true source"""
     destination: Endpoint | None = None
+    """destination in the header; None: the server's own address"""
 
 
 @frozen(kw_only=True)
 class ProbeResult:
-    """What came of one connection: the result, what was seen (one printable line), and after how many milliseconds.
-
-    `subject`: the common name of a TLS certificate, "" where there was none. `inconclusive`: this may
-    answer the header, or not: how the server answers without one decides.
-    """
+    """The result of one connection to a server."""
 
     result: Result
+    """what the server was found to be"""
     detail: str
+    """what was received, on one printable line"""
     milliseconds: int = 0
+    """duration"""
     subject: str = ""
+    """common name of its TLS certificate; empty: none"""
     inconclusive: bool = False
+    """the answer may be to something else than the header; a connection without one decides"""
 
 
 @frozen(kw_only=True)
 class Received:
-    """What a server has said so far. `closed`: it has hung up; `over`: there is no more time."""
+    """What a server has sent so far."""
 
     data: bytes = b""
+    """bytes"""
     closed: bool = False
+    """it has closed the connection"""
     over: bool = False
+    """there is no more time"""
 
 
 @frozen(kw_only=True)

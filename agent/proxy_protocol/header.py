@@ -40,11 +40,14 @@ LONGEST = 16 + 216 + 1_024
 
 @frozen(kw_only=True)
 class Header:
-    """What a v2 header says. `client` None: LOCAL, a health check of the proxy itself."""
+    """What a v2 header says."""
 
     client: Endpoint | None
+    """source address; None: LOCAL, a health check of the proxy itself"""
     destination: Endpoint | None
+    """destination address; None: likewise"""
     length: int
+    """bytes of the whole header"""
 
 
 def parse(data: bytes) -> Header | None:

@@ -14,22 +14,30 @@ Asked = tuple[str, str, str, str, str]
 
 @frozen(kw_only=True)
 class Handshake:
-    """What a server was found to be when it was asked as `version` and `application` say, for which document.
-
-    `result`, `detail`, `subject`, `milliseconds`: see `greetings.ProbeResult`. `at`: seconds since the epoch.
-    """
+    """What a server was found to be, as it is remembered."""
 
     backend: str = field(validator=is_text)
+    """its backend"""
     server: str = field(validator=is_text)
+    """its name"""
     address: str = field(validator=is_text)
+    """address and port"""
     application: str = field(validator=is_text)
+    """what was spoken"""
     version: str = field(validator=is_text)
+    """which header was sent"""
     result: str = field(validator=in_([member.value for member in Result]))
+    """a `greetings.Result`"""
     detail: str = field(validator=is_text)
+    """what was received"""
     subject: str = field(validator=is_text)
+    """common name of its certificate"""
     milliseconds: int = field(validator=is_number)
+    """duration"""
     at: float = field(validator=is_seconds)
+    """seconds since the epoch"""
     digest: str = field(validator=is_text)
+    """of the document that it was probed for"""
 
     @property
     def key(self) -> tuple[str, str]:

@@ -47,24 +47,30 @@ SAME_CONFIG = ("the document changed, the configuration did not",)
 
 @frozen(kw_only=True)
 class Assessment:
-    """A target on this host: from what, to what, and what preflight has found out.
-
-    `data`: the document's bytes. `template`: the digest of template and settings. `observed`: the running process
-    before. `serving`: what must not get worse. `handshakes`: what new servers were found to be; `objections`: why that
-    speaks against the target. `dirty`: servers that an interrupted step has changed.
-    """
+    """A target on this host: from what, to what, and what preflight has found out."""
 
     live: LiveGeneration | None
+    """the live generation; None: nothing is live"""
     target: Target
+    """what shall be live"""
     data: bytes
+    """the document's bytes"""
     template: str
+    """digest of template and settings"""
     observed: Observation | None
+    """the running process before; None: none answers"""
     checks: Checks
+    """what was asked"""
     reachable: frozenset[Key]
+    """servers that answered"""
     serving: tuple[ServingBackend, ...] = ()
+    """what must not get worse"""
     handshakes: tuple[Handshake, ...] = ()
+    """what new servers were found to be"""
     objections: tuple[str, ...] = ()
+    """why that speaks against the target"""
     dirty: frozenset[Key] = frozenset()
+    """servers that an interrupted step has changed"""
 
     @property
     def old(self) -> Running | None:
@@ -107,18 +113,20 @@ class Assessment:
 
 @frozen(kw_only=True)
 class Expected:
-    """What has to be seen after a step to `state`.
-
-    `serving`: what must not get worse. `unproven`: servers that are new or changed. `endpoints`: where those listen.
-    `handshakes`: what they were found to be. `down`: those that did not answer before.
-    """
+    """What has to be observed after a step."""
 
     state: DesiredState
+    """what HAProxy shall serve"""
     serving: tuple[ServingBackend, ...]
+    """what must not get worse"""
     unproven: frozenset[Key]
+    """servers that are new or changed"""
     endpoints: Mapping[Key, tuple[Endpoint, ...]]
+    """where those listen"""
     handshakes: tuple[Handshake, ...] = ()
+    """what they were found to be"""
     down: frozenset[Key] = frozenset()
+    """those that did not answer before"""
 
 
 @frozen(kw_only=True)

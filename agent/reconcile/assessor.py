@@ -30,26 +30,32 @@ from agent.settings import ProbeMode
 
 @frozen(kw_only=True)
 class Preview:
-    """What a reconcile would do now, with nothing done: the plan, haproxy.cfg and its difference, sessions at risk.
-
-    `sessions`: open now, and left to the replaced process until they end or hard-stop-after ends them. `outages`: why
-    it would be refused without force, `objections`: with it too. `silent`: new servers that do not answer. `running`:
-    whether an HAProxy runs already. `held`: why this document is held, "" where it is not. `handshakes`: what new
-    servers were found to be.
-    """
+    """What a reconcile would do now, with nothing done."""
 
     parsed: Parsed
+    """the document"""
     plan: Plan
+    """the step"""
     config: bytes
+    """the haproxy.cfg that would be written"""
     diff: str
+    """its difference to the live one"""
     sessions: int
+    """open now, and left to the old process until they end or hard-stop-after ends them"""
     quarantined: tuple[Quarantined, ...] = ()
+    """addresses that would be left out"""
     outages: tuple[str, ...] = ()
+    """why it would be refused without `--force`"""
     objections: tuple[str, ...] = ()
+    """why it would be refused with `--force` too"""
     silent: tuple[Key, ...] = ()
+    """new servers that do not answer"""
     running: bool = True
+    """whether an HAProxy runs already"""
     held: str = ""
+    """why this document is held; empty: it is not"""
     handshakes: tuple[Handshake, ...] = ()
+    """what new servers were found to be"""
 
     @property
     def findings(self) -> tuple[Finding, ...]:

@@ -21,27 +21,36 @@ def _quarantines(value: object) -> tuple[Quarantined, ...]:
 
 @frozen(kw_only=True)
 class Generation:
-    """One state that was live. `at`: seconds since the epoch; `loaded`: whose process carried it at first.
-
-    `digest` and `config_digest`: SHA-256 (hex) of the document and of haproxy.cfg. `template`: that of the
-    template, the settings and the agent by which it was rendered, "" of an older agent. `restores`: the earlier
-    generation that a rollback put back with it. `unserved`: frontends that were new in it, of which no server answered.
-    """
+    """One state that was live."""
 
     number: int = field(validator=is_number)
+    """counted from 1"""
     digest: str = field(validator=is_text)
+    """SHA-256 of its document, hex"""
     config_digest: str = field(validator=is_text)
+    """SHA-256 of its haproxy.cfg, hex"""
     loaded: int = field(validator=is_number)
+    """the generation whose process carried it at first"""
     at: float = field(validator=is_seconds)
+    """when it was committed, in seconds since the epoch"""
     outcome: str = field(validator=is_text)
+    """an `Outcome`"""
     name: str = field(default="", validator=is_text)
+    """the document's label"""
     serial: int | None = field(default=None, validator=optional(instance_of(int)))
+    """the document's serial"""
     reasons: tuple[str, ...] = field(default=(), validator=deep_iterable(is_text, instance_of(tuple)))
+    """why it came, a sentence each"""
     seconds: float = field(default=0.0, validator=is_seconds)
+    """duration of the change"""
     quarantined: tuple[Quarantined, ...] = field(default=(), converter=_quarantines)
+    """addresses that were left out"""
     restores: int | None = field(default=None, validator=optional(instance_of(int)))
+    """the earlier generation that a rollback put back with it"""
     template: str = field(default="", validator=is_text)
+    """digest of the template, the settings and the agent that rendered it; empty: of an older agent"""
     unserved: tuple[str, ...] = field(default=(), converter=texts)
+    """frontends that were new in it, without a server that answered"""
 
 
 def _keys(value: object) -> tuple[tuple[str, str], ...]:
@@ -63,37 +72,41 @@ def _stakes(value: object) -> tuple[tuple[str, tuple[str, ...]], ...]:
 
 @frozen(kw_only=True)
 class Journal:
-    """A step that is under way: from which generation (None: nothing was live) to which.
-
-    While it stands, no verdict was reached. `runtime`: by commands to the running process, which may have taken some of
-    them. `servers`: those that the commands change. `serving`: each frontend that served before, with the backends of
-    which one must serve it after. `unproven`: servers that are new or changed, and judged by their checks.
-    """
+    """A step that is under way. While it stands, no verdict was reached."""
 
     before: int | None = field(validator=optional(instance_of(int)))
+    """the generation that was live; None: nothing was"""
     after: int = field(validator=instance_of(int))
+    """the generation that shall be live"""
     runtime: bool = field(default=False, validator=instance_of(bool))
+    """by commands to the running process, which may have executed some of them"""
     servers: tuple[tuple[str, str], ...] = field(default=(), converter=_keys)
+    """those that the step changes"""
     serving: tuple[tuple[str, tuple[str, ...]], ...] = field(default=(), converter=_stakes)
+    """each frontend that served before, with the backends of which one must serve it after"""
     unproven: tuple[tuple[str, str], ...] = field(default=(), converter=_keys)
+    """servers that are new or changed, and judged by their checks"""
 
 
 @frozen(kw_only=True)
 class Hold:
-    """A document that hurt and is not applied again: its digest, why, since when (seconds since the epoch)."""
+    """A document that served worse and is not applied again."""
 
     digest: str = field(validator=is_text)
+    """of the document"""
     reason: str = field(validator=is_text)
+    """what got worse, or that it was rolled back by hand"""
     since: float = field(validator=is_seconds)
+    """seconds since the epoch"""
 
 
 @frozen(kw_only=True)
 class Request:
-    """How the document with this digest is to be treated at the next look, once.
-
-    `force`: although a serving frontend would be left without a reached server. `retry`: although it is held.
-    """
+    """How a document is to be treated at the next look, once."""
 
     digest: str = field(validator=is_text)
+    """of the document"""
     force: bool = field(default=False, validator=instance_of(bool))
+    """although a serving frontend would be left without a server that answers"""
     retry: bool = field(default=False, validator=instance_of(bool))
+    """although it is held"""

@@ -13,11 +13,14 @@ SHORTEST_DIGEST = 12
 
 @frozen(kw_only=True)
 class Newest:
-    """A document that counts: what is live, what waits in its place, or what was taken before. `how`: in words."""
+    """A document that a later one is compared with."""
 
     digest: str
+    """of the document"""
     serial: int | None
+    """its serial"""
     how: str = "is live"
+    """how it counts: is live, waits to be applied, was accepted before"""
 
 
 def newest(live: Generation | None) -> Newest | None:

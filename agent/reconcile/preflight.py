@@ -37,28 +37,28 @@ _OTHER_REMEDY = f"take the address out, or mend what the system says; once it ca
 
 @frozen(kw_only=True)
 class BindFailure:
-    """Why an address cannot be bound: `in_use`, `no_such_address`, `not_permitted` or `failed`, and in words.
-
-    `holder`: the names of the programs that hold it, where the system shows them.
-    """
+    """Why an address cannot be bound."""
 
     reason: str
+    """`in_use`, `no_such_address`, `not_permitted` or `failed`"""
     detail: str
+    """a sentence"""
     holder: str = ""
+    """names of the programs that hold it, where the system shows them"""
 
 
 @frozen(kw_only=True)
 class Checks:
-    """What has to be asked of this host and of the servers.
-
-    `servers`: of each, the addresses that must all answer. `unproven`: those that are new, moved, enabled, or checked
-    in another way. `handshakes`: the servers to be asked whether they speak PROXY.
-    """
+    """What has to be asked of this host and of the servers."""
 
     binds: tuple[Endpoint, ...]
+    """addresses that HAProxy does not hold yet"""
     servers: Mapping[Key, tuple[Endpoint, ...]] = field(factory=dict)
+    """of each, the addresses that must all answer"""
     unproven: frozenset[Key] = frozenset()
+    """those that are new, moved, enabled, or checked in another way"""
     handshakes: tuple[Question, ...] = ()
+    """those to be probed for PROXY"""
 
 
 def checks(
@@ -220,10 +220,12 @@ def shared(listeners: Iterable[tuple[Endpoint, str]]) -> list[Finding]:
 
 @frozen(kw_only=True)
 class ServingBackend:
-    """What a frontend that serves now must not lose: a server that works in one of these backends."""
+    """What a frontend that serves now must not lose."""
 
     frontend: str
+    """its name"""
     backends: tuple[str, ...]
+    """one of these must have a server that works"""
 
 
 def serving_backends(

@@ -55,11 +55,14 @@ FINISHED = "finished after the agent was interrupted"
 
 @frozen(kw_only=True)
 class Failure:
-    """A document whose step failed through no fault of its own: why, how often, until when it is not tried again."""
+    """A document whose step failed through no fault of its own."""
 
     reason: str
+    """what happened"""
     count: int
+    """how often"""
     retry_at: float
+    """when it is tried again, by the monotonic clock"""
 
 
 @frozen(kw_only=True)

@@ -30,35 +30,48 @@ STAGE_WORDS = {
 
 @frozen(kw_only=True)
 class Report:
-    """What became of a document. `digest`: of the document looked at, None where there was none to read.
-
-    `generation`: what is live now. `plan`: "unchanged", "runtime" or "reload", None where it did not come to a plan.
-    `started`: whether no HAProxy ran before. `drift`: what was not as this agent had left it, and was corrected, by
-    kind. `handshakes`: what the servers that are new in the document were found to be. `violations` stand in `file`;
-    of more than a hundred only the first are listed, and `violations_total` counts all. `timings`: seconds by stage,
-    in order. `at`: seconds since the epoch. `observed`: HAProxy after a step, None where it has to be asked.
-    """
+    """What became of a document."""
 
     outcome: Outcome
+    """how it ended"""
     at: float
+    """seconds since the epoch"""
     file: str
+    """the document, for messages"""
     digest: str | None = None
+    """of the document; None: there was none to read"""
     name: str = ""
+    """its label"""
     serial: int | None = None
+    """its serial"""
     generation: int | None = None
+    """the live generation afterwards"""
     plan: str | None = None
+    """`unchanged`, `runtime` or `reload`; None: it did not come to a plan"""
     reasons: tuple[str, ...] = ()
+    """why, a sentence each"""
     started: bool = False
+    """whether no HAProxy ran before"""
     drift: tuple[str, ...] = ()
+    """kinds of what was not as this agent had left it, and was corrected"""
     handshakes: tuple[Handshake, ...] = ()
+    """what the new servers were found to be"""
     findings: tuple[Finding, ...] = ()
+    """warnings"""
     violations: tuple[Violation, ...] = ()
+    """the first hundred mistakes in the document"""
     violations_total: int = 0
+    """how many there are"""
     message: str = ""
+    """what went wrong"""
     remedy: str = ""
+    """what to do"""
     code: ExitCode | None = None
+    """the error's own exit code; None: the outcome's"""
     timings: tuple[tuple[str, float], ...] = ()
+    """seconds by stage, in order"""
     observed: Observation | None = None
+    """HAProxy after a step; None: it has to be asked"""
 
     @property
     def exit_code(self) -> ExitCode:

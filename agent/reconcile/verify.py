@@ -29,10 +29,12 @@ class Judgement(enum.StrEnum):
 
 @frozen(kw_only=True)
 class Verdict:
-    """A judgement, and a sentence for everything that is not OK."""
+    """The judgement of a step."""
 
     judgement: Judgement
+    """OK, PENDING or REGRESSED"""
     reasons: tuple[str, ...] = ()
+    """a sentence for everything that is not OK"""
 
 
 def judge(

@@ -39,33 +39,46 @@ _NOT_FOUND = 127
 
 @frozen(kw_only=True)
 class Target:
-    """Where to: as it was written, what ssh takes for a host, and a port (None: as ssh_config says)."""
+    """Where to."""
 
     text: str
+    """as it was written"""
     host: str
+    """what ssh takes for a host"""
     port: int | None
+    """None: as ssh_config says"""
 
 
 @frozen(kw_only=True)
 class Result:
-    """What became of it at one target: the exit code of the other side or of ssh, its answer or what went wrong."""
+    """The outcome at one target."""
 
     target: Target
+    """which"""
     exit_code: ExitCode
+    """the other side's, or SSH"""
     message: str
+    """what happened"""
     remedy: str = ""
+    """what to do"""
     answer: dict[str, Any] | None = None
+    """the other side's answer, whole; None: there was none"""
     seconds: float = 0.0
+    """duration"""
 
 
 @frozen(kw_only=True)
 class Payload:
-    """What is sent to each target, and the options of `agent sync` over there. `seconds`: how long it may take."""
+    """What is sent to each target."""
 
     data: bytes
+    """the document"""
     signature: bytes
+    """empty: none"""
     arguments: tuple[str, ...]
+    """options of `agent sync` over there"""
     seconds: float
+    """how long it may take"""
 
     @property
     def command(self) -> str:

@@ -62,13 +62,18 @@ class Host(Protocol):
 
 @frozen(kw_only=True)
 class SyncRequest:
-    """What is handed over, and on what terms. `if_live`: the digest that must be live now, "" for any."""
+    """What is handed over."""
 
     data: bytes
+    """the document"""
     signature: bytes = b""
+    """empty: none"""
     if_live: str = ""
+    """the digest that must be live now; empty: any"""
     force: bool = False
+    """although a serving frontend would be left without a server that answers"""
     retry: bool = False
+    """although it is held"""
 
     def request(self, digest: str) -> Request | None:
         """What the service is to know of it beside the document."""
@@ -79,19 +84,24 @@ class SyncRequest:
 
 @frozen(kw_only=True)
 class Answer:
-    """What became of it. `word`: an Outcome's, or `stored`, `no_answer`, `policy`, `overtaken`.
-
-    `report`: what the agent said of it, whole; `seconds`: how long it took to hear it.
-    """
+    """The outcome of a sync."""
 
     word: str
+    """an Outcome, or `stored`, `no_answer`, `policy`, `overtaken`"""
     exit_code: ExitCode
+    """of the command"""
     digest: str = ""
+    """of the document"""
     serial: int | None = None
+    """its serial"""
     message: str = ""
+    """what happened"""
     remedy: str = ""
+    """what to do"""
     report: dict[str, Any] | None = None
+    """what the agent reported, whole"""
     seconds: float = 0.0
+    """duration"""
 
     def document(self) -> dict[str, Any]:
         """For programs, and for the other side of an ssh connection."""
@@ -110,17 +120,18 @@ class Answer:
 
 @frozen(kw_only=True)
 class Submission:
-    """A document that stands in the desired file, and what was so when it was put there.
-
-    `file`: the very file that it is now; whatever is said of another one is no answer. `number`: the last generation
-    before it. `served`: whether an agent ran. `progress`: which progress is an old one.
-    """
+    """A document that stands in the desired file, and what was so when it was put there."""
 
     parsed: Parsed
+    """the document"""
     file: Identity | None
+    """identity of that very file: a status about another one is no answer"""
     number: int
+    """the last generation before it"""
     served: bool
+    """whether an agent ran"""
     progress: Identity | None
+    """identity of the progress file before it"""
 
 
 def submit(host: Host, request: SyncRequest, *, deadline: float) -> Submission:

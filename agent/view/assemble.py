@@ -146,11 +146,14 @@ def event_status(event: Event) -> EventStatus:
 
 @frozen(kw_only=True)
 class Index:
-    """An observation by name. `answered`: whether there was one."""
+    """An observation by name."""
 
     answered: bool
+    """whether there was one"""
     frontends: dict[str, FrontendStats]
+    """by name"""
     servers: dict[str, dict[str, ServerStats]]
+    """by backend and name"""
 
     @classmethod
     def of(cls, observed: Observation | None) -> Index:

@@ -39,36 +39,44 @@ _BACKEND_STATES = ("up", "down", "maintenance", "draining")
 
 @frozen(kw_only=True)
 class Usage:
-    """What a kind of process takes: how many there are (`role` serving or draining), their memory and files.
-
-    Bytes and a number; None where it cannot be known (no psutil). `agent`: of the agent's own process, by the names
-    that Prometheus' clients use.
-    """
+    """What processes use. None where it cannot be known (no psutil)."""
 
     processes: Mapping[str, int]
+    """how many HAProxy processes there are, by role: serving, draining"""
     memory: int | None = None
+    """bytes of all of them"""
     files: int | None = None
+    """open files of all of them"""
     agent: Mapping[str, float] = field(factory=dict)
+    """of the agent's own process, by the names of the Prometheus clients"""
 
 
 @frozen(kw_only=True)
 class Facts:
-    """All that metrics are made of, but for the look at HAProxy. Times in seconds since the epoch.
-
-    `live`: the live generation, and its `state`. `hold`: the document that is held. `read`: when the desired state was.
-    """
+    """All that metrics are made of, but for the look at HAProxy. Times in seconds since the epoch."""
 
     version: str
+    """of the agent"""
     haproxy: str = ""
+    """version of HAProxy"""
     live: Generation | None = None
+    """the live generation"""
     state: DesiredState | None = None
+    """what it serves"""
     hold: Hold | None = None
+    """the document that is held"""
     in_sync: bool = False
+    """whether the desired state is what is live"""
     read: float | None = None
+    """when the desired state was read last"""
     counters: Mapping[str, int] = field(factory=dict)
+    """by name"""
     handshakes: Mapping[Asked, Handshake] = field(factory=dict)
+    """what servers were found to be"""
     canary_results: tuple[CanaryResult, ...] = ()
+    """the last canary probes"""
     usage: Usage | None = None
+    """of processes"""
 
 
 class Totals:

@@ -30,14 +30,20 @@ _BAD = ("down", "quarantined", "degraded")
 
 @frozen(kw_only=True)
 class Node:
-    """A box: where it is (pixels), what it says, and its state as a word."""
+    """A box of the picture; pixels."""
 
     x: int
+    """left"""
     y: int
+    """top"""
     width: int
+    """of the box"""
     title: str
+    """first line"""
     text: str
+    """second line"""
     state: str
+    """as a word"""
 
     @property
     def glyph(self) -> str:
@@ -52,15 +58,22 @@ class Node:
 
 @frozen(kw_only=True)
 class Edge:
-    """A line from the right side of one box to the left side of another."""
+    """A line from the right side of one box to the left side of another; pixels."""
 
     x1: int
+    """begin"""
     y1: int
+    """begin"""
     x2: int
+    """end"""
     y2: int
+    """end"""
     width: float
+    """of the line"""
     state: str
+    """as a word"""
     label: str = ""
+    """at the line"""
 
     @property
     def path(self) -> str:
@@ -71,12 +84,16 @@ class Edge:
 
 @frozen(kw_only=True)
 class Picture:
-    """All of it, with its size in pixels."""
+    """The picture of the page."""
 
     nodes: tuple[Node, ...]
+    """boxes"""
     edges: tuple[Edge, ...]
+    """lines"""
     width: int
+    """pixels"""
     height: int
+    """pixels"""
 
 
 def picture(status: Status) -> Picture:
