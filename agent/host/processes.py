@@ -9,13 +9,16 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import itertools
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from attrs import frozen
+
+from agent.host.subprocesses import output_of
+
+_PS_SECONDS = 10.0
 
 # pfSense has it only as a package; what is lost without it is said at each function.
 psutil: Any = importlib.import_module("psutil") if importlib.util.find_spec("psutil") else None
@@ -110,19 +113,10 @@ def _command_lines() -> list[tuple[int, float, list[str]]]:
             with contextlib.suppress(*_LOST):
                 listed.append((process.pid, process.create_time(), process.cmdline()))
         return listed
-    try:
-        done = subprocess.run(  # fixed words
-            ["/bin/ps", "-axww", "-o", "pid=", "-o", "etimes=", "-o", "args="],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=10,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):  # neither psutil nor ps: nothing is known
-        return []
+    # Where there is neither psutil nor ps, nothing is known.
+    printed = output_of(["/bin/ps", "-axww", "-o", "pid=", "-o", "etimes=", "-o", "args="], seconds=_PS_SECONDS)
     now = time.time()
-    lines = [line.split() for line in done.stdout.splitlines()]
+    lines = [line.split() for line in printed.splitlines()]
     return [
         (int(columns[0]), now - int(columns[1]), columns[2:])
         for columns in lines

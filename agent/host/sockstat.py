@@ -10,11 +10,11 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import re
-import subprocess
 from collections.abc import Iterable
 
 from agent.desired.addresses import Endpoint
 from agent.host.listener import Listener
+from agent.host.subprocesses import output_of
 
 _COMMAND = "/usr/bin/sockstat"
 _TIMEOUT_SECONDS = 5
@@ -31,17 +31,8 @@ _PROCESS = re.compile(r"(?P<command>.+?)\s+(?P<pid>\d+|\?+)")
 def text() -> str:
     """What sockstat prints of listening TCP sockets, "" where it does not run."""
     for options in ("-46lnw", "-46lw"):
-        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-            done = subprocess.run(  # noqa: S603  # fixed words
-                [_COMMAND, options, "-P", "tcp"],
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=_TIMEOUT_SECONDS,
-                check=False,
-            )
-            if done.returncode == 0:
-                return done.stdout
+        if printed := output_of([_COMMAND, options, "-P", "tcp"], seconds=_TIMEOUT_SECONDS):
+            return printed
     return ""
 
 

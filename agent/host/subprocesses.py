@@ -89,3 +89,20 @@ def run(argv: Sequence[str]) -> Completed:
     """Run to the end. Raises UsageError where it cannot be started."""
     with started(argv) as program:
         return program.wait()
+
+
+def output_of(argv: Sequence[str], *, seconds: float) -> str:
+    """What one of the system's own tools prints; "" where it is not here, fails, or takes longer than `seconds`."""
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        done = subprocess.run(  # noqa: S603  # fixed words
+            argv,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=seconds,
+            check=False,
+            env={"PATH": "/sbin:/bin:/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin", "LC_ALL": "C"},
+        )
+        return done.stdout if done.returncode == 0 else ""
+    return ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import click
 from agent import settings
 from agent.errors import ExitCode, UsageError
 from agent.host import listeners
+from agent.host.subprocesses import output_of
 from agent.tools import basetools, checks
 from agent.tools.checks import Found, Scene
 
@@ -75,16 +75,4 @@ def examine(chosen: Path | None) -> Iterator[Found]:
 
 def ask(arguments: Sequence[str]) -> str:
     """What a tool prints; "" where it is not here, fails or hangs."""
-    try:
-        return subprocess.run(  # noqa: S603  # the system's own tools, fixed words
-            arguments,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_SECONDS,
-            check=False,
-            env={"PATH": "/sbin:/bin:/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin", "LC_ALL": "C"},
-        ).stdout
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
+    return output_of(arguments, seconds=_SECONDS)

@@ -216,8 +216,18 @@ def test_what_comes_from_there_is_printed_harmless(cluster: Cluster, client: Cli
         ("agent: no haproxy on PATH; agent.toml: there is no such file, not found", 2, 2, "no haproxy"),
         ("agent: '--new' is not let through: a document comes by standard input (`-`)", 9, 8, "its gate does not know"),
         ("bash: agent: command not found", 127, 8, "there is no agent there"),
-        ("Connection to this system is monitored.\na@b: Permission denied (publickey).", 255, 8, "Permission denied (publickey)"),
-        ("Host key verification failed.\nConnection closed by UNKNOWN port 65535", 255, 8, "ssh failed: Host key verification failed"),
+        (
+            "Connection to this system is monitored.\na@b: Permission denied (publickey).",
+            255,
+            8,
+            "Permission denied (publickey)",
+        ),
+        (
+            "Host key verification failed.\nConnection closed by UNKNOWN port 65535",
+            255,
+            8,
+            "ssh failed: Host key verification failed",
+        ),
         (
             "Connection timed out during banner exchange\nConnection to 127.0.0.1 port 1 timed out",
             255,

@@ -106,7 +106,7 @@ def test_without_psutil_and_ps_nothing_is_known_and_nothing_is_taken_for_dead(mo
     def nothing(*_: object, **__: object) -> None:
         raise FileNotFoundError
 
-    monkeypatch.setattr(processes.subprocess, "run", nothing)
+    monkeypatch.setattr(subprocesses.subprocess, "run", nothing)
     assert processes.alive(1)
     assert processes.started_on(Path("/x"), programs=Path("/y")) == ()
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 from kit.sockstat import RELEASES, Row
 
-from agent.host import listeners, sockstat
+from agent.host import listeners, sockstat, subprocesses
 
 LONG = "2001:db8:1234:5678:9abc:def0:1234:5678"
 ROWS = [
@@ -81,7 +81,7 @@ def test_names_are_asked_for_only_where_n_is_unknown(monkeypatch: pytest.MonkeyP
         text = "" if numeric else RELEASES["12"](ROWS, wide="w" in argv[1])
         return subprocess.CompletedProcess(argv, int(numeric), text, "usage: sockstat" if numeric else "")
 
-    monkeypatch.setattr(sockstat.subprocess, "run", run)
+    monkeypatch.setattr(subprocesses.subprocess, "run", run)
     monkeypatch.setattr(listeners.sys, "platform", "freebsd14")
     assert {(str(one.endpoint), one.pid, one.program) for one in listeners.listeners()} == EXPECTED
     assert [argv[1:] for argv in asked] == [["-46lnw", "-P", "tcp"], ["-46lw", "-P", "tcp"]]
