@@ -35,8 +35,8 @@ def address(number: int) -> str:
 
 def fill(kube: Kube, services: int, nodes: int) -> None:
     """Services in turn on pools of nodes."""
-    for one in manifests("namespace", "rbac"):
-        kube.create(one)
+    for manifest in manifests("namespace", "rbac"):
+        kube.create(manifest)
     for number in range(nodes):
         kube.create(node(f"node{number}", address(number), pool=f"p{number // POOL}"))
     for number in range(services):

@@ -77,9 +77,11 @@ def load_plan_render(data: bytes) -> None:
         Running(pid=1, version="", uptime=0, generation=1),
         Target(digest="x", state=parsed.state, config=config),
         servers=[
-            ServerStats(backend=pool.name, name=one.name, status="UP", check="", sessions=0, address=str(one.address))
+            ServerStats(
+                backend=pool.name, name=server.name, status="UP", check="", sessions=0, address=str(server.address)
+            )
             for pool in parsed.state.backends
-            for one in pool.servers
+            for server in pool.servers
         ],
     )
 

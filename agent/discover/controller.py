@@ -75,7 +75,7 @@ class Sources:
     def now(self) -> Snapshot:
         """What is there."""
         return Snapshot(
-            services=[found for one in self.services for found in one.objects()],
+            services=[found for service in self.services for found in service.objects()],
             nodes=self.nodes.objects(),
             slices=[found for one in self.slices for found in one.objects()],
         )
@@ -134,7 +134,7 @@ class Controller:
     @property
     def dead(self) -> list[threading.Thread]:
         """Threads that should run, and do not."""
-        return [one for one in self._threads if not one.is_alive()]
+        return [thread for thread in self._threads if not thread.is_alive()]
 
     @property
     def in_step(self) -> bool:
@@ -232,7 +232,7 @@ class Controller:
 
     def _ends_all(self, found: Wanted, tree: Mapping[str, Any]) -> bool:
         """Whether it would end all that the cluster serves."""
-        some = any(one.frontends for one in found.fragments.values())
+        some = any(fragment.frontends for fragment in found.fragments.values())
         return not tree.get("frontends") or (not some and any(one.frontends for one in self._live.values()))
 
     def _look_at_base(self) -> None:
@@ -256,14 +256,14 @@ class Controller:
         """
         self._reporter.clear()
         servers = self._firewalls.servers
-        said = {one.key: found for one in snapshot.services if (found := told(one.status, one.uid))}
+        said = {service.key: found for service in snapshot.services if (found := told(service.status, service.uid))}
         if servers is None:
             verdict = self._firewalls.verdict
             if verdict.message not in self._said:
                 _log.warning("no firewall tells what it has: %s", verdict.message)
             self._said = (verdict.message,)
             self._live, self._good, self._held = {}, {}, {}
-            news = [one for one in snapshot.services if one.key not in said]
+            news = [service for service in snapshot.services if service.key not in said]
             self._report(Snapshot(services=news, nodes=snapshot.nodes, slices=snapshot.slices), Wanted(), verdict)
             self._plan(verdict)
             self._begin_at = self._at
@@ -274,15 +274,17 @@ class Controller:
         self._good = {key: said[key].good for key in self._live if said[key].good}
         # What hurt is not tried again because somebody else leads.
         self._held = {
-            one.key: Held(
-                service=one,
+            service.key: Held(
+                service=service,
                 level=0,
                 state=before.state,
                 message=before.message,
                 until=now + HURT_SECONDS if before.tried == before.good else math.inf,
             )
-            for one in snapshot.services
-            if (before := said.get(one.key)) and before.state == "rolled_back" and before.tried == one.annotations
+            for service in snapshot.services
+            if (before := said.get(service.key))
+            and before.state == "rolled_back"
+            and before.tried == service.annotations
         }
         self._term, self._sent, self._at, self._hurt = self.election.term, None, now, None
         return True
@@ -290,7 +292,7 @@ class Controller:
     def _remember(self, snapshot: Snapshot) -> None:
         """Of a firewall that tells for the first time: what is live there alone."""
         servers = self._firewalls.servers
-        said = {one.key: found for one in snapshot.services if (found := told(one.status, one.uid))}
+        said = {service.key: found for service in snapshot.services if (found := told(service.status, service.uid))}
         missing = {key: one for key, one in said.items() if key not in self._live}
         if servers is None or not missing:
             return
@@ -301,7 +303,7 @@ class Controller:
 
     def _release(self, snapshot: Snapshot) -> dict[Key, Held]:
         """Whoever has changed is tried again; who has waited long enough too, but not on the firewalls at first."""
-        now, services = time.monotonic(), {one.key: one for one in snapshot.services}
+        now, services = time.monotonic(), {service.key: service for service in snapshot.services}
         due: dict[Key, Held] = {}
         for key, held in list(self._held.items()):
             if services.get(key) != held.service:
@@ -363,17 +365,17 @@ class Controller:
     def _suspects(self, found: Wanted, tree: Mapping[str, Any]) -> list[Key]:
         return [key for key, one in found.fragments.items() if not self._is_live(key, one, tree)]
 
-    def _is_live(self, key: Key, one: Fragment, tree: Mapping[str, Any]) -> bool:
+    def _is_live(self, key: Key, fragment: Fragment, tree: Mapping[str, Any]) -> bool:
         before = self._live.get(key)
-        return before is not None and before.document == settled(one, tree).document
+        return before is not None and before.document == settled(fragment, tree).document
 
     def _took(self, tree: Mapping[str, Any], found: Wanted, snapshot: Snapshot) -> None:
         self._live = {key: settled(one, tree) for key, one in found.fragments.items()}
         self._sent, self._live_terms, self._hurt = tree, self._terms, None
-        for one in snapshot.services:
-            if found.levels.get(one.key) == 0:
-                self._good[one.key] = dict(one.annotations)
-        for key in self._good.keys() - {one.key for one in snapshot.services if one.wants}:
+        for service in snapshot.services:
+            if found.levels.get(service.key) == 0:
+                self._good[service.key] = dict(service.annotations)
+        for key in self._good.keys() - {service.key for service in snapshot.services if service.wants}:
             del self._good[key]
 
     def _isolate(self, verdict: Verdict, suspects: list[Key], found: Wanted, snapshot: Snapshot) -> Verdict:
@@ -392,7 +394,7 @@ class Controller:
                 aside, self._terms = True, self._live_terms
             elif verdict.code is ExitCode.ROLLED_BACK:
                 self._terms = self._file  # without it it hurts as well
-                services = {one.key: one for one in snapshot.services}
+                services = {service.key: service for service in snapshot.services}
                 asked = [key for key in suspects if self._good.get(key) != services[key].annotations]
                 self._hold(dict.fromkeys(asked or suspects, verdict), found, snapshot)
             else:
@@ -421,10 +423,10 @@ class Controller:
         """Which of them were live once, by their own status, and have frontends there that we could not write down."""
         known = self._firewalls.servers or {}
         found = []
-        for one in snapshot.services:
-            if one.key in guilty and one.key not in self._live and (said := told(one.status, one.uid)):
+        for service in snapshot.services:
+            if service.key in guilty and service.key not in self._live and (said := told(service.status, service.uid)):
                 ours = {name for live in self._live.values() for name in live.backends}
-                found += [one.key] if any(name in known and name not in ours for name in said.frontends) else []
+                found += [service.key] if any(name in known and name not in ours for name in said.frontends) else []
         return found
 
     def _guilty(self, found: Wanted, suspects: Sequence[Key]) -> dict[Key, Verdict] | None:
@@ -469,7 +471,7 @@ class Controller:
         return None if lost else guilty
 
     def _hold(self, guilty: Mapping[Key, Verdict], found: Wanted, snapshot: Snapshot) -> None:
-        now, services = time.monotonic(), {one.key: one for one in snapshot.services}
+        now, services = time.monotonic(), {service.key: service for service in snapshot.services}
         for key, verdict in guilty.items():
             hurt = verdict.code is ExitCode.ROLLED_BACK
             until = now + HELD_SECONDS
@@ -487,38 +489,38 @@ class Controller:
     def _report(self, snapshot: Snapshot, found: Wanted, verdict: Verdict) -> None:
         states: dict[str, int] = {}
         tree = document(self._terms, found.fragments)
-        for one in snapshot.services:
-            if not one.wants:
-                if one.status:
-                    self._reporter.report(one, None)
+        for service in snapshot.services:
+            if not service.wants:
+                if service.status:
+                    self._reporter.report(service, None)
                 continue
-            what = self._told(one, found, verdict, tree)
+            what = self._told(service, found, verdict, tree)
             states[what.state] = states.get(what.state, 0) + 1
-            self._reporter.report(one, what)
-        self._reporter.forget({one.uid for one in snapshot.services})
+            self._reporter.report(service, what)
+        self._reporter.forget({service.uid for service in snapshot.services})
         self.states = states
         aside = self._terms is not self._file
         self._complete = verdict.complete and not self._held and not found.mistakes and not aside
 
-    def _told(self, one: Service, found: Wanted, verdict: Verdict, tree: Mapping[str, Any]) -> Told:
-        live, fragment = self._live.get(one.key), found.fragments.get(one.key)
+    def _told(self, service: Service, found: Wanted, verdict: Verdict, tree: Mapping[str, Any]) -> Told:
+        live, fragment = self._live.get(service.key), found.fragments.get(service.key)
         names = tuple(sorted(live.frontends)) if live else ()
         goes_on = "; what was live before goes on" if live else ""
 
         def tell(state: str, message: str, **more: Any) -> Told:
-            good: Mapping[str, str] = self._good.get(one.key, {})
+            good: Mapping[str, str] = self._good.get(service.key, {})
             form: Mapping[str, Any] = shape(live) if live else {}
-            if not live and (said := told(one.status, one.uid)):  # what was live on a firewall that is away
+            if not live and (said := told(service.status, service.uid)):  # what was live on a firewall that is away
                 good, form = said.good, said.live
-            return Told(state=state, message=message, frontends=names, good=good, live=form, uid=one.uid, **more)
+            return Told(state=state, message=message, frontends=names, good=good, live=form, uid=service.uid, **more)
 
-        if held := self._held.get(one.key):
-            tried = {"tried": dict(one.annotations)} if held.state == "rolled_back" else {}
+        if held := self._held.get(service.key):
+            tried = {"tried": dict(service.annotations)} if held.state == "rolled_back" else {}
             message = held.message if held.message.endswith(goes_on) else held.message + goes_on
             return tell(held.state, message, **tried)
-        if mistakes := found.mistakes.get(one.key):
+        if mistakes := found.mistakes.get(service.key):
             return tell("mistake", "; ".join(mistake.text for mistake in mistakes) + goes_on)
-        if fragment is None or not self._is_live(one.key, fragment, tree):
+        if fragment is None or not self._is_live(service.key, fragment, tree):
             # Of one that is to blame it was told above.
             return tell("waiting", (verdict.message or verdict.away) + goes_on)
         if lacking := self._firewalls.without(fragment.backends, tree):
@@ -539,4 +541,4 @@ class Controller:
 
 def _asked(snapshot: Snapshot) -> dict[Key, Mapping[str, str]]:
     """What Services ask for."""
-    return {one.key: one.annotations for one in snapshot.services if one.wants}
+    return {service.key: service.annotations for service in snapshot.services if service.wants}

@@ -82,7 +82,7 @@ class Firewalls:
     """All of them, as they are known. `sign`: a key that documents are signed with."""
 
     def __init__(self, targets: Sequence[push.Target], *, seconds: float, sign: Path | None) -> None:
-        self.all = [Firewall(one) for one in targets]
+        self.all = [Firewall(target) for target in targets]
         self.seconds, self._sign = seconds, sign
         self.pushes: dict[str, int] = {}
         self.last_seconds = 0.0
@@ -107,9 +107,9 @@ class Firewalls:
         """What those that are there would say of it. Nothing is touched."""
         there = [one for one in self.all if not one.away]
         _, results = self._push(there, tree, ("--dry-run",))
-        judged = [one for one in results if one.exit_code in _ANSWERS]
+        judged = [result for result in results if result.exit_code in _ANSWERS]
         if not judged:
-            return Verdict(code=ExitCode.SSH, message="; ".join(_named(one) for one in results))
+            return Verdict(code=ExitCode.SSH, message="; ".join(_named(result) for result in results))
         worst = push.worst([one.exit_code for one in judged])
         return Verdict(code=worst, message=next(_named(one) for one in judged if one.exit_code == worst))
 
@@ -138,23 +138,25 @@ class Firewalls:
         self.last_seconds = time.monotonic() - begin
         return serial, results
 
-    def _heard(self, one: Firewall, result: push.Result, digest: str, serial: int) -> None:
+    def _heard(self, firewall: Firewall, result: push.Result, digest: str, serial: int) -> None:
         word = result.exit_code.name.lower()
         self.pushes[word] = self.pushes.get(word, 0) + 1
         good = result.exit_code in _LIVE
         remedy = f": {result.remedy}" if result.remedy and not good else ""
         _log.log(
             logging.INFO if good else logging.WARNING,
-            "push to %s: %s (%.1f s)%s", one.target.text, result.message, result.seconds, remedy,
+            "push to %s: %s (%.1f s)%s", firewall.target.text, result.message, result.seconds, remedy,
         )  # fmt: skip
         if result.exit_code not in _ANSWERS:
-            one.digest, one.live, one.away = "", "", result.message
+            firewall.digest, firewall.live, firewall.away = "", "", result.message
             return
-        one.code, one.message, one.away = result.exit_code, result.message, ""
+        firewall.code, firewall.message, firewall.away = result.exit_code, result.message, ""
         # Unless it was not even stored, it stands in the desired file, whatever became of it.
-        one.digest, one.serial = (one.digest, one.serial) if one.code is ExitCode.INVALID else (digest, serial)
+        firewall.digest, firewall.serial = (
+            (firewall.digest, firewall.serial) if firewall.code is ExitCode.INVALID else (digest, serial)
+        )
         if good:
-            one.down = _down(((result.answer or {}).get("report") or {}).get("frontends"))
+            firewall.down = _down(((result.answer or {}).get("report") or {}).get("frontends"))
 
     def ask(self) -> None:
         """What each has, and what it made of it; of one that does not answer nothing is known then."""
@@ -181,8 +183,8 @@ class Firewalls:
         ]
         return "; ".join(f"{one.target.text}: {one.away}" for one in lacking)
 
-    def _has(self, one: Firewall, tree: Mapping[str, Any]) -> bool:
-        return one.digest == digest_of(as_json(tree, one.serial or None))
+    def _has(self, firewall: Firewall, tree: Mapping[str, Any]) -> bool:
+        return firewall.digest == digest_of(as_json(tree, firewall.serial or None))
 
     @property
     def servers(self) -> dict[str, Mapping[str, Any]] | None:
@@ -214,32 +216,32 @@ class Firewalls:
         return Verdict(code=worst, message=message, away=self.away, down=down)
 
 
-def _read(one: Firewall, found: Mapping[str, Any] | str) -> None:
+def _read(firewall: Firewall, found: Mapping[str, Any] | str) -> None:
     if isinstance(found, str):
-        one.digest, one.live, one.servers, one.away = "", "", None, push.printable(found, 500)
+        firewall.digest, firewall.live, firewall.servers, firewall.away = "", "", None, push.printable(found, 500)
         return
     desired, live, held = found.get("desired") or {}, found.get("live") or {}, found.get("held") or {}
     by_hand = _BY_HAND in str(held.get("reason"))
     # What stands in the desired file; the status may tell of the generation that was put back.
     digest = str((held if by_hand else desired).get("digest") or "")
     serials = [int(part.get("serial") or 0) for part in (desired, live)]
-    one.servers = {
+    firewall.servers = {
         str(pool["name"]): {str(server["name"]): _server(server) for server in pool["servers"]}
         for pool in found["backends"]
     }
-    one.live = str(live.get("digest") or "")
-    if one.had != one.live:  # somebody else's
-        one.tree = None
-    one.digest, one.serial, one.away = digest, max(one.serial, *serials), ""
-    one.by_hand = by_hand
+    firewall.live = str(live.get("digest") or "")
+    if firewall.had != firewall.live:  # somebody else's
+        firewall.tree = None
+    firewall.digest, firewall.serial, firewall.away = digest, max(firewall.serial, *serials), ""
+    firewall.by_hand = by_hand
     if by_hand:
-        one.away = f"{push.printable(held.get('reason'), 200)}; `agent rollback` to the later one ends that"
+        firewall.away = f"{push.printable(held.get('reason'), 200)}; `agent rollback` to the later one ends that"
     code = found.get("exit_code")
-    one.code = ExitCode(code) if code in list(ExitCode) else None
-    one.message = push.printable(found.get("message"), 500)
+    firewall.code = ExitCode(code) if code in list(ExitCode) else None
+    firewall.message = push.printable(found.get("message"), 500)
     if found.get("outcome") in _OUTCOMES:
-        one.down = _down(found.get("frontends"))
-        one.code = ExitCode.DEGRADED if one.down else ExitCode.LIVE
+        firewall.down = _down(found.get("frontends"))
+        firewall.code = ExitCode.DEGRADED if firewall.down else ExitCode.LIVE
 
 
 def _says(tree: Mapping[str, Any], name: str) -> tuple[Any, ...]:
@@ -267,9 +269,9 @@ def _named(result: push.Result) -> str:
 
 def _down(frontends: object) -> dict[str, str]:
     found = {}
-    for one in frontends if isinstance(frontends, list) else ():
-        if isinstance(one, dict) and one.get("state") != "up":
-            found[push.printable(one.get("name"), 63)] = _why(one)
+    for frontend in frontends if isinstance(frontends, list) else ():
+        if isinstance(frontend, dict) and frontend.get("state") != "up":
+            found[push.printable(frontend.get("name"), 63)] = _why(frontend)
     return found
 
 

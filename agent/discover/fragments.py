@@ -168,17 +168,17 @@ def _endpoint(host: str, port: int) -> str:
 
 
 def _backend(
-    one: Exposed,
+    exposed: Exposed,
     found: Pool,
     groups: dict[str, dict[str, str]],
     families: Sequence[int],
     taken: frozenset[str],
 ) -> dict[str, Any]:
     made: dict[str, Any] = {}
-    if one.application:
-        made["application"] = one.application
-    if one.proxy_protocol:
-        made["proxy_protocol"] = one.proxy_protocol
+    if exposed.application:
+        made["application"] = exposed.application
+    if exposed.proxy_protocol:
+        made["proxy_protocol"] = exposed.proxy_protocol
     if found.check is not None:
         made["health"] = {"port": found.check}
     alone: Iterable[Any] = found.servers
@@ -247,7 +247,7 @@ def gather(
     is wrong with a Service that is live takes nothing away: it goes on with its good annotations, else as it is.
     `against`: what the base says against a fragment. `banned`: what the whole says against a Service at a level.
     """
-    asking = {one.key: one for one in services if one.wants}
+    asking = {service.key: service for service in services if service.wants}
     fragments: dict[Key, Fragment] = {}
     mistakes: dict[Key, tuple[Mistake, ...]] = {}
     levels: dict[Key, int] = {}
@@ -266,26 +266,28 @@ def gather(
         names |= dict.fromkeys(held.backends, key)
         bound(held, asking[key].text)
 
-    def judged(one: Service, level: int) -> tuple[Fragment | None, tuple[Mistake, ...]]:
+    def judged(service: Service, level: int) -> tuple[Fragment | None, tuple[Mistake, ...]]:
         made: Fragment | None
         wrong: tuple[Mistake, ...]
         if level == 2:
-            made, wrong = (flat(reserved[one.key]) if one.key in reserved else None), ()
+            made, wrong = (flat(reserved[service.key]) if service.key in reserved else None), ()
         else:
-            said = one.annotations if level == 0 else before.good.get(one.key, one.annotations)
-            if level == 1 and said == one.annotations:
+            said = service.annotations if level == 0 else before.good.get(service.key, service.annotations)
+            if level == 1 and said == service.annotations:
                 return None, ()
-            made, wrong = fragment(evolve(one, annotations=said), view, ground)
+            made, wrong = fragment(evolve(service, annotations=said), view, ground)
         if made is not None:
-            taken = {name: asking[names[name]].text for name in made.backends if names.get(name, one.key) != one.key}
+            taken = {
+                name: asking[names[name]].text for name in made.backends if names.get(name, service.key) != service.key
+            }
             numbers = {port for _, port in made.binds}
-            others = [bind for number in numbers for bind in binds.get(number, ()) if bind[2] != one.text]
+            others = [bind for number in numbers for bind in binds.get(number, ()) if bind[2] != service.text]
             wrong = (*_taken(made, taken, others), *against(made))
             if level < 2:
-                wrong = (*wrong, *banned.get(one.key, {}).get(level, ()))
+                wrong = (*wrong, *banned.get(service.key, {}).get(level, ()))
             # Nobody asked for the end of what is live, unless the base keeps its name for another.
             if level == 2 and wrong and not any(mistake.kept for mistake in wrong):
-                stuck[one.key] = wrong
+                stuck[service.key] = wrong
                 return made, wrong
         return (None if wrong else made), wrong
 

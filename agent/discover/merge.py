@@ -97,7 +97,7 @@ def base(data: bytes, file: str, *, watched: bool) -> Base:
     tree = dict(read.value) if isinstance(read.value, dict) else {}
     owners = tree.pop(OWNERS, {})
     if not isinstance(owners, dict) or not all(
-        isinstance(one, str) and _SERVICE.fullmatch(one) for one in owners.values()
+        isinstance(owner, str) and _SERVICE.fullmatch(owner) for owner in owners.values()
     ):
         told = 'names, and the Service each is kept for, are expected, such as `smtp: "mail/mail"`'
         violations.append(Violation((OWNERS,), told, read.line((OWNERS,))))
@@ -106,11 +106,11 @@ def base(data: bytes, file: str, *, watched: bool) -> Base:
     return Base(file=file, tree=tree, owners=owners, read=read)
 
 
-def conflicts(under: Base, one: Fragment) -> tuple[Mistake, ...]:
+def conflicts(under: Base, fragment: Fragment) -> tuple[Mistake, ...]:
     """Where the base says otherwise than a Service, with both places."""
-    parts = {"nodes": one.groups, "frontends": one.frontends, "backends": one.backends}
-    who = "/".join(one.service)
-    closed = [mistake for name in one.backends if (mistake := under.closed(name, who))]
+    parts = {"nodes": fragment.groups, "frontends": fragment.frontends, "backends": fragment.backends}
+    who = "/".join(fragment.service)
+    closed = [mistake for name in fragment.backends if (mistake := under.closed(name, who))]
     return (*closed, *(found for key, part in parts.items() for found in _conflicts(under, (key,), part)))
 
 
@@ -281,10 +281,14 @@ def judge(data: bytes, under: Base, fragments: Sequence[Fragment], *, max_bytes:
         parsed = parse(data, file="desired state", max_bytes=max_bytes, limits=_NO_LIMITS)
     except InvalidError as error:
         owners: dict[tuple[str, str], list[Key]] = {}
-        for one in fragments:
-            for kind, names in (("frontends", one.frontends), ("backends", one.backends), ("nodes", one.groups)):
+        for fragment in fragments:
+            for kind, names in (
+                ("frontends", fragment.frontends),
+                ("backends", fragment.backends),
+                ("nodes", fragment.groups),
+            ):
                 for name in names:
-                    owners.setdefault((kind, name), []).append(one.service)
+                    owners.setdefault((kind, name), []).append(fragment.service)
         guilty: dict[Key, list[Mistake]] = {}
         rest = []
         for wrong in error.violations:

@@ -153,7 +153,7 @@ def service(found: Mapping[str, Any]) -> Service:
     addresses = _addresses(spec.get("clusterIPs") or [spec.get("clusterIP")])
     named = [{"IPv4": 4, "IPv6": 6}.get(str(one)) for one in spec.get("ipFamilies") or ()]
     # Before 1.23 the families are only there where dual stack was switched on; the addresses tell as well.
-    families = [one for one in named if one] or [ipaddress.ip_address(one).version for one in addresses]
+    families = [one for one in named if one] or [ipaddress.ip_address(address).version for address in addresses]
     balancer = _part(_part(found, "status"), "loadBalancer")
     return Service(
         namespace=_text(meta, "namespace"),
@@ -252,5 +252,5 @@ def _addresses(found: Any) -> tuple[str, ...]:
 
 def _reachable(found: Any) -> tuple[str, ...]:
     """Without those that would be the firewall itself, or on its own link: a hand-made slice can name anything."""
-    far = (ipaddress.ip_address(one) for one in _addresses(found))
+    far = (ipaddress.ip_address(address) for address in _addresses(found))
     return tuple(str(one) for one in far if not one.is_loopback and not one.is_link_local)

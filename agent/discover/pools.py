@@ -84,31 +84,31 @@ class View:
         """The nodes that take traffic from outside and have these labels, by name."""
         if labels not in self._chosen:
             fits = selector.parse(labels) if labels else lambda _: True
-            found = [one for one in self.nodes if not one.excluded and fits(one.labels)]
+            found = [node for node in self.nodes if not node.excluded and fits(node.labels)]
             self._chosen[labels] = tuple(sorted(found, key=lambda one: one.name))
         return self._chosen[labels]
 
 
-def pool(service: Service, exposure: Exposure, one: Exposed, view: View) -> Pool:
+def pool(service: Service, exposure: Exposure, exposed: Exposed, view: View) -> Pool:
     """The servers of one exposed port; NOBODY where there is none."""
     if exposure.via == "nodeport":
-        return _nodeport(service, exposure, one, view)
+        return _nodeport(service, exposure, exposed, view)
     if exposure.via == "endpoints":
-        return _endpoints(service, one, view)
-    check = one.check.number if one.check else None
+        return _endpoints(service, exposed, view)
+    check = exposed.check.number if exposed.check else None
     if exposure.via == "clusterip":
         host = _preferred(service.addresses, service.families)
-        return Pool(servers=(Server("cluster", host or service.addresses[0], one.port.number),), check=check)
+        return Pool(servers=(Server("cluster", host or service.addresses[0], exposed.port.number),), check=check)
     if not service.given:
-        return _none(service, one.port.number, check, "its load balancer has no address that can be used (yet)")
+        return _none(service, exposed.port.number, check, "its load balancer has no address that can be used (yet)")
     host = _preferred(service.given, service.families) or service.given[0]
-    return Pool(servers=(Server("loadbalancer", host, one.port.number),), check=check)
+    return Pool(servers=(Server("loadbalancer", host, exposed.port.number),), check=check)
 
 
-def _nodeport(service: Service, exposure: Exposure, one: Exposed, view: View) -> Pool:
-    port = one.port.node
+def _nodeport(service: Service, exposure: Exposure, exposed: Exposed, view: View) -> Pool:
+    port = exposed.port.node
     assert port is not None  # the annotations were read
-    check = one.check.node if one.check else None
+    check = exposed.check.node if exposed.check else None
     nodes = view.chosen(exposure.nodes)
     found = [(node, host) for node in nodes if (host := _preferred(node.addresses, service.families))]
     if not found:
@@ -122,7 +122,7 @@ def _nodeport(service: Service, exposure: Exposure, one: Exposed, view: View) ->
     remarks = []
     if service.local:
         # Only there does kube-proxy take a connection at all, and it keeps the source address.
-        held, ready = _holders(service, one, view)
+        held, ready = _holders(service, exposed, view)
         found = [pair for pair in found if pair[0].name in held]
         if not found:
             return _none(service, port, check, "no node that takes traffic holds an endpoint of it")
@@ -140,37 +140,39 @@ def _nodeport(service: Service, exposure: Exposure, one: Exposed, view: View) ->
     return Pool(servers=servers[:MAX_SERVERS], check=check, group=group, remark="; ".join(remarks))
 
 
-def _holders(service: Service, one: Exposed, view: View) -> tuple[frozenset[str], bool]:
+def _holders(service: Service, exposed: Exposed, view: View) -> tuple[frozenset[str], bool]:
     """The nodes that hold the best endpoints of this port, and whether those are ready."""
-    members = [member for part in view.slices_of(service) if one.port.name in part.ports for member in part.members]
+    members = [member for part in view.slices_of(service) if exposed.port.name in part.ports for member in part.members]
     best = min((member.rank for member in members), default=2)
     return frozenset(member.node for member in members if member.rank == best), best == 0
 
 
-def _endpoints(service: Service, one: Exposed, view: View) -> Pool:
+def _endpoints(service: Service, exposed: Exposed, view: View) -> Pool:
     found: dict[str, tuple[Member, int, int | None]] = {}
     parts = sorted(view.slices_of(service), key=lambda part: _rank(part.family, service.families))
     # The best first, whichever slice it is in: an old address of the same pod may still stand in another.
     for rank in range(3):
         for part in parts:
-            if (number := part.ports.get(one.port.name)) is None:
+            if (number := part.ports.get(exposed.port.name)) is None:
                 continue
-            check = part.ports.get(one.check.name) if one.check else None
+            check = part.ports.get(exposed.check.name) if exposed.check else None
             for member in part.members:
                 if member.rank == rank:  # a pod of both families is one server
                     found.setdefault(member.name or member.address, (member, number, check))
     if not found:
-        return _none(service, one.port.number, one.check.target if one.check else None, "it has no endpoint")
+        return _none(
+            service, exposed.port.number, exposed.check.target if exposed.check else None, "it has no endpoint"
+        )
     best = min(member.rank for member, _, _ in found.values())
     used = [(member, number, check) for member, number, check in found.values() if member.rank == best]
     remarks = [] if best == 0 else [_UNREADY]
     check = None
-    if one.check:
+    if exposed.check:
         seen = Counter(check for _, _, check in used if check)
         # Of a rolling update that moves it, the port that most have; where none tells, what the Service says.
-        check = min(seen, key=lambda port: (-seen[port], port)) if seen else one.check.target
+        check = min(seen, key=lambda port: (-seen[port], port)) if seen else exposed.check.target
         if len(seen) != 1:
-            remarks.append(f"not all of its pods have {one.check.text} at one port; {check} is checked")
+            remarks.append(f"not all of its pods have {exposed.check.text} at one port; {check} is checked")
     servers = _unique(
         _server(member.name or f"ip-{member.address}", member.address, port, 1) for member, port, _ in used
     )
@@ -190,7 +192,7 @@ def _rank(family: int, families: Sequence[int]) -> int:
 
 def _preferred(addresses: Iterable[str], families: Sequence[int]) -> str | None:
     """An address of the family that is preferred among those that the Service has."""
-    fitting = [one for one in addresses if ipaddress.ip_address(one).version in families]
+    fitting = [address for address in addresses if ipaddress.ip_address(address).version in families]
     return min(fitting, key=lambda one: _rank(ipaddress.ip_address(one).version, families), default=None)
 
 
@@ -207,6 +209,6 @@ def _unique(servers: Iterable[Server]) -> tuple[Server, ...]:
     A machine that was set up anew under another name has left the object of its old one behind.
     """
     best: dict[tuple[str, int], Server] = {}
-    for one in sorted(servers, key=lambda one: (one.weight == 0, one.name)):
-        best.setdefault((one.host, one.port), one)
+    for server in sorted(servers, key=lambda one: (one.weight == 0, one.name)):
+        best.setdefault((server.host, server.port), server)
     return tuple(sorted(best.values(), key=lambda one: one.name))

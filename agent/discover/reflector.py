@@ -160,8 +160,8 @@ class Reflector(Generic[T]):
             items, meta = page.get("items"), page.get("metadata")
             if not isinstance(items, list) or not isinstance(meta, dict) or not meta.get("resourceVersion"):
                 raise ApiError(f"{self._kind.paths[self._path]}: what answers there is no list")
-            for one in items:
-                self._take(found, one)
+            for item in items:
+                self._take(found, item)
             if not meta.get("continue"):
                 break
             query = {"limit": PAGE, "continue": str(meta["continue"])}

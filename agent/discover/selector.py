@@ -34,7 +34,7 @@ def _term(text: str) -> Selector:
         return lambda labels: key not in labels
     if found["set"]:
         words = frozenset(one.strip(" ") for one in found["values"].split(","))
-        if not all(_WORD.fullmatch(one) for one in words):
+        if not all(_WORD.fullmatch(word) for word in words):
             raise ValueError(f"values of a label are expected in {describe(text)}")
         wanted = found["set"] == "in"
         # As Kubernetes has it: what has no such label is not in the set, so `notin` and `!=` hold.

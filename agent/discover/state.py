@@ -76,7 +76,7 @@ def wanted(
         for key, mistakes in guilty.items():
             banned.setdefault(key, {})[found.levels[key]] = mistakes
     advice = (
-        [": ".join(part for part in (one.where, one.message) if part) for one in judged.parsed.findings]
+        [": ".join(part for part in (finding.where, finding.message) if part) for finding in judged.parsed.findings]
         if judged.parsed
         else []
     )
@@ -113,19 +113,19 @@ def lives(
     view = View(snapshot.nodes, snapshot.slices)
     ground = terms.base.ground(terms.bind)
     claims = []
-    for one in snapshot.services:
-        told = said.get(one.key)
-        if not one.wants or told is None or not told.live:
+    for service in snapshot.services:
+        told = said.get(service.key)
+        if not service.wants or told is None or not told.live:
             continue
-        made = revived(one.key, told.live, _without(terms.base, servers))
+        made = revived(service.key, told.live, _without(terms.base, servers))
         if made is None:
             continue
-        now, _ = fragment(evolve(one, annotations=told.good), view, ground) if told.good else (None, ())
+        now, _ = fragment(evolve(service, annotations=told.good), view, ground) if told.good else (None, ())
         there = addresses_of(made)
         proven = now is not None and all(
             not addresses.isdisjoint(there.get(name, ())) for name, addresses in addresses_of(now).items()
         )
-        claims.append((not proven, one.created, one.key, made))
+        claims.append((not proven, service.created, service.key, made))
     found: dict[Key, Fragment] = {}
     for _, _, key, made in sorted(claims, key=lambda claim: claim[:3]):
         if apart(made, found.values()):

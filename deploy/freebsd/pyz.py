@@ -38,7 +38,9 @@ _KEPT = (".py", ".j2", ".sh")
 
 def version() -> str:
     """Of the sources."""
-    line = next(one for one in (ROOT / "agent/__init__.py").read_text().splitlines() if one.startswith("__version__"))
+    line = next(
+        text for text in (ROOT / "agent/__init__.py").read_text().splitlines() if text.startswith("__version__")
+    )
     return line.split('"')[1]
 
 
@@ -78,7 +80,7 @@ def _carried(folder: Path) -> None:
     for path in list(_sorted(folder)):
         if path.is_dir():
             continue
-        about = next((one for one in path.parents if one.suffix == ".dist-info"), None)
+        about = next((parent for parent in path.parents if parent.suffix == ".dist-info"), None)
         if path.name in _LEFT_OUT or (about is None and path.suffix not in _KEPT):
             path.unlink()
     for path in sorted(folder.rglob("*"), reverse=True):

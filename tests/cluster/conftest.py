@@ -34,8 +34,8 @@ def bare(request: pytest.FixtureRequest) -> Iterator[Kube]:
 @pytest.fixture
 def kube(bare: Kube) -> Kube:
     """One with what `deploy/kubernetes` puts there for the controller's account."""
-    for one in manifests("namespace", "rbac"):
-        bare.create(one)
+    for manifest in manifests("namespace", "rbac"):
+        bare.create(manifest)
     return bare
 
 

@@ -191,12 +191,12 @@ def test_rbac_as_shipped_is_all_that_is_asked_and_all_that_is_granted(site: Site
     assert [one for one in asked if one[3] == 403] == []
     used = {(verb, resource, "edgeagent" if "leases" in resource else "") for verb, resource, _, _ in asked}
     granted = set()
-    for one in manifests("rbac"):
-        for rule in one.get("rules", ()):
+    for manifest in manifests("rbac"):
+        for rule in manifest.get("rules", ()):
             for resource in rule["resources"]:
                 for group in rule["apiGroups"]:
                     where = f"{resource}.{group}" if group else resource
-                    granted |= {(verb, where, one["metadata"].get("namespace", "")) for verb in rule["verbs"]}
+                    granted |= {(verb, where, manifest["metadata"].get("namespace", "")) for verb in rule["verbs"]}
     assert used == granted
 
 

@@ -30,12 +30,12 @@ OLDEST, NEWEST = "1.25", ".".join(kubernetes_validate.latest_version().split("."
 @pytest.mark.parametrize("version", [OLDEST, "1.30", NEWEST])
 @pytest.mark.parametrize("name", NAMES)
 def test_the_manifests_are_what_the_apis_own_schema_says(name: str, version: str):
-    for one in manifests(name):
-        kubernetes_validate.validate(one, version, strict=True)
+    for manifest in manifests(name):
+        kubernetes_validate.validate(manifest, version, strict=True)
 
 
 def test_the_schema_is_no_rubber_stamp():
-    (wrong,) = [one for one in manifests("deployment") if one["kind"] == "Deployment"]
+    (wrong,) = [manifest for manifest in manifests("deployment") if manifest["kind"] == "Deployment"]
     wrong["spec"]["template"]["spec"]["containers"][0]["securityContext"]["readOnlyRootFileSystem"] = True
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(wrong, NEWEST, strict=True)
@@ -44,11 +44,11 @@ def test_the_schema_is_no_rubber_stamp():
 def test_an_api_server_takes_them(bare: Kube):
     bare.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "edgeagent"}})
     bare.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "mail"}})
-    for one in manifests(*NAMES):
-        if one["kind"] == "PodDisruptionBudget":  # 1.20 has v1beta1 of it only, with the same fields
-            one["apiVersion"] = "policy/v1beta1"
-        if one["kind"] != "Namespace":
-            made = bare.create(one)
+    for manifest in manifests(*NAMES):
+        if manifest["kind"] == "PodDisruptionBudget":  # 1.20 has v1beta1 of it only, with the same fields
+            manifest["apiVersion"] = "policy/v1beta1"
+        if manifest["kind"] != "Namespace":
+            made = bare.create(manifest)
             assert made["metadata"]["uid"]
 
 
@@ -93,7 +93,7 @@ def test_what_is_copied_into_the_image_is_all_that_the_package_is_built_of(tmp_p
 
 
 def test_the_image_and_the_deployment_agree():
-    (deployment,) = [one for one in manifests("deployment") if one["kind"] == "Deployment"]
+    (deployment,) = [manifest for manifest in manifests("deployment") if manifest["kind"] == "Deployment"]
     pod = deployment["spec"]["template"]["spec"]
     said = dict(instructions())
     user = pod["securityContext"]["runAsUser"]
@@ -122,7 +122,7 @@ def pod_of(stage: Path, kube: Kube, words: list[str]) -> list[str]:
     A mount namespace whose root is read-only, its user, its home with the Secret as a kubelet lays it: root's, of the
     pod's group, 0440, behind symbolic links.
     """
-    (deployment,) = [one for one in manifests("deployment") if one["kind"] == "Deployment"]
+    (deployment,) = [manifest for manifest in manifests("deployment") if manifest["kind"] == "Deployment"]
     user = deployment["spec"]["template"]["spec"]["securityContext"]["runAsUser"]
     (stage / "passwd").write_text(f"root:x:0:0::/root:/bin/sh\nedgeagent:x:{user}:{user}::{stage}/home:/bin/false\n")
     site = next(Path(one) for one in sys.path if one.endswith("site-packages"))
@@ -147,7 +147,7 @@ def secret(stage: Path, client: Client, **files: Any) -> None:
     data = home / ".ssh/..2026"
     data.mkdir(parents=True)
     (home / ".ssh/..data").symlink_to("..2026")
-    (deployment,) = [one for one in manifests("deployment") if one["kind"] == "Deployment"]
+    (deployment,) = [manifest for manifest in manifests("deployment") if manifest["kind"] == "Deployment"]
     pod = deployment["spec"]["template"]["spec"]
     mode = next(one["secret"]["defaultMode"] for one in pod["volumes"] if "secret" in one)
     assert mode == 0o440

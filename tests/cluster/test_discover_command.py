@@ -42,8 +42,8 @@ def cluster(kube: Kube) -> Kube:
     """Four nodes, and the mail example."""
     for index in range(1, 5):
         kube.create(node(f"k8s-node{index}", f"192.0.2.10{index}"))
-    for one in manifests("example-mail"):
-        kube.create(one)
+    for manifest in manifests("example-mail"):
+        kube.create(manifest)
     return kube
 
 

@@ -45,7 +45,7 @@ class Scene:
 
     def with_pool(self, port: int, *servers: EchoServer, **pool: Any) -> dict[str, Any]:
         """Beside the healthy frontend: `front` on `port`, with these servers behind it."""
-        made = {one.name: {"address": one.address} for one in servers}
+        made = {server.name: {"address": server.address} for server in servers}
         return self.state(
             {"front": {"bind": [f"127.0.0.1:{port}"], "backend": "back"}},
             {"back": {"servers": made, "health": {"interval": "100ms"}, **pool}},
@@ -87,7 +87,7 @@ def pytest_testnodedown(node: Any) -> None:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """`UPDATE_RELIABILITY=1 pytest tests/faults` writes the table into docs/reliability.md."""
     if hasattr(session.config, "workeroutput"):
-        session.config.workeroutput["faults"] = [asdict(one) for one in TABLE.rows]
+        session.config.workeroutput["faults"] = [asdict(row) for row in TABLE.rows]
     elif os.environ.get("UPDATE_RELIABILITY") and TABLE.rows and not session.testsfailed:
         text = DOCUMENT.read_text()
         table = "".join(f"{line}\n" for line in TABLE.lines())

@@ -48,7 +48,7 @@ def consistent(scene: Scene) -> None:
 def as_desired(scene: Scene) -> None:
     """HAProxy's servers are those of the desired file, to the weight."""
     desired = json.loads(scene.edge.desired.read_bytes())["backends"]["back"]["servers"]
-    seen = {one.name: one for one in scene.edge.haproxy.observe().servers if one.backend == "back"}
+    seen = {server.name: server for server in scene.edge.haproxy.observe().servers if server.backend == "back"}
     assert {name: (seen[name].address, seen[name].weight, seen[name].maintenance) for name in desired} == {
         name: (one["address"], one.get("weight", 1), one.get("disabled", False)) for name, one in desired.items()
     }
@@ -158,7 +158,7 @@ def test_an_agent_that_is_killed_at_any_effect_of_a_drift_correction(scene: Scen
                 assert code == 0, f"after effect {number}: exit {code}\n{agents.output}"
                 consistent(scene)
                 as_desired(scene)
-                seen = {one.name: one for one in edge.haproxy.observe().servers if one.backend == "back"}
+                seen = {server.name: server for server in edge.haproxy.observe().servers if server.backend == "back"}
                 assert not seen["dead"].draining, f"effect {number}"
                 assert not seen["dead"].up, f"effect {number}"
             after("as it was, without a reload")

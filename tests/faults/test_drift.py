@@ -91,7 +91,7 @@ def test_what_an_operator_does_by_hand_is_reported_and_outlives_a_reload(quick: 
             edge.put({**state, "defaults": {"maxconn": 99}})
             until(lambda: edge.status()["live"]["generation"] == 2, "generation 2")
             assert edge.pid != pid
-            servers = {one.name: one for one in edge.haproxy.observe().servers}
+            servers = {server.name: server for server in edge.haproxy.observe().servers}
             assert servers["a"].maintenance
             assert servers["b"].draining
             assert (servers["c"].weight, servers["u"].weight, servers["d"].weight) == (77, 55, 1)

@@ -120,7 +120,7 @@ def test_force_does_it_anyway(scene: Scene):
         done = edge.agent("apply", "--force", edge.file(moved))
         assert done.returncode == 0, done.stderr
         after("the new state, its frontend down")
-    (front,) = [one for one in edge.haproxy.observe().servers if one.backend == "back"]
+    (front,) = [server for server in edge.haproxy.observe().servers if server.backend == "back"]
     assert (front.name, front.down) == ("new", True)
 
 

@@ -223,7 +223,7 @@ class Walk:
         assert live.digest == digest_of(self.edge.file(self.live, "oracle").read_bytes()), self.done[-3:]
         assert not (state / "journal.json").exists(), self.done[-3:]
         servers = self.live["backends"]["back"]["servers"]
-        seen = {one.name: one for one in self.edge.haproxy.observe().servers if one.backend == "back"}
+        seen = {server.name: server for server in self.edge.haproxy.observe().servers if server.backend == "back"}
         assert {name: (seen[name].address, seen[name].weight, seen[name].maintenance) for name in servers} == {
             name: (one["address"], one.get("weight", 1), one.get("disabled", False)) for name, one in servers.items()
         }, self.done[-3:]

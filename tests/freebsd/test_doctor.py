@@ -99,12 +99,12 @@ def found(scene: Scene, what: str) -> list[Found]:
 @pytest.mark.parametrize("release", ["14", "15"])
 def test_addresses_and_their_carp_state(release: str):
     addresses = basetools.addresses(said(f"ifconfig-{release}"))
-    virtual = [one for one in addresses if one.vhid is not None]
+    virtual = [address for address in addresses if address.vhid is not None]
     assert virtual == [
         Address(address="10.0.20.1", interface="igc1", vhid=3, carp="MASTER"),
         Address(address="2001:db8:1::2", interface="igc1", vhid=4, carp="BACKUP"),
     ]
-    assert {one.address for one in addresses} >= {"203.0.113.5", "10.0.20.2", "::1", "127.0.0.1"}
+    assert {address.address for address in addresses} >= {"203.0.113.5", "10.0.20.2", "::1", "127.0.0.1"}
 
 
 def test_redirects_of_pfctl():
@@ -378,7 +378,7 @@ def test_a_check_that_fails_is_a_finding(host: Host, monkeypatch: pytest.MonkeyP
     ("levels", "code"), [([], 0), (["ok", "note"], 0), (["ok", "look"], 6), (["look", "broken", "ok"], 4)]
 )
 def test_exit_codes(levels: list[str], code: int):
-    assert doctor.exit_code([Found(level=one, what="x", message="y") for one in levels]) == code
+    assert doctor.exit_code([Found(level=level, what="x", message="y") for level in levels]) == code
 
 
 def test_a_host_where_all_is_well_and_one_where_it_is_not(one_edge: Edge):

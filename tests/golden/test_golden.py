@@ -69,11 +69,11 @@ def test_every_haproxy_takes_it_without_a_word(name: str, haproxy_binary: Path, 
 
 def test_the_example_has_every_part_of_the_worked_deployment():
     state = parse(EXAMPLE.read_bytes(), file="example").state
-    frontends = {one.name: one for one in state.frontends}
+    frontends = {frontend.name: frontend for frontend in state.frontends}
     mail = [frontends[name] for name in ("smtp", "smtps", "submission", "imaps")]
     assert [{endpoint.port for endpoint in one.bind} for one in mail] == [{25}, {465}, {587}, {993}]
     assert all({endpoint.family for endpoint in one.bind} == {4, 6} for one in mail)
-    backends = {one.name: one for one in state.backends}
+    backends = {backend.name: backend for backend in state.backends}
     assert [backends[one.name].servers[0].address.port for one in mail] == [30125, 30126, 30127, 30128]
     assert all(len(backends[one.name].servers) == 4 for one in mail)
     assert {backends[one.name].health.port for one in mail} == {30145, 30146, 30147}

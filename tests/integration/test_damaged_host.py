@@ -34,7 +34,11 @@ def listeners(edge: Edge, port: int) -> list[int]:
     found = []
     for process in edge.processes():
         with contextlib.suppress(psutil.Error):
-            if any(one.laddr.port == port for one in process.net_connections("tcp") if one.status == "LISTEN"):
+            if any(
+                connection.laddr.port == port
+                for connection in process.net_connections("tcp")
+                if connection.status == "LISTEN"
+            ):
                 found.append(process.pid)
     return found
 
@@ -135,10 +139,16 @@ def test_a_health_port_that_is_gone_from_the_file_is_gone_from_the_checks(edge: 
         document["backends"]["back"]["servers"]["dead"] = {"address": f"127.0.0.1:{free_port()}"}
         document["backends"]["back"]["health"] = {"port": check.port, "interval": "100ms", "fall": 1}
         edge.live(document)
-        until(lambda: {one.name: one.status for one in edge.haproxy.observe().servers}["dead"] == "UP", "its check")
+        until(
+            lambda: {server.name: server.status for server in edge.haproxy.observe().servers}["dead"] == "UP",
+            "its check",
+        )
         del document["backends"]["back"]["health"]["port"]
         edge.live(document)
-        until(lambda: {one.name: one.status for one in edge.haproxy.observe().servers}["dead"] == "DOWN", "it is dead")
+        until(
+            lambda: {server.name: server.status for server in edge.haproxy.observe().servers}["dead"] == "DOWN",
+            "it is dead",
+        )
         assert {first_line(port) for _ in range(10)} == {"a PROXY 127.0.0.1"}
 
 

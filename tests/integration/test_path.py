@@ -460,7 +460,7 @@ def test_dead_servers_stay_dead_over_a_reload_and_moved_ones_are_looked_at_anew(
 
 
 def _server(edge: Edge, name: str):
-    return next(one for one in edge.haproxy.observe().servers if one.name == name)
+    return next(server for server in edge.haproxy.observe().servers if server.name == name)
 
 
 def test_sni_routes(edge: Edge, tmp_path: Path):

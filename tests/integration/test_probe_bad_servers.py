@@ -361,7 +361,7 @@ def test_the_command_tells_what_each_server_is_and_exits_with_what_is_wrong(one_
         )
         done = one_edge.agent("probe", "--json")
         assert done.returncode == 4
-        assert {(one["backend"], one["server"], one["result"]) for one in json.loads(done.stdout)} == {
+        assert {(entry["backend"], entry["server"], entry["result"]) for entry in json.loads(done.stdout)} == {
             ("good", "a", "speaks_proxy"),
             ("wrong", "a", "plain"),
             ("meant", "a", "plain"),

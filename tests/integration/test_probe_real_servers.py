@@ -181,4 +181,4 @@ def test_aiosmtpd_with_its_proxy_timeout():
             undo.callback(one.stop)
         told_apart(Application.SMTP, demanding.port, plain.port)
         # aiosmtpd stops its loop under whatever is still open.
-        until(lambda: all(one.transport is None for one in sessions), "the servers have seen the probes end")
+        until(lambda: all(session.transport is None for session in sessions), "the servers have seen the probes end")

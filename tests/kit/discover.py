@@ -45,7 +45,7 @@ def node(name: str, *addresses: str, ready: bool = True, cordoned: bool = False,
         "metadata": {"name": name, "labels": {key.replace("_", "-"): value for key, value in labels.items()}},
         "spec": {"unschedulable": True} if cordoned else {},
         "status": {
-            "addresses": [{"type": "InternalIP", "address": one} for one in addresses]
+            "addresses": [{"type": "InternalIP", "address": address} for address in addresses]
             + [{"type": "Hostname", "address": name}],
             "conditions": [
                 {"type": "MemoryPressure", "status": "False"},
@@ -156,9 +156,9 @@ class Controller:
 
     def close(self) -> None:
         if self.process.poll() is None:
-            for one in psutil.Process(self.process.pid).children(recursive=True):
+            for child in psutil.Process(self.process.pid).children(recursive=True):
                 with contextlib.suppress(psutil.Error):
-                    one.kill()
+                    child.kill()
             self.process.kill()
         self.process.wait()
 

@@ -216,7 +216,9 @@ class FakeProber:
 
     def unbound(self, endpoints: Collection[Endpoint]) -> Mapping[Endpoint, BindFailure]:
         return {
-            one: BindFailure(reason="in_use", detail=self.busy[str(one)]) for one in endpoints if str(one) in self.busy
+            endpoint: BindFailure(reason="in_use", detail=self.busy[str(endpoint)])
+            for endpoint in endpoints
+            if str(endpoint) in self.busy
         }
 
     def shared(self, endpoints: Collection[Endpoint]) -> Iterable[tuple[Endpoint, str]]:
@@ -224,18 +226,18 @@ class FakeProber:
 
     def reachable(self, servers: Mapping[Key, Iterable[Endpoint]], *, timeout: float) -> frozenset[Key]:
         self.asked += sorted(servers)
-        self.probed_open += [str(one) for ends in servers.values() for one in ends]
-        return frozenset(key for key, ends in servers.items() if not any(str(one) in self.dead for one in ends))
+        self.probed_open += [str(end) for ends in servers.values() for end in ends]
+        return frozenset(key for key, ends in servers.items() if not any(str(end) in self.dead for end in ends))
 
     def handshakes(self, questions: Collection[Question]) -> Mapping[Key, ProbeResult]:
-        self.greeted += sorted(one.key for one in questions)
-        return {one.key: ProbeResult(result=self._result(one), detail="as told") for one in questions}
+        self.greeted += sorted(question.key for question in questions)
+        return {question.key: ProbeResult(result=self._result(question), detail="as told") for question in questions}
 
-    def _result(self, one: Question) -> Result:
-        if str(one.address) in self.dead:
+    def _result(self, question: Question) -> Result:
+        if str(question.address) in self.dead:
             return Result.REFUSED
-        good = Result.PLAIN if one.version is ProxyProtocol.NONE else Result.SPEAKS_PROXY
-        return self.odd.get(str(one.address), good)
+        good = Result.PLAIN if question.version is ProxyProtocol.NONE else Result.SPEAKS_PROXY
+        return self.odd.get(str(question.address), good)
 
 
 class Clock:

@@ -135,10 +135,10 @@ AcceptEnv *
 
     def program(self, word: str) -> psutil.Process | None:
         """A program of a session with this word in its command line; it may outlive its session."""
-        for one in self.sessions():
+        for session in self.sessions():
             with contextlib.suppress(psutil.Error):  # it ends just now
-                if word in one.cmdline():
-                    return one
+                if word in session.cmdline():
+                    return session
         return None
 
     def kill(self) -> None:
@@ -153,9 +153,9 @@ AcceptEnv *
     def stop(self) -> None:
         if self.process is None or self.process.poll() is not None:
             return
-        for one in self.sessions():
+        for session in self.sessions():
             with contextlib.suppress(psutil.Error):
-                one.kill()
+                session.kill()
         self.process.kill()
         self.process.wait()
 

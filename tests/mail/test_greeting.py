@@ -47,7 +47,7 @@ def state(mail: MailHost, **health: Any) -> dict[str, Any]:
 def checks(edge: Edge) -> dict[str, tuple[str, str]]:
     seen = StatsSocket(edge.folder / "run/haproxy.sock").observe()
     # "* " in front: the next check is under way (HAProxy's management guide, 9.1, check_status).
-    return {one.backend: (one.status, one.check.removeprefix("* ")) for one in seen.servers}
+    return {server.backend: (server.status, server.check.removeprefix("* ")) for server in seen.servers}
 
 
 def test_greetings_of_postfix_and_dovecot_pass_and_leave_no_error_line(mail: MailHost, haproxy_binary: Path):

@@ -73,7 +73,9 @@ def test_the_client_that_is_named_stands_in_the_log(mail: MailHost):
 
 def test_no_probe_leaves_an_error_in_postfix_log(mail: MailHost):
     start = len(mail.postfix_log)
-    speaking = [one for one in questions(mail, ProxyProtocol.V2) if one.key[1] in ("smtp", "submission", "smtps")]
+    speaking = [
+        question for question in questions(mail, ProxyProtocol.V2) if question.key[1] in ("smtp", "submission", "smtps")
+    ]
     ask(speaking)
     until(lambda: mail.postfix_log[start:].count("disconnect from") >= 1, "the probes are over")
     assert not [line for line in mail.postfix_log[start:].splitlines() if " error: " in line or " fatal: " in line]

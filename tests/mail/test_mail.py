@@ -53,7 +53,7 @@ def ports(mail: MailHost, haproxy_binary: Path) -> Iterator[dict[str, int]]:
 
 
 def _all_up(edge: Edge) -> None:
-    until(lambda: {one.check for one in edge.haproxy.observe().servers} == {"L4OK"}, "checks on the plain twins")
+    until(lambda: {server.check for server in edge.haproxy.observe().servers} == {"L4OK"}, "checks on the plain twins")
 
 
 def context(mail: MailHost) -> ssl.SSLContext:

@@ -175,11 +175,11 @@ def test_a_server_with_the_snippet_speaks_proxy_to_the_firewall(
         def probed() -> bool:
             with inside(near):
                 results.append(edge.agent("probe", "--json").stdout)
-            return {one["backend"]: one["result"] for one in json.loads(results[-1])} == expected
+            return {entry["backend"]: entry["result"] for entry in json.loads(results[-1])} == expected
 
         # A mail server that has just started greets its first client late; the probe waits for two seconds.
         results: list[str] = []
         expected = dict.fromkeys(backends, "speaks_proxy")
         with contextlib.suppress(AssertionError):
             until(probed, "each speaks PROXY")
-        assert {one["backend"]: one["result"] for one in json.loads(results[-1])} == expected, results[-1]
+        assert {entry["backend"]: entry["result"] for entry in json.loads(results[-1])} == expected, results[-1]

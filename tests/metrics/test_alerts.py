@@ -114,9 +114,9 @@ def test_every_alert_has_its_cases_and_its_heading_in_the_runbook():
         if line.startswith("## ")
     }
     assert rules().keys() == CASES.keys()
-    for one in rules().values():
-        page, _, heading = one["annotations"]["runbook_url"].partition("#")  # type: ignore[index]  # YAML of ours
-        assert (page, heading in headings) == ("docs/operations.md", True), one["alert"]
+    for rule in rules().values():
+        page, _, heading = rule["annotations"]["runbook_url"].partition("#")  # type: ignore[index]  # YAML of ours
+        assert (page, heading in headings) == ("docs/operations.md", True), rule["alert"]
 
 
 @pytest.mark.parametrize("alert", CASES)

@@ -109,4 +109,4 @@ def test_the_dashboard_holds_what_operators_look_for():
     titles = {panel["title"] for panel in DASHBOARD["panels"]}
     assert {"Frontends", "Connections", "Bytes", "Servers", "Applies", "Apply stages", "Processes"} <= titles
     places = [panel["gridPos"] for panel in DASHBOARD["panels"]]
-    assert all(one["x"] + one["w"] <= 24 for one in places)
+    assert all(place["x"] + place["w"] <= 24 for place in places)

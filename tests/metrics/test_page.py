@@ -224,6 +224,6 @@ def test_routes_carry_their_names():
             {"sni": [], "backend": document["backends"][0]["name"]},
         ],
     }
-    labels = [one.label for one in page.picture(status(document)).edges]
-    assert [one for one in labels if one] == ["a.example.org, *.e…"]
+    labels = [edge.label for edge in page.picture(status(document)).edges]
+    assert [label for label in labels if label] == ["a.example.org, *.e…"]
     assert "a.example.org, *.example.net → " in page.render(status(document), ())

@@ -115,7 +115,7 @@ def state(terms: Terms, now: Snapshot) -> DesiredState:
     tree = document(terms, found.fragments)
     state = parse(merge.as_json(tree), file="json").state
     assert parse(merge.as_yaml(tree, "x"), file="yaml").state == state
-    asking = {one.key for one in now.services if one.wants}
+    asking = {service.key for service in now.services if service.wants}
     assert asking == found.fragments.keys() | found.mistakes.keys()
     assert not (found.fragments.keys() & found.mistakes.keys())
     return state
@@ -141,7 +141,7 @@ def test_a_newcomer_takes_nothing_from_who_was_there(found, newcomer):
     before = state(Terms(), snapshot(found))
     after = state(Terms(), snapshot((found[0] + [newcomer], found[1], found[2])))
     assert set(before.frontends) <= set(after.frontends)
-    assert {one.name for one in before.backends} <= {one.name for one in after.backends}
+    assert {backend.name for backend in before.backends} <= {backend.name for backend in after.backends}
 
 
 @given(st.one_of(NASTY, st.text(alphabet="ab=!,() innot.", max_size=30)))

@@ -77,7 +77,7 @@ def make(before: LiveGeneration, target: Target, servers: dict[Key, ServerStats]
     assert (again.new_generation, again.operator_overrides) == (False, ())
     for command in again.pending_deletes:
         apply(servers, command)
-    assert servers.keys() == {(pool.name, one.name) for pool in target.state.backends for one in pool.servers}
+    assert servers.keys() == {(pool.name, server.name) for pool in target.state.backends for server in pool.servers}
 
 
 @PLAIN

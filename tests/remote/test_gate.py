@@ -159,22 +159,22 @@ def test_a_document_without_an_end_is_read_no_further_than_allowed(one_edge: Edg
     assert "at most 1,048,576 bytes" in json.loads(done.stdout)["message"]
 
 
-def test_a_connection_that_is_cut_ends_no_document(one: Firewall, client: Client, backend: EchoServer):
+def test_a_connection_that_is_cut_ends_no_document(firewall: Firewall, client: Client, backend: EchoServer):
     """Without a digest only the end of the session tells: half of a YAML file can be valid."""
     port, other = free_port(), free_port()
     whole = f"version: 1\nbackends: {{a: {{servers: {{a: {{address: '{backend.address}'}}}}}}}}\nfrontends:\n"
     whole += f"  one: {{bind: ['127.0.0.1:{port}'], backend: a}}\n"
     data = whole + f"  two: {{bind: ['127.0.0.1:{other}'], backend: a}}\n"
-    assert client.ssh("-p", str(one.sshd.port), "root@127.0.0.1", "agent sync", data=data.encode()).returncode == 0
-    words = [client.folder / "bin/ssh", "-p", str(one.sshd.port), "root@127.0.0.1", "agent sync - --timeout 5s"]
+    assert client.ssh("-p", str(firewall.sshd.port), "root@127.0.0.1", "agent sync", data=data.encode()).returncode == 0
+    words = [client.folder / "bin/ssh", "-p", str(firewall.sshd.port), "root@127.0.0.1", "agent sync - --timeout 5s"]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as ssh:
         assert ssh.stdin is not None
         ssh.stdin.write(whole.encode())
         ssh.stdin.flush()
-        gates = until(lambda: one.sshd.program("gate"), "the gate reads")
+        gates = until(lambda: firewall.sshd.program("gate"), "the gate reads")
         ssh.kill()
     gates.wait(20)
-    assert one.edge.desired.read_bytes() == data.encode()
+    assert firewall.edge.desired.read_bytes() == data.encode()
     assert first_line(other)[:1] == "a"
 
 
@@ -193,11 +193,11 @@ def test_a_document_that_never_ends_is_not_waited_for(one_edge: Edge):
         assert b"no whole document within 0.5 s" in process.stderr.read()
 
 
-def test_each_call_of_the_design_through_a_real_sshd(one: Firewall, client: Client, backend: EchoServer):
+def test_each_call_of_the_design_through_a_real_sshd(firewall: Firewall, client: Client, backend: EchoServer):
     data = json.dumps(state(backend.address)).encode()
 
     def ssh(*words: str, data: bytes | None = None) -> subprocess.CompletedProcess[str]:
-        return client.ssh("-p", str(one.sshd.port), "root@127.0.0.1", *words, data=data)
+        return client.ssh("-p", str(firewall.sshd.port), "root@127.0.0.1", *words, data=data)
 
     done = ssh("agent", "plan", "-", data=data)
     assert (done.returncode, "+frontend" in done.stdout) == (0, True), done.stderr
@@ -211,20 +211,20 @@ def test_each_call_of_the_design_through_a_real_sshd(one: Firewall, client: Clie
         done = ssh(words)
         assert (done.returncode, done.stdout) == (9, "")
         assert "is not let through" in done.stderr
-    done = client.ssh("-p", str(one.sshd.port), "root@127.0.0.1", "-s", "sftp")
+    done = client.ssh("-p", str(firewall.sshd.port), "root@127.0.0.1", "-s", "sftp")
     assert done.returncode != 0
 
 
-def test_the_line_for_authorized_keys(one: Firewall, client: Client, backend: EchoServer):
+def test_the_line_for_authorized_keys(firewall: Firewall, client: Client, backend: EchoServer):
     public = client.key.with_suffix(".pub")
-    done = one.edge.agent("gate", "--print-authorized-key", public)
+    done = firewall.edge.agent("gate", "--print-authorized-key", public)
     assert done.returncode == 0, done.stderr
     line = done.stdout.strip()
     assert line.startswith('restrict,command="')
     assert line.endswith(public.read_text().strip())
-    assert f"--settings {one.edge.settings} gate" in line
-    one.sshd.folder.joinpath("authorized_keys").write_text(done.stdout)
-    found = client.ssh("-p", str(one.sshd.port), "root@127.0.0.1", "agent", "history")
+    assert f"--settings {firewall.edge.settings} gate" in line
+    firewall.sshd.folder.joinpath("authorized_keys").write_text(done.stdout)
+    found = client.ssh("-p", str(firewall.sshd.port), "root@127.0.0.1", "agent", "history")
     assert found.returncode == 0, found.stderr
 
 

@@ -67,11 +67,11 @@ def test_ordered_stops_at_the_first_that_is_not_live(
 
 @pytest.mark.parametrize("kind", ["degraded", "refused", "rolled_back", "policy"])
 def test_the_far_sides_report_comes_back_whole_with_its_exit_code(
-    one: Firewall, cluster: Cluster, backend: EchoServer, kind: str
+    firewall: Firewall, cluster: Cluster, backend: EchoServer, kind: str
 ):
     port, taken = free_port(), free_port()
     good = cluster.file(state(backend.address, port))
-    assert cluster.agent("sync", good, "--to", one.to).returncode == 0
+    assert cluster.agent("sync", good, "--to", firewall.to).returncode == 0
     nobody = f"127.0.0.1:{free_port()}"
     worse = {
         "degraded": state(backend.address, port, taken, serial=2),
@@ -82,9 +82,9 @@ def test_the_far_sides_report_comes_back_whole_with_its_exit_code(
     if kind == "rolled_back":
         worse["backends"]["pool"]["health"] = {"type": "http", "interval": "100ms", "fall": 1}
     with socket.create_server(("127.0.0.1", taken)):
-        done = cluster.agent("sync", cluster.file(worse), "--to", one.to, "--json")
-        here = one.edge.agent("sync", one.edge.file(json.dumps(worse).encode()), "--json")
-    answer = json.loads(done.stdout)["hosts"][one.to]["answer"]
+        done = cluster.agent("sync", cluster.file(worse), "--to", firewall.to, "--json")
+        here = firewall.edge.agent("sync", firewall.edge.file(json.dumps(worse).encode()), "--json")
+    answer = json.loads(done.stdout)["hosts"][firewall.to]["answer"]
     same = json.loads(here.stdout)
     assert done.returncode == here.returncode == {"degraded": 6, "refused": 4, "rolled_back": 5, "policy": 9}[kind]
     assert answer["result"] == kind
@@ -111,25 +111,25 @@ def test_the_far_sides_report_comes_back_whole_with_its_exit_code(
     ],
     ids=["crlf", "bom", "1 MiB"],
 )
-def test_it_arrives_to_the_byte(one: Firewall, cluster: Cluster, data: bytes):
-    done = cluster.agent("sync", "-", "--to", one.to, data=data)
+def test_it_arrives_to_the_byte(firewall: Firewall, cluster: Cluster, data: bytes):
+    done = cluster.agent("sync", "-", "--to", firewall.to, data=data)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert one.edge.desired.read_bytes() == data
+    assert firewall.edge.desired.read_bytes() == data
 
 
-def test_options_reach_the_other_side(one: Firewall, cluster: Cluster, backend: EchoServer):
+def test_options_reach_the_other_side(firewall: Firewall, cluster: Cluster, backend: EchoServer):
     file = cluster.file(state(backend.address))
-    done = cluster.agent("sync", file, "--to", one.to, "--dry-run")
+    done = cluster.agent("sync", file, "--to", firewall.to, "--dry-run")
     assert (done.returncode, "+frontend" in done.stdout) == (0, True), done.stderr
-    assert not one.edge.desired.exists()
-    assert cluster.agent("sync", file, "--to", one.to, "--if-live", "ab" * 32).returncode == 9
-    done = cluster.agent("sync", file, "--to", one.to, "--no-wait")
+    assert not firewall.edge.desired.exists()
+    assert cluster.agent("sync", file, "--to", firewall.to, "--if-live", "ab" * 32).returncode == 9
+    done = cluster.agent("sync", file, "--to", firewall.to, "--no-wait")
     assert (done.returncode, "stored" in done.stdout) == (0, True)
-    one.edge.wait("committed")
+    firewall.edge.wait("committed")
     empty = cluster.file({"version": 1, "serial": 2})
-    assert cluster.agent("sync", empty, "--to", one.to).returncode == 9
+    assert cluster.agent("sync", empty, "--to", firewall.to).returncode == 9
     meant = cluster.file({"version": 1, "serial": 2, "allow_empty": True})
-    assert cluster.agent("sync", meant, "--to", one.to).returncode == 0
+    assert cluster.agent("sync", meant, "--to", firewall.to).returncode == 0
 
 
 def test_what_is_invalid_here_is_sent_nowhere(cluster: Cluster):
@@ -242,12 +242,12 @@ def test_what_ssh_and_the_other_side_say_is_told_apart(said: str, code: int, exi
     assert (found.exit_code, words in found.message) == (exit_code, True), found
 
 
-def test_what_cannot_be_stored_is_the_far_sides_own_word(one: Firewall, cluster: Cluster, backend: EchoServer):
-    one.edge.desired.mkdir()
-    done = cluster.agent("sync", cluster.file(state(backend.address)), "--to", one.to)
+def test_what_cannot_be_stored_is_the_far_sides_own_word(firewall: Firewall, cluster: Cluster, backend: EchoServer):
+    firewall.edge.desired.mkdir()
+    done = cluster.agent("sync", cluster.file(state(backend.address)), "--to", firewall.to)
     assert done.returncode in (2, 4)
     assert "no agent of this version" not in done.stdout
-    assert str(one.edge.desired) in done.stdout
+    assert str(firewall.edge.desired) in done.stdout
 
 
 def test_ordered_and_no_wait_contradict_each_other(cluster: Cluster):
@@ -271,21 +271,21 @@ def test_nobody_listens(cluster: Cluster):
     assert "Connection refused" in failure(cluster, f"root@127.0.0.1:{free_port()}")
 
 
-def test_the_key_is_not_taken(one: Firewall, cluster: Cluster, client: Client, tmp_path: Path):
+def test_the_key_is_not_taken(firewall: Firewall, cluster: Cluster, client: Client, tmp_path: Path):
     client.key = make_key(tmp_path / "other")
     client.configure()
-    assert "Permission denied" in failure(cluster, one.to)
+    assert "Permission denied" in failure(cluster, firewall.to)
 
 
-def test_the_host_key_has_changed(one: Firewall, cluster: Cluster, client: Client, tmp_path: Path):
+def test_the_host_key_has_changed(firewall: Firewall, cluster: Cluster, client: Client, tmp_path: Path):
     other = make_key(tmp_path / "host").with_suffix(".pub").read_text().split()[:2]
-    (client.folder / "known_hosts").write_text(f"[127.0.0.1]:{one.sshd.port} {' '.join(other)}\n")
-    assert "REMOTE HOST IDENTIFICATION HAS CHANGED" in failure(cluster, one.to)
+    (client.folder / "known_hosts").write_text(f"[127.0.0.1]:{firewall.sshd.port} {' '.join(other)}\n")
+    assert "REMOTE HOST IDENTIFICATION HAS CHANGED" in failure(cluster, firewall.to)
 
 
-def test_the_host_key_is_not_known(one: Firewall, cluster: Cluster, client: Client):
+def test_the_host_key_is_not_known(firewall: Firewall, cluster: Cluster, client: Client):
     (client.folder / "known_hosts").write_text("")
-    assert "Host key verification failed" in failure(cluster, one.to)
+    assert "Host key verification failed" in failure(cluster, firewall.to)
 
 
 def test_no_agent_on_the_other_side(cluster: Cluster, client: Client, tmp_path: Path):
@@ -345,45 +345,45 @@ def test_a_server_that_is_none(cluster: Cluster):
         thread.join()
 
 
-def test_sshd_killed_while_waiting(one: Firewall, cluster: Cluster, backend: EchoServer):
-    (service,) = one.edge.services
+def test_sshd_killed_while_waiting(firewall: Firewall, cluster: Cluster, backend: EchoServer):
+    (service,) = firewall.edge.services
     service.send_signal(signal.SIGSTOP)
     file = cluster.file(state(backend.address))
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        waiting = pool.submit(cluster.agent, "sync", file, "--to", one.to)
-        until(one.edge.desired.exists, "the document is there")
-        one.sshd.kill()
+        waiting = pool.submit(cluster.agent, "sync", file, "--to", firewall.to)
+        until(firewall.edge.desired.exists, "the document is there")
+        firewall.sshd.kill()
         done = waiting.result(60)
     assert (done.returncode, "the session was cut" in done.stdout) == (8, True), done.stdout
     assert "sync again" in done.stderr
     service.send_signal(signal.SIGCONT)
-    one.edge.wait("committed", digest_of(file.read_bytes()))  # it had arrived
+    firewall.edge.wait("committed", digest_of(file.read_bytes()))  # it had arrived
 
 
-def test_the_agent_killed_while_waiting(one: Firewall, cluster: Cluster, backend: EchoServer):
-    (service,) = one.edge.services
+def test_the_agent_killed_while_waiting(firewall: Firewall, cluster: Cluster, backend: EchoServer):
+    (service,) = firewall.edge.services
     service.send_signal(signal.SIGSTOP)
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        waiting = pool.submit(cluster.agent, "sync", cluster.file(state(backend.address)), "--to", one.to)
-        until(one.edge.desired.exists, "the document is there")
+        waiting = pool.submit(cluster.agent, "sync", cluster.file(state(backend.address)), "--to", firewall.to)
+        until(firewall.edge.desired.exists, "the document is there")
         service.kill()
         done = waiting.result(60)
     assert (done.returncode, "no agent runs here; the document is stored" in done.stdout) == (7, True), done.stdout
 
 
 def test_a_connection_cut_at_every_tenth_leaves_the_old_document_or_the_new_one(
-    one: Firewall, cluster: Cluster, client: Client, backend: EchoServer
+    firewall: Firewall, cluster: Cluster, client: Client, backend: EchoServer
 ):
     port = free_port()
     old = cluster.file(state(backend.address, port))
-    assert cluster.agent("sync", old, "--to", one.to).returncode == 0
+    assert cluster.agent("sync", old, "--to", firewall.to).returncode == 0
     new = json.dumps(state(backend.address, port, serial=2)).encode()
     new += b"\n#" + os.urandom(400_000).hex().encode()
     file = cluster.file(new, "large.yaml")
 
     def carried(after: int) -> tuple[int, int]:
-        with Relay(one.sshd.port, after) as relay:
-            known = one.sshd.known.replace(f":{one.sshd.port} ", f":{relay.port} ")
+        with Relay(firewall.sshd.port, after) as relay:
+            known = firewall.sshd.known.replace(f":{firewall.sshd.port} ", f":{relay.port} ")
             (client.folder / "known_hosts").write_text(known)
             word = "--dry-run" if after < 0 else "--force"
             done = cluster.agent("sync", file, "--to", f"root@127.0.0.1:{relay.port}", word)
@@ -394,18 +394,18 @@ def test_a_connection_cut_at_every_tenth_leaves_the_old_document_or_the_new_one(
     for tenth in range(1, 10):
         code, _ = carried(whole * tenth // 10)
         assert code == 8
-        assert one.edge.desired.read_bytes() == old.read_bytes(), tenth
+        assert firewall.edge.desired.read_bytes() == old.read_bytes(), tenth
     assert first_line(port)[:1] == "a"
     assert carried(whole * 2)[0] == 0
-    assert one.edge.desired.read_bytes() == new
+    assert firewall.edge.desired.read_bytes() == new
 
 
-def test_twenty_at_once(one: Firewall, cluster: Cluster, backend: EchoServer):
+def test_twenty_at_once(firewall: Firewall, cluster: Cluster, backend: EchoServer):
     port = free_port()
     files = [cluster.file(state(backend.address, port, serial=n), f"{n}.yaml") for n in range(1, 21)]
     with concurrent.futures.ThreadPoolExecutor(20) as pool:
-        ends = list(pool.map(lambda file: cluster.agent("sync", file, "--to", one.to, "--json"), files))
-    live = [entry["digest"] for entry in json.loads(one.edge.agent("history", "--json").stdout)]
+        ends = list(pool.map(lambda file: cluster.agent("sync", file, "--to", firewall.to, "--json"), files))
+    live = [entry["digest"] for entry in json.loads(firewall.edge.agent("history", "--json").stdout)]
     for file, end in zip(files, ends, strict=True):
         (told,) = json.loads(end.stdout)["hosts"].values()
         if end.returncode == 8:  # sshd takes ten at once that have not yet shown their key (MaxStartups)
@@ -414,4 +414,6 @@ def test_twenty_at_once(one: Firewall, cluster: Cluster, backend: EchoServer):
         else:
             assert (end.returncode == 0) is (digest_of(file.read_bytes()) in live), told
             assert end.returncode in (0, 9)
-    assert one.edge.status()["live"]["serial"] == max(n for n, end in enumerate(ends, start=1) if end.returncode == 0)
+    assert firewall.edge.status()["live"]["serial"] == max(
+        n for n, end in enumerate(ends, start=1) if end.returncode == 0
+    )

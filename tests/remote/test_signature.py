@@ -271,22 +271,22 @@ def test_what_is_live_needs_no_signature_to_go_on(strict: Edge, key: Path, backe
     assert strict.status()["outcome"] == "unchanged"
 
 
-def test_over_ssh(one: Firewall, cluster: Cluster, client: Client, key: Path, backend: EchoServer):
-    service = one.edge.services[0]
-    demand(one.edge, key)
+def test_over_ssh(firewall: Firewall, cluster: Cluster, client: Client, key: Path, backend: EchoServer):
+    service = firewall.edge.services[0]
+    demand(firewall.edge, key)
     service.terminate()
     service.wait()
-    one.edge.serve()
+    firewall.edge.serve()
     file = cluster.file(state(backend.address))
-    done = cluster.agent("sync", file, "--to", one.to)
+    done = cluster.agent("sync", file, "--to", firewall.to)
     assert (done.returncode, "it is not signed" in done.stdout) == (9, True)
-    done = cluster.agent("sync", file, "--to", one.to, "--sign", key)
+    done = cluster.agent("sync", file, "--to", firewall.to, "--sign", key)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert one.edge.desired.with_name("desired.yaml.sig").exists()
+    assert firewall.edge.desired.with_name("desired.yaml.sig").exists()
     rsa = make_key(client.folder / "rsa", "rsa")  # the longest signature
-    signers(one.edge.folder / "signers", rsa)
+    signers(firewall.edge.folder / "signers", rsa)
     later = cluster.file(state(backend.address, serial=2))
-    assert cluster.agent("sync", later, "--to", one.to, "--sign", rsa).returncode == 0
+    assert cluster.agent("sync", later, "--to", firewall.to, "--sign", rsa).returncode == 0
 
 
 def test_the_command_finds_no_ssh_keygen(one_edge: Edge, key: Path, monkeypatch: pytest.MonkeyPatch):

@@ -35,7 +35,7 @@ def violations(document: object) -> list[str]:
     data = document.encode() if isinstance(document, str) else json.dumps(document).encode()
     with pytest.raises(InvalidError) as caught:
         parse(data, file="d")
-    return [f"{'.'.join(map(str, one.path))}: {one.message}" for one in caught.value.violations]
+    return [f"{'.'.join(map(str, violation.path))}: {violation.message}" for violation in caught.value.violations]
 
 
 def findings(document: object, limits: Limits = UNBOUNDED) -> list[str]:
@@ -118,7 +118,9 @@ def test_every_key_of_the_schema_comes_through():
     )
     assert (pool.timeouts.connect, pool.timeouts.server, pool.on_down) == (2_000, 3_600_000, OnDown.CLOSE)
     assert (other.timeouts.connect, other.timeouts.server, other.on_down) == (None, None, OnDown.KEEP)
-    assert [(one.name, str(one.address), one.weight, one.backup, one.disabled) for one in pool.servers] == [
+    assert [
+        (server.name, str(server.address), server.weight, server.backup, server.disabled) for server in pool.servers
+    ] == [
         ("n1", "192.0.2.101:30125", 1, False, False),
         ("n2", "[2001:db8::2]:30125", 1, False, False),
         ("spare", "192.0.2.9:2525", 10, True, True),
@@ -286,12 +288,18 @@ def test_what_one_mistake_brings_about_is_not_told_as_another():
     document = state(smtp=1)
     document["backends"]["smtp"]["servers"] = "none"
     document["frontends"]["smtp"]["bind"] = ["nonsense"]
-    assert [one.split(":")[0] for one in violations(document)] == ["backends.smtp.servers", "frontends.smtp.bind.0"]
+    assert [violation.split(":")[0] for violation in violations(document)] == [
+        "backends.smtp.servers",
+        "frontends.smtp.bind.0",
+    ]
 
 
 def test_places_stay_right_behind_a_list_item_that_is_wrong():
     document = changed("frontends/smtp/bind", ["nonsense", "192.0.2.1:25", "192.0.2.1:25"])
-    assert [one.split(":")[0] for one in violations(document)] == ["frontends.smtp.bind.0", "frontends.smtp.bind.2"]
+    assert [violation.split(":")[0] for violation in violations(document)] == [
+        "frontends.smtp.bind.0",
+        "frontends.smtp.bind.2",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -561,7 +561,11 @@ def test_what_is_wrong_with_the_base_is_told_with_its_line():
     result, _tree = discovered(mail, web, *NODES, base=wrong, live=live)
     assert "Service default/mail cannot go on as it is: frontends.smtp.maxconn" in result.violations[0]
     result, _ = discovered(mail, web, *NODES, base=BASE.replace("backend: webgui", "backend: webgui\n    maxcon: 5"))
-    assert [one for one in result.violations if one.startswith("base.yaml:13: frontends.https.maxcon: unknown key")]
+    assert [
+        violation
+        for violation in result.violations
+        if violation.startswith("base.yaml:13: frontends.https.maxcon: unknown key")
+    ]
 
 
 def test_what_the_base_says_of_a_service_that_is_not_there_is_in_nobodys_way():

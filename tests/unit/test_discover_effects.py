@@ -98,8 +98,8 @@ def watching() -> Iterator[Callable[[Script], Reflector[Node]]]:
         assert not one.thread.is_alive()
 
 
-def names(one: Reflector[Node]) -> list[str]:
-    return sorted(found.name for found in one.objects())
+def names(reflector: Reflector[Node]) -> list[str]:
+    return sorted(found.name for found in reflector.objects())
 
 
 def test_pages_are_read_and_events_followed_from_there(watching):
@@ -318,8 +318,8 @@ def have(firewalls: Firewalls, tree: dict[str, Any]) -> bool:
 TREE = {"version": 1, "frontends": {"a": {}}}
 
 
-def result(one: push.Target, code: ExitCode, message: str = "said") -> push.Result:
-    return push.Result(target=one, exit_code=code, message=message, answer={"report": {}})
+def result(target: push.Target, code: ExitCode, message: str = "said") -> push.Result:
+    return push.Result(target=target, exit_code=code, message=message, answer={"report": {}})
 
 
 class Ssh:
@@ -332,7 +332,7 @@ class Ssh:
         self.sent: list[tuple[tuple[str, ...], tuple[str, ...]]] = []
         monkeypatch.setattr(push, "push", self._push)
         monkeypatch.setattr(push, "status", lambda to, seconds: tuple(self.statuses[one.text] for one in to))
-        self.firewalls = Firewalls([push.target(one) for one in names], seconds=1, sign=None)
+        self.firewalls = Firewalls([push.target(name) for name in names], seconds=1, sign=None)
 
     def _push(self, to: Any, payload: push.Payload, more: Any, **_: Any) -> tuple[push.Result, ...]:
         self.more.append(dict(more))

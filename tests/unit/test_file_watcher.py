@@ -57,9 +57,9 @@ def folder(tmp_path: Path) -> Path:
     return one
 
 
-def ended(one: file_watcher.Watch) -> bool:
-    assert one._observer is not None
-    return not all(emitter.is_alive() for emitter in one._observer.emitters)
+def ended(watch: file_watcher.Watch) -> bool:
+    assert watch._observer is not None
+    return not all(emitter.is_alive() for emitter in watch._observer.emitters)
 
 
 # kqueue's thread dies of its exception, as on FreeBSD.

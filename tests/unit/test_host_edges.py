@@ -52,7 +52,7 @@ def test_an_answer_that_is_cut_short_anywhere_is_no_answer(answering: tuple[list
     answers, stats = answering
     whole = INFO + HEAD + ROWS
     answers[:] = [whole]
-    assert [one.name for one in stats.observe().servers] == ["a"]
+    assert [server.name for server in stats.observe().servers] == ["a"]
     for length in range(len(whole)):
         answers[:] = [whole[:length]]
         with pytest.raises(NoAnswerError):
@@ -116,7 +116,7 @@ def test_this_hosts_own_listeners_are_found_with_their_program():
         socket.create_server(("127.0.0.1", 0)) as four,
         socket.create_server(("::1", 0), family=socket.AF_INET6) as six,
     ):
-        found = {str(one.endpoint): one for one in listeners.listeners()}
+        found = {str(listener.endpoint): listener for listener in listeners.listeners()}
         for server, host in ((four, "127.0.0.1"), (six, "[::1]")):
             one = found[f"{host}:{server.getsockname()[1]}"]
             assert one.pid is not None

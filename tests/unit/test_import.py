@@ -44,18 +44,18 @@ def test_the_worked_deployment_out_of_a_config_xml():
     state = parse(done.stdout.encode(), file="d").state
     mail = {"smtp": (25, 30125, 30145), "smtps": (465, 30126, 30146)}
     mail |= {"submission": (587, 30127, 30146), "imaps": (993, 30128, 30147)}
-    frontends = {one.name: one for one in state.frontends}
-    backends = {one.name: one for one in state.backends}
+    frontends = {frontend.name: frontend for frontend in state.frontends}
+    backends = {backend.name: backend for backend in state.backends}
     assert set(frontends) == {*mail, "https", "kubernetes"}
     assert set(backends) == {*mail, "webgui", "traefik", "kubernetes"}
     for name, (port, to, check) in mail.items():
         assert [str(one) for one in frontends[name].bind] == [f"10.0.20.1:{port}", f"[2001:db8:1::2]:{port}"]
         pool = backends[name]
-        assert {str(one.address) for one in pool.servers} == {f"10.0.20.10{n}:{to}" for n in (1, 2, 3, 4)}
+        assert {str(server.address) for server in pool.servers} == {f"10.0.20.10{n}:{to}" for n in (1, 2, 3, 4)}
         assert (pool.health.port, pool.health.interval, pool.proxy_protocol) == (check, 5_000, "v2")
     assert frontends["smtp"].maxconn == 500
     https = frontends["https"]
-    routes = [(list(one.sni), one.backend) for one in https.routes]
+    routes = [(list(route.sni), route.backend) for route in https.routes]
     assert routes == [(["pfsense.example.lan", "fw.example.lan"], "webgui"), (["*"], "traefik")]
     assert https.backend == "webgui"
     assert (backends["traefik"].health.type, backends["traefik"].proxy_protocol) == ("none", "v2")

@@ -47,5 +47,5 @@ def test_the_name_of_who_holds_an_address_is_plain_and_short():
     )
     facts = Facts(version="1", live=live, state=desired)
     text = Metrics(lambda: facts, lambda: None).text(open_metrics=False)[1].decode()
-    (line,) = [one for one in text.splitlines() if one.startswith("edgeagent_frontend_quarantined{")]
+    (line,) = [line for line in text.splitlines() if line.startswith("edgeagent_frontend_quarantined{")]
     assert line.endswith(',reason="in_use by ' + ("x_____" * 50)[:48] + '"} 1.0')

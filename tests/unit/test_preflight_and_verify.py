@@ -28,8 +28,8 @@ def of(document: object) -> DesiredState:
 def seen(*servers: str, check: str = "", closed: tuple[str, ...] = (), **status: str) -> Observation:
     """Servers `pool/name`, up but for those in `status` (by name), and a frontend for each pool."""
     made = []
-    for one in servers:
-        pool, name = one.split("/")
+    for server in servers:
+        pool, name = server.split("/")
         number = ord(name) - ord("a") + 1
         index = "abc".index(pool)
         made.append(
@@ -117,7 +117,9 @@ def test_what_cannot_be_bound_is_left_out_and_a_frontend_without_an_address_is_l
         ("b", "192.0.2.1:1001", "in_use"),
     ]
     left = preflight.without(whole, found)
-    assert [(one.name, [str(bind) for bind in one.bind]) for one in left.frontends] == [("a", ["[2001:db8::1]:25"])]
+    assert [(frontend.name, [str(bind) for bind in frontend.bind]) for frontend in left.frontends] == [
+        ("a", ["[2001:db8::1]:25"])
+    ]
     assert left.backends == whole.backends
     assert preflight.without(whole, ()) is whole
 
@@ -143,8 +145,8 @@ def test_what_did_not_serve_blocks_nothing_and_a_new_frontend_neither():
     before, after = state(a=1), state(a=1, b=1)
     assert preflight.serving_backends(of(before), seen("a/a", a="DOWN"), of(after)) == ()
     assert preflight.serving_backends(of(before), seen("a/a", closed=("a",)), of(after)) == ()
-    assert [one.frontend for one in preflight.serving_backends(of(before), seen("a/a"), of(after))] == ["a"]
-    idle = evolve(seen("a/a"), servers=tuple(evolve(one, weight=0) for one in seen("a/a").servers))
+    assert [backend.frontend for backend in preflight.serving_backends(of(before), seen("a/a"), of(after))] == ["a"]
+    idle = evolve(seen("a/a"), servers=tuple(evolve(server, weight=0) for server in seen("a/a").servers))
     assert preflight.serving_backends(of(before), idle, of(after)) == ()  # nobody is sent to weight 0
     assert preflight.serving_backends(None, None, of(after)) == ()
 
@@ -170,7 +172,7 @@ def test_a_frontend_that_is_routed_elsewhere_needs_a_server_there():
 
 
 def evolve_down(now: Observation, pool: str) -> Observation:
-    servers = tuple(evolve(one, status="DOWN") if one.backend == pool else one for one in now.servers)
+    servers = tuple(evolve(server, status="DOWN") if server.backend == pool else server for server in now.servers)
     return evolve(now, servers=servers)
 
 
@@ -295,7 +297,9 @@ def test_what_another_check_found_is_forgotten():
 def test_what_many_frontends_share_is_told_once():
     serving_backends = [ServingBackend(frontend=f"f{n}", backends=("b",)) for n in range(8)]
     told = preflight.sentences(
-        [(one, "no server of backend b answers") for one in serving_backends], singular="serves now", plural="serve now"
+        [(backend, "no server of backend b answers") for backend in serving_backends],
+        singular="serves now",
+        plural="serve now",
     )
     assert told == ("frontends f0, f1, f2, f3, f4 and 3 more serve now, and no server of backend b answers",)
     told = preflight.sentences(

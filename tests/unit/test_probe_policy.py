@@ -123,7 +123,7 @@ def test_a_mismatch_is_refused_with_its_name_and_nothing_is_touched(
     assert (report.outcome, report.generation) == (Outcome.REFUSED, 1)
     assert report.message == f"server s2 of backend smtp (192.0.2.1:2) {words}"
     assert "nothing was touched" in report.remedy
-    assert [(one.server, one.result) for one in report.handshakes] == [("s2", result.value)]
+    assert [(handshake.server, handshake.result) for handshake in report.handshakes] == [("s2", result.value)]
     assert stage.proxy.calls == []
     # The same document is still somebody's wish: it goes live by itself once the server is as it should be.
     stage.prober.odd.clear()
@@ -138,7 +138,7 @@ def test_what_is_not_proven_is_no_mismatch(stage: Stage, result: Result):
     assert report.outcome is (Outcome.DEGRADED if away else Outcome.COMMITTED)
 
     def about(report: Report) -> list[str]:
-        return [one.message for one in report.findings if one.where == "backends.smtp.servers.s1"]
+        return [finding.message for finding in report.findings if finding.where == "backends.smtp.servers.s1"]
 
     silent = "does not answer: no client is sent there before it does"
     assert (silent in about(report)) is away
@@ -199,7 +199,7 @@ def test_who_was_away_is_asked_when_it_is_up(stage: Stage):
     stage.prober.odd["192.0.2.1:2"] = Result.PLAIN
     report = stage.reconciler.reconcile(mail(1, 2))
     assert stage.asked() == ["s2"]
-    assert [one.message for one in report.findings if one.where.endswith("s2")] == [
+    assert [finding.message for finding in report.findings if finding.where.endswith("s2")] == [
         "is sent a PROXY v2 header and does not take it: as told"
     ]
 
@@ -211,7 +211,7 @@ def test_a_finding_ends_when_the_server_is_as_it_should_be(stage: Stage, result:
     def probe_warnings() -> int:
         report = stage.reconciler.reconcile(mail(1))
         assert report.outcome in (Outcome.COMMITTED, Outcome.UNCHANGED)
-        return sum(one.where.endswith("s1") for one in report.findings)
+        return sum(finding.where.endswith("s1") for finding in report.findings)
 
     stage.prober.odd["192.0.2.1:1"] = result
     assert probe_warnings() == 1
@@ -230,7 +230,7 @@ def test_a_finding_ends_when_the_server_is_as_it_should_be(stage: Stage, result:
     stage.believe = 0.0  # a person applies
     stage.live(mail(1, 2))
     assert stage.asked() == ["s2", "s2"]
-    assert {one.result for one in stage.store.handshakes()} == {"speaks_proxy"}
+    assert {handshake.result for handshake in stage.store.handshakes()} == {"speaks_proxy"}
 
 
 def test_a_clock_that_was_set_back_keeps_nobody_from_being_asked(stage: Stage):
@@ -247,7 +247,10 @@ def test_a_refused_document_leaves_what_is_known_of_live_servers(stage: Stage):
     stage.live(mail(1))
     stage.prober.odd["192.0.2.1:1"] = Result.PLAIN
     assert stage.reconciler.reconcile(mail(1, proxy_protocol="v1")).outcome is Outcome.REFUSED
-    assert {(one.version, one.result) for one in stage.store.handshakes()} == {("v2", "speaks_proxy"), ("v1", "plain")}
+    assert {(handshake.version, handshake.result) for handshake in stage.store.handshakes()} == {
+        ("v2", "speaks_proxy"),
+        ("v1", "plain"),
+    }
 
 
 def test_a_refused_server_is_not_knocked_at_while_it_is_believed(stage: Stage):
@@ -266,14 +269,14 @@ def test_a_rollback_is_not_put_to_the_proof(stage: Stage):
     stage.prober.odd["192.0.2.1:1"] = Result.PLAIN
     report = stage.reconciler.rollback(1, None)
     assert report.outcome is Outcome.COMMITTED
-    assert any("does not take it" in one.message for one in report.findings)
+    assert any("does not take it" in finding.message for finding in report.findings)
 
 
 def test_where_nobody_is_asked_nobody_is_doubted(stage: Stage):
     stage.prober.odd["192.0.2.1:1"] = Result.SILENT
     stage.live(mail(1))
     stage.mode = ProbeMode.OFF
-    assert not [one for one in stage.reconciler.reconcile(mail(1)).findings if one.where.endswith("s1")]
+    assert not [finding for finding in stage.reconciler.reconcile(mail(1)).findings if finding.where.endswith("s1")]
 
 
 def test_a_server_that_refuses_a_handshake_starts_as_down(stage: Stage):
@@ -291,9 +294,9 @@ def test_whom_a_handshake_has_reached_is_knocked_at_only_where_its_check_knocks(
 def test_what_was_found_is_kept_for_servers_that_are_there(stage: Stage):
     stage.live(mail(1, 2))
     stage.live(mail(2, 3))
-    assert [one.server for one in stage.store.handshakes()] == ["s1", "s2", "s3"]  # s1 may be put back
+    assert [handshake.server for handshake in stage.store.handshakes()] == ["s1", "s2", "s3"]  # s1 may be put back
     stage.live(mail(2, 3, 4))
-    assert [one.server for one in stage.store.handshakes()] == ["s2", "s3", "s4"]
+    assert [handshake.server for handshake in stage.store.handshakes()] == ["s2", "s3", "s4"]
     generation = json.loads((stage.store.state / "generations/000003/handshakes.json").read_bytes())
     assert [one["server"] for one in generation] == ["s4"]
 
@@ -331,6 +334,6 @@ def test_a_memory_that_cannot_be_written_costs_no_change(stage: Stage, monkeypat
 def test_a_preview_tells_what_was_found_and_that_it_would_be_refused(stage: Stage):
     stage.prober.odd["192.0.2.1:1"] = Result.PLAIN
     preview = stage.reconciler.assessor.preview(mail(1, 2))
-    assert [one.result for one in preview.handshakes] == ["plain", "speaks_proxy"]
+    assert [handshake.result for handshake in preview.handshakes] == ["plain", "speaks_proxy"]
     assert "does not take it" in preview.objections[0]
     assert stage.store.handshakes() == ()

@@ -515,7 +515,7 @@ def test_drift_is_put_right_and_counted_and_what_a_person_did_is_reported(reconc
     assert sorted(report.drift) == ["file", "server"]
     assert proxy.servers["a", "a"].address == "198.51.100.1:2000"
     assert proxy.servers["a", "b"].maintenance
-    assert [one.where for one in report.findings] == ["backends.a.servers.b"]
+    assert [finding.where for finding in report.findings] == ["backends.a.servers.b"]
     assert reconciler.reconcile(data(a=3)).drift == ()
 
 

@@ -39,7 +39,7 @@ EXPECTED = {
 
 
 def read(text: str) -> set[tuple[str, int | None, str]]:
-    return {(str(one.endpoint), one.pid, one.program) for one in sockstat.listeners(text)}
+    return {(str(listener.endpoint), listener.pid, listener.program) for listener in sockstat.listeners(text)}
 
 
 @pytest.mark.parametrize("release", RELEASES)
@@ -83,5 +83,5 @@ def test_names_are_asked_for_only_where_n_is_unknown(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(subprocesses.subprocess, "run", run)
     monkeypatch.setattr(listeners.sys, "platform", "freebsd14")
-    assert {(str(one.endpoint), one.pid, one.program) for one in listeners.listeners()} == EXPECTED
+    assert {(str(listener.endpoint), listener.pid, listener.program) for listener in listeners.listeners()} == EXPECTED
     assert [argv[1:] for argv in asked] == [["-46lnw", "-P", "tcp"], ["-46lw", "-P", "tcp"]]
