@@ -213,7 +213,7 @@ SCALARS: dict[object, Scalar] = {
     ListenAddress: structure.matching(
         r"(?:[0-9a-fA-F.:\[\]]+:[0-9]{1,5})?", "an address and a port", label="address:port"
     ),
-    Count: structure.whole(1, 100_000_000),
+    Count: structure.int_between(1, 100_000_000),
     Milliseconds: structure.DURATION,
 }
 _CONVERTER = structure.converter(SCALARS)

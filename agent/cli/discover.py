@@ -29,9 +29,9 @@ from agent.discover.merge import Base
 from agent.discover.objects import Node, Service, Slice
 from agent.discover.reflector import Kind, Reflector
 from agent.discover.reports import Reporter
+from agent.discover.service_status import told
 from agent.discover.site import Site
-from agent.discover.state import Terms, Wanted, document, wanted
-from agent.discover.telling import told
+from agent.discover.state import Config, Wanted, document, wanted
 from agent.errors import AgentError, ExitCode, InvalidError, UsageError, Violation
 from agent.host import signature
 from agent.host.http_server import Listen, serving
@@ -67,7 +67,7 @@ def discover(options: Options) -> NoReturn:
         bind = merge.bind_addresses(options.bind)
     except ValueError as error:
         raise click.BadParameter(f"an address is expected: {error}", param_hint="--bind") from None
-    terms = _Terms(options.base, Terms(bind=bind, max_bytes=options.max_bytes), watched=options.watch)
+    terms = _Terms(options.base, Config(bind=bind, max_bytes=options.max_bytes), watched=options.watch)
     api = Api(Where(kubeconfig=options.kubeconfig, context=options.context))
     if options.watch:
         _watch(api, terms, options)
@@ -77,12 +77,12 @@ def discover(options: Options) -> NoReturn:
 class _Terms:
     """The base is read again where it has changed; one that cannot be read any more leaves the last good one."""
 
-    def __init__(self, file: Path | None, terms: Terms, *, watched: bool) -> None:
+    def __init__(self, file: Path | None, terms: Config, *, watched: bool) -> None:
         self._file, self._watched, self._said = file, watched, ""
         self._data = self._bytes()
         self._terms = evolve(terms, base=self._base(self._data))
 
-    def now(self) -> Terms:
+    def now(self) -> Config:
         """As of now."""
         try:
             data = self._bytes()
@@ -112,7 +112,7 @@ class _Terms:
 # --- once ---------------------------------------------------------------------------------------------------------
 
 
-def _once(api: Api, terms: Terms, options: Options) -> NoReturn:
+def _once(api: Api, terms: Config, options: Options) -> NoReturn:
     """Print it. Exit 3 where the base and a Service are at odds, or nothing valid comes of it; 6 with mistakes."""
     end_now = threading.Event()
     sources = _sources(api, options.namespaces, lambda: None, end_now)
@@ -177,7 +177,7 @@ def _watch(api: Api, terms: _Terms, options: Options) -> NoReturn:
 
     sources = _sources(api, options.namespaces, changed, ended)
     firewalls = Firewalls(targets, seconds=options.timeout, sign=options.key)
-    reporter = Reporter(api, may=lambda: control[0].election.leads, end=ended)
+    reporter = Reporter(api, is_leader=lambda: control[0].election.leads, end=ended)
     identity = f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}"  # two on one host are two
 
     def election(woken: Callable[[], None]) -> Election:

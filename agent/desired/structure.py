@@ -256,7 +256,7 @@ TEXT = Scalar(text, "text", {"type": "string"})
 BOOLEAN = Scalar(boolean, "true or false", {"type": "boolean"})
 
 
-def whole(low: int, high: int) -> Scalar:
+def int_between(low: int, high: int) -> Scalar:
     """Whole numbers from `low` to `high`."""
 
     def hook(value: object) -> int:

@@ -20,23 +20,23 @@ from attrs import evolve, frozen
 from agent.discover.annotations import Mistake
 from agent.discover.election import Election
 from agent.discover.firewalls import Firewalls, Verdict
-from agent.discover.fragments import Before, Fragment, apart, settled, shape
+from agent.discover.fragments import Before, Fragment, disjoint, normalized, skeleton
 from agent.discover.objects import Key, Node, Service, Slice
 from agent.discover.reflector import Backoff, Reflector
 from agent.discover.reports import Reporter
-from agent.discover.state import Snapshot, Terms, Wanted, document, lives, wanted
-from agent.discover.telling import Told, told
+from agent.discover.service_status import ServiceStatus, told
+from agent.discover.state import Config, Snapshot, Wanted, document, restore_all, wanted
 from agent.errors import ExitCode
 
 QUIET_SECONDS, PATIENCE_SECONDS = 0.1, 1.0  # events come in bursts: a rollout, a node with all its endpoints
 ASK_SECONDS = 30.0  # while not all is live: the agent there tries again by itself
 RESYNC_SECONDS = 600.0
 HELD_SECONDS = 300.0  # a Service that was refused is tried again, although nothing about it has changed
-HURT_SECONDS = 1800.0  # where nodes alone have changed, and it hurt
+ROLLED_BACK_SECONDS = 1800.0  # where nodes alone have changed, and it hurt
 FRESH_SECONDS = 10.0  # who begins to lead has read the cluster within that time
 DEAF_SECONDS = 60.0  # without a word of a kind, nobody can say that all is in step
 
-_HURT = "it hurt when it was pushed last, and nothing but nodes has changed since: nothing is pushed"
+_ROLLED_BACK = "it hurt when it was pushed last, and nothing but nodes has changed since: nothing is pushed"
 _EMPTY = "no frontend is left, and all service would end: nothing is pushed"
 
 _log = logging.getLogger("agent.discover")
@@ -64,11 +64,11 @@ class Sources:
         """Whether all have been read within so many seconds; those that were not are read anew, in time."""
         stale = [one for one in self.all if not one.listed_within(seconds)]
         for one in stale:
-            one.anew()
+            one.relist()
         return not stale
 
     @property
-    def deaf(self) -> list[str]:
+    def stalled(self) -> list[str]:
         """Kinds that cannot be watched, for a while now."""
         return sorted({one.kind for one in self.all if one.failing_for() > DEAF_SECONDS})
 
@@ -102,7 +102,7 @@ class Controller:
         self,
         *,
         sources: Sources,
-        terms: Callable[[], Terms],
+        terms: Callable[[], Config],
         firewalls: Firewalls,
         election: Callable[[Callable[[], None]], Election],
         reporter: Reporter,
@@ -116,8 +116,8 @@ class Controller:
         self.election = election(self.wake)
         self._threads = [*(one.thread for one in sources.all), self.election.thread, reporter.thread]
         self._file = self._terms  # as they were read last
-        self._live_terms: Terms | None = None  # those of what is live
-        self._hurt: tuple[Terms, dict[Key, Mapping[str, str]]] | None = None
+        self._live_terms: Config | None = None  # those of what is live
+        self._rolled_back: tuple[Config, dict[Key, Mapping[str, str]]] | None = None
         self._term = 0  # of office; 0: not begun
         self._live: Mapping[Key, Fragment] = {}  # what the firewalls serve, as far as is known
         self._good: dict[Key, Mapping[str, str]] = {}  # the annotations it is made of
@@ -127,7 +127,7 @@ class Controller:
         self._said: tuple[str, ...] = ()
         self._begin_at = 0.0  # when to try (again) to begin
         self._at = 0.0  # when to look again although nothing is heard
-        self.turned = time.monotonic()
+        self.last_loop = time.monotonic()
         self.states: dict[str, int] = {}
         self._complete = False
 
@@ -139,7 +139,7 @@ class Controller:
     @property
     def in_step(self) -> bool:
         """Whether all is live everywhere as it is asked for, and what is asked for is known."""
-        return self._complete and not self._sources.deaf
+        return self._complete and not self._sources.stalled
 
     def wake(self) -> None:
         """From any thread."""
@@ -151,7 +151,7 @@ class Controller:
         for thread in self._threads:
             thread.start()
         while not self._end.is_set():
-            self.turned = time.monotonic()
+            self.last_loop = time.monotonic()
             if dead := self.dead:  # a defect of ours: whoever started us starts us anew
                 raise RuntimeError(f"{', '.join(one.name for one in dead)} has ended")
             heard = self._wait()
@@ -212,14 +212,14 @@ class Controller:
         self._remark(found, *empty)
         if found.violations or empty:
             verdict = Verdict(code=ExitCode.SSH, message="; ".join((*found.violations, *empty)))
-        elif not self._firewalls.lacking(tree) or (tree == self._sent and not asked):
+        elif not self._firewalls.outdated(tree) or (tree == self._sent and not asked):
             # Nothing new for anybody who is there; or it is not yet time to try again.
             verdict = self._settle(self._firewalls.verdict, tree, found, snapshot, search=asked)
         elif self._hurts(snapshot):
-            verdict = Verdict(code=ExitCode.SSH, message=_HURT)
+            verdict = Verdict(code=ExitCode.SSH, message=_ROLLED_BACK)
         else:
             pushed = True
-            verdict = self._settle(self._hand_over(tree), tree, found, snapshot, search=True)
+            verdict = self._settle(self._push(tree), tree, found, snapshot, search=True)
             if verdict.live and found.mistakes:
                 self.wake()  # what a Service has given up just now may be another's
         self._report(snapshot, found, verdict)
@@ -270,7 +270,7 @@ class Controller:
             return False
         now = time.monotonic()
         _log.info("leading: %d Services, %d Nodes", len(snapshot.services), len(snapshot.nodes))
-        self._live = lives(snapshot, self._terms, said, servers)
+        self._live = restore_all(snapshot, self._terms, said, servers)
         self._good = {key: said[key].good for key in self._live if said[key].good}
         # What hurt is not tried again because somebody else leads.
         self._held = {
@@ -279,14 +279,14 @@ class Controller:
                 level=0,
                 state=before.state,
                 message=before.message,
-                until=now + HURT_SECONDS if before.tried == before.good else math.inf,
+                until=now + ROLLED_BACK_SECONDS if before.tried == before.good else math.inf,
             )
             for service in snapshot.services
             if (before := said.get(service.key))
             and before.state == "rolled_back"
             and before.tried == service.annotations
         }
-        self._term, self._sent, self._at, self._hurt = self.election.term, None, now, None
+        self._term, self._sent, self._at, self._rolled_back = self.election.term, None, now, None
         return True
 
     def _remember(self, snapshot: Snapshot) -> None:
@@ -296,8 +296,8 @@ class Controller:
         missing = {key: one for key, one in said.items() if key not in self._live}
         if servers is None or not missing:
             return
-        for key, one in lives(snapshot, self._terms, missing, servers).items():
-            if apart(one, self._live.values()):
+        for key, one in restore_all(snapshot, self._terms, missing, servers).items():
+            if disjoint(one, self._live.values()):
                 self._live = {**self._live, key: one}
                 self._good.setdefault(key, said[key].good or {})
 
@@ -314,13 +314,13 @@ class Controller:
 
     def _rehearsed(self, found: Wanted, due: Mapping[Key, Held], snapshot: Snapshot) -> bool:
         """Whether the firewalls would take those that were refused before; who is not taken is held again."""
-        guilty = self._guilty(found, [key for key in due if key in found.fragments])
-        if guilty is None:  # nobody can tell now
+        culprits = self._culprits(found, [key for key in due if key in found.fragments])
+        if culprits is None:  # nobody can tell now
             later = time.monotonic() + ASK_SECONDS
             self._held |= {key: evolve(one, until=later) for key, one in due.items()}
             return False
-        self._hold(guilty, found, snapshot)
-        return not guilty
+        self._hold(culprits, found, snapshot)
+        return not culprits
 
     def _remark(self, found: Wanted, *more: str) -> None:
         """What a person should know, once."""
@@ -330,12 +330,12 @@ class Controller:
                 _log.log(logging.ERROR if one in found.violations else logging.WARNING, "%s", one)
         self._said = said
 
-    def _hand_over(self, tree: Mapping[str, Any]) -> Verdict:
-        self.turned = time.monotonic()
+    def _push(self, tree: Mapping[str, Any]) -> Verdict:
+        self.last_loop = time.monotonic()
         if self._term != self.election.term or not self.election.leads:  # it was lost while we were at it
             return Verdict(code=ExitCode.SSH, message="another replica leads")
         self._sent = tree
-        return self._firewalls.hand_over(tree)
+        return self._firewalls.push_all(tree)
 
     # --- what became of it
 
@@ -347,11 +347,11 @@ class Controller:
             self._took(tree, found, snapshot)
             return verdict
         suspects = self._suspects(found, tree)
-        hurt = verdict.code is ExitCode.ROLLED_BACK
-        if not search or not verdict.refused or not (suspects or (hurt and self._base_is_new())):
+        rolled_back = verdict.code is ExitCode.ROLLED_BACK
+        if not search or not verdict.refused or not (suspects or (rolled_back and self._base_is_new())):
             return verdict
-        if hurt and self._live_terms is None:  # what the last one had as its base nobody knows: nobody is blamed
-            self._hurt = (self._terms, _asked(snapshot))
+        if rolled_back and self._live_terms is None:  # what the last one had as its base nobody knows: nobody is blamed
+            self._rolled_back = (self._terms, _asked(snapshot))
             return verdict
         return self._isolate(verdict, suspects, found, snapshot)
 
@@ -360,18 +360,18 @@ class Controller:
 
     def _hurts(self, snapshot: Snapshot) -> bool:
         """Whether it is what hurt, and nobody knows why, but for its nodes."""
-        return self._hurt is not None and self._hurt == (self._terms, _asked(snapshot))
+        return self._rolled_back is not None and self._rolled_back == (self._terms, _asked(snapshot))
 
     def _suspects(self, found: Wanted, tree: Mapping[str, Any]) -> list[Key]:
         return [key for key, one in found.fragments.items() if not self._is_live(key, one, tree)]
 
     def _is_live(self, key: Key, fragment: Fragment, tree: Mapping[str, Any]) -> bool:
         before = self._live.get(key)
-        return before is not None and before.document == settled(fragment, tree).document
+        return before is not None and before.document == normalized(fragment, tree).document
 
     def _took(self, tree: Mapping[str, Any], found: Wanted, snapshot: Snapshot) -> None:
-        self._live = {key: settled(one, tree) for key, one in found.fragments.items()}
-        self._sent, self._live_terms, self._hurt = tree, self._terms, None
+        self._live = {key: normalized(one, tree) for key, one in found.fragments.items()}
+        self._sent, self._live_terms, self._rolled_back = tree, self._terms, None
         for service in snapshot.services:
             if found.levels.get(service.key) == 0:
                 self._good[service.key] = dict(service.annotations)
@@ -398,20 +398,20 @@ class Controller:
                 asked = [key for key in suspects if self._good.get(key) != services[key].annotations]
                 self._hold(dict.fromkeys(asked or suspects, verdict), found, snapshot)
             else:
-                guilty = self._guilty(found, suspects)
-                if not guilty:  # the base, or nobody can tell
+                culprits = self._culprits(found, suspects)
+                if not culprits:  # the base, or nobody can tell
                     return verdict
-                if unknown := self._unknown(guilty, snapshot):
+                if unknown := self._unknown(culprits, snapshot):
                     # They serve something that nobody can write down: without them it would be taken away.
                     names = ", ".join("/".join(key) for key in unknown)
                     self._remark(found, f"{names} is refused, and what is live of it is not known: nothing is pushed")
                     return verdict
-                self._hold(guilty, found, snapshot)
+                self._hold(culprits, found, snapshot)
             found = self._wanted(snapshot)
             tree = document(self._terms, found.fragments)
             if found.violations or self._ends_all(found, tree):
                 return verdict
-            verdict = self._hand_over(tree)
+            verdict = self._push(tree)
             if verdict.live:
                 self._took(tree, found, snapshot)
             suspects = self._suspects(found, tree)
@@ -419,17 +419,21 @@ class Controller:
                 break
         return verdict
 
-    def _unknown(self, guilty: Collection[Key], snapshot: Snapshot) -> list[Key]:
+    def _unknown(self, culprits: Collection[Key], snapshot: Snapshot) -> list[Key]:
         """Which of them were live once, by their own status, and have frontends there that we could not write down."""
         known = self._firewalls.servers or {}
         found = []
         for service in snapshot.services:
-            if service.key in guilty and service.key not in self._live and (said := told(service.status, service.uid)):
+            if (
+                service.key in culprits
+                and service.key not in self._live
+                and (said := told(service.status, service.uid))
+            ):
                 ours = {name for live in self._live.values() for name in live.backends}
                 found += [service.key] if any(name in known and name not in ours for name in said.frontends) else []
         return found
 
-    def _guilty(self, found: Wanted, suspects: Sequence[Key]) -> dict[Key, Verdict] | None:
+    def _culprits(self, found: Wanted, suspects: Sequence[Key]) -> dict[Key, Verdict] | None:
         """By halves, in rehearsals: who is not taken, and what is said of each. None where nobody can tell."""
         tree = document(self._terms, found.fragments)
         good: dict[Key, Fragment] = {}
@@ -438,12 +442,12 @@ class Controller:
                 good[key] = one
             elif key in self._live:
                 good[key] = self._live[key]
-        guilty: dict[Key, Verdict] = {}
+        culprits: dict[Key, Verdict] = {}
         lost = False
 
         def rehearse(more: Mapping[Key, Fragment]) -> Verdict:
             nonlocal lost
-            self.turned = time.monotonic()
+            self.last_loop = time.monotonic()
             if self._end.is_set() or not self.election.leads:
                 verdict = Verdict(code=ExitCode.SSH)
             else:
@@ -459,7 +463,7 @@ class Controller:
             if verdict.live:
                 good.update(trial)
             elif verdict.refused and len(batch) == 1:
-                guilty[batch[0]] = verdict
+                culprits[batch[0]] = verdict
             elif verdict.refused:
                 half = len(batch) // 2
                 attempt(batch[:half], None)
@@ -468,16 +472,16 @@ class Controller:
         if good and rehearse({}).refused:
             return None  # without any of them it is refused as well: it is the base, or what was live already
         attempt(suspects, None)
-        return None if lost else guilty
+        return None if lost else culprits
 
-    def _hold(self, guilty: Mapping[Key, Verdict], found: Wanted, snapshot: Snapshot) -> None:
+    def _hold(self, culprits: Mapping[Key, Verdict], found: Wanted, snapshot: Snapshot) -> None:
         now, services = time.monotonic(), {service.key: service for service in snapshot.services}
-        for key, verdict in guilty.items():
-            hurt = verdict.code is ExitCode.ROLLED_BACK
+        for key, verdict in culprits.items():
+            rolled_back = verdict.code is ExitCode.ROLLED_BACK
             until = now + HELD_SECONDS
-            if hurt:  # until it asks for something else; where only nodes have changed, for long
-                until = math.inf if self._good.get(key) != services[key].annotations else now + HURT_SECONDS
-            state = "rolled_back" if hurt else "refused"
+            if rolled_back:  # until it asks for something else; where only nodes have changed, for long
+                until = math.inf if self._good.get(key) != services[key].annotations else now + ROLLED_BACK_SECONDS
+            state = "rolled_back" if rolled_back else "refused"
             level = found.levels.get(key, 0)
             self._held[key] = Held(
                 service=services[key], level=level, state=state, message=verdict.message, until=until
@@ -502,17 +506,19 @@ class Controller:
         aside = self._terms is not self._file
         self._complete = verdict.complete and not self._held and not found.mistakes and not aside
 
-    def _told(self, service: Service, found: Wanted, verdict: Verdict, tree: Mapping[str, Any]) -> Told:
+    def _told(self, service: Service, found: Wanted, verdict: Verdict, tree: Mapping[str, Any]) -> ServiceStatus:
         live, fragment = self._live.get(service.key), found.fragments.get(service.key)
         names = tuple(sorted(live.frontends)) if live else ()
         goes_on = "; what was live before goes on" if live else ""
 
-        def tell(state: str, message: str, **more: Any) -> Told:
+        def tell(state: str, message: str, **more: Any) -> ServiceStatus:
             good: Mapping[str, str] = self._good.get(service.key, {})
-            form: Mapping[str, Any] = shape(live) if live else {}
+            form: Mapping[str, Any] = skeleton(live) if live else {}
             if not live and (said := told(service.status, service.uid)):  # what was live on a firewall that is away
                 good, form = said.good, said.live
-            return Told(state=state, message=message, frontends=names, good=good, live=form, uid=service.uid, **more)
+            return ServiceStatus(
+                state=state, message=message, frontends=names, good=good, live=form, uid=service.uid, **more
+            )
 
         if held := self._held.get(service.key):
             tried = {"tried": dict(service.annotations)} if held.state == "rolled_back" else {}
@@ -523,8 +529,8 @@ class Controller:
         if fragment is None or not self._is_live(service.key, fragment, tree):
             # Of one that is to blame it was told above.
             return tell("waiting", (verdict.message or verdict.away) + goes_on)
-        if lacking := self._firewalls.without(fragment.backends, tree):
-            return tell("waiting", f"{lacking}; live on the others" if verdict.live else lacking)
+        if outdated := self._firewalls.without(fragment.backends, tree):
+            return tell("waiting", f"{outdated}; live on the others" if verdict.live else outdated)
         down = [f"{name} is {verdict.down[name]}" for name in names if name in verdict.down]
         remarks = list(fragment.remarks) if fragment else []
         return tell("degraded" if down or remarks else "live", "; ".join([*down, *remarks]))

@@ -87,13 +87,13 @@ class Firewalls:
         self.pushes: dict[str, int] = {}
         self.last_seconds = 0.0
 
-    def lacking(self, tree: Mapping[str, Any]) -> list[Firewall]:
+    def outdated(self, tree: Mapping[str, Any]) -> list[Firewall]:
         """Those that are there and do not have it."""
         return [one for one in self.all if not one.away and not self._has(one, tree)]
 
-    def hand_over(self, tree: Mapping[str, Any]) -> Verdict:
+    def push_all(self, tree: Mapping[str, Any]) -> Verdict:
         """To each that is there and does not have it, and wait."""
-        to = self.lacking(tree)
+        to = self.outdated(tree)
         serial, results = self._push(to, tree, ())
         digest = digest_of(as_json(tree, serial))
         for one, result in zip(to, results, strict=True):
@@ -176,12 +176,12 @@ class Firewalls:
 
     def without(self, names: Collection[str], tree: Mapping[str, Any]) -> str:
         """Who is away and, as far as is known, has not what `tree` says of these backends and their frontends."""
-        lacking = [
+        outdated = [
             one
             for one in self.all
             if one.away and (one.tree is None or any(_says(one.tree, name) != _says(tree, name) for name in names))
         ]
-        return "; ".join(f"{one.target.text}: {one.away}" for one in lacking)
+        return "; ".join(f"{one.target.text}: {one.away}" for one in outdated)
 
     def _has(self, firewall: Firewall, tree: Mapping[str, Any]) -> bool:
         return firewall.digest == digest_of(as_json(tree, firewall.serial or None))

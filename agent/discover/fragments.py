@@ -53,7 +53,7 @@ def flat(one: Fragment) -> Fragment:
     return evolve(one, backends=backends, groups={})
 
 
-def settled(one: Fragment, tree: Mapping[str, Any]) -> Fragment:
+def normalized(one: Fragment, tree: Mapping[str, Any]) -> Fragment:
     """As it stands in a desired state: where it listens said, its servers one by one. So two can be compared."""
     there = tree.get("frontends", {})
     frontends = {
@@ -63,7 +63,7 @@ def settled(one: Fragment, tree: Mapping[str, Any]) -> Fragment:
     return evolve(flat(one), frontends=frontends, binds=tuple((each.host, each.port) for each in binds), remarks=())
 
 
-def shape(one: Fragment) -> dict[str, Any]:
+def skeleton(one: Fragment) -> dict[str, Any]:
     """All of it but its servers, which the firewalls tell: small enough to be written onto its Service."""
     backends = {
         name: {key: value for key, value in part.items() if key not in ("nodes", "port", "servers")}
@@ -104,7 +104,7 @@ class Bound:
 
 
 @frozen(kw_only=True)
-class Ground:
+class BaseLayout:
     """What the cluster is put upon.
 
     `bind`: for Services that name no address. Of the base: `bound` by name of the frontend, `taken` (address, port,
@@ -117,7 +117,7 @@ class Ground:
     groups: frozenset[str] = frozenset()
 
 
-def fragment(service: Service, view: View, ground: Ground) -> tuple[Fragment | None, tuple[Mistake, ...]]:
+def fragment(service: Service, view: View, ground: BaseLayout) -> tuple[Fragment | None, tuple[Mistake, ...]]:
     """What a Service asks for, with the nodes and endpoints of now; or its mistakes."""
     exposure, mistakes = read(service)
     if exposure is None:
@@ -232,20 +232,20 @@ class Before:
     live: Mapping[Key, Fragment] = field(factory=dict)
 
 
-def gather(
+def resolve(
     services: Iterable[Service],
     view: View,
-    ground: Ground,
+    ground: BaseLayout,
     *,
     before: Before,
     against: Callable[[Fragment], tuple[Mistake, ...]],
-    banned: Mapping[Key, Mapping[int, tuple[Mistake, ...]]],
+    excluded: Mapping[Key, Mapping[int, tuple[Mistake, ...]]],
 ) -> Found:
     """Each Service that asks for something.
 
     Names and addresses belong to whoever had them first: the base, then what is live, then the older Service. What
     is wrong with a Service that is live takes nothing away: it goes on with its good annotations, else as it is.
-    `against`: what the base says against a fragment. `banned`: what the whole says against a Service at a level.
+    `against`: what the base says against a fragment. `excluded`: what the whole says against a Service at a level.
     """
     asking = {service.key: service for service in services if service.wants}
     fragments: dict[Key, Fragment] = {}
@@ -284,7 +284,7 @@ def gather(
             others = [bind for number in numbers for bind in binds.get(number, ()) if bind[2] != service.text]
             wrong = (*_taken(made, taken, others), *against(made))
             if level < 2:
-                wrong = (*wrong, *banned.get(service.key, {}).get(level, ()))
+                wrong = (*wrong, *excluded.get(service.key, {}).get(level, ()))
             # Nobody asked for the end of what is live, unless the base keeps its name for another.
             if level == 2 and wrong and not any(mistake.kept for mistake in wrong):
                 stuck[service.key] = wrong
@@ -330,7 +330,7 @@ def addresses_of(one: Fragment) -> dict[str, set[str]]:
     }
 
 
-def apart(one: Fragment, others: Iterable[Fragment]) -> bool:
+def disjoint(one: Fragment, others: Iterable[Fragment]) -> bool:
     """Whether it has no name and no address in common with any of them."""
     for other in others:
         if not one.backends.keys().isdisjoint(other.backends):

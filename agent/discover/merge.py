@@ -20,7 +20,7 @@ from agent.desired.document import Document
 from agent.desired.state import DEFAULT_MAX_BYTES, Limits, Parsed, parse
 from agent.desired.structure import describe, keys_of
 from agent.discover.annotations import Mistake
-from agent.discover.fragments import Bound, Fragment, Ground, flat
+from agent.discover.fragments import BaseLayout, Bound, Fragment, flat
 from agent.discover.objects import PREFIX, Key
 from agent.discover.pools import NOBODY
 from agent.errors import InvalidError, Path, Violation, dotted
@@ -47,7 +47,7 @@ class Base:
         line = self.read.line(path) if self.read else None
         return self.file if line is None else f"{self.file}:{line}"
 
-    def ground(self, bind: Sequence[str]) -> Ground:
+    def ground(self, bind: Sequence[str]) -> BaseLayout:
         """What it has of frontends and groups already."""
         bound: dict[str, Bound] = {}
         taken = []
@@ -64,7 +64,7 @@ class Base:
                 ports.add(where.port)
             bound[name] = Bound(ports=frozenset(ports), place=self.place(("frontends", name, "bind")))
         groups = frozenset(self._part("nodes"))
-        return Ground(bind=tuple(bind), bound=bound, taken=tuple(taken), groups=groups)
+        return BaseLayout(bind=tuple(bind), bound=bound, taken=tuple(taken), groups=groups)
 
     def closed(self, name: str, service: str) -> Mistake | None:
         """Why this Service may not have this name: it is kept for another, or is the base's own."""
@@ -268,10 +268,10 @@ def _sorted(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 @frozen(kw_only=True)
 class Judged:
-    """`parsed` None: it cannot be a desired state. `guilty`: the Services behind it; `violations`: what else is."""
+    """`parsed` None: it cannot be a desired state. `culprits`: the Services behind it; `violations`: what else is."""
 
     parsed: Parsed | None
-    guilty: Mapping[Key, tuple[Mistake, ...]]
+    culprits: Mapping[Key, tuple[Mistake, ...]]
     violations: tuple[str, ...] = ()
 
 
@@ -289,7 +289,7 @@ def judge(data: bytes, under: Base, fragments: Sequence[Fragment], *, max_bytes:
             ):
                 for name in names:
                     owners.setdefault((kind, name), []).append(fragment.service)
-        guilty: dict[Key, list[Mistake]] = {}
+        culprits: dict[Key, list[Mistake]] = {}
         rest = []
         for wrong in error.violations:
             path = wrong.path
@@ -297,14 +297,16 @@ def judge(data: bytes, under: Base, fragments: Sequence[Fragment], *, max_bytes:
             # Whoever wrote the line: without the Service it would be right, or it comes again as the base's own.
             for key in who:
                 place = f" ({under.place(path)})" if _at(under.tree, path) is not None else ""
-                guilty.setdefault(key, []).append(Mistake(dotted(path), wrong.message + place))
+                culprits.setdefault(key, []).append(Mistake(dotted(path), wrong.message + place))
             if not who:
                 place = under.place(path) if path and _at(under.tree, path) is not None else "desired state"
                 rest.append(": ".join(part for part in (place, dotted(path), wrong.message) if part))
         if any("servers in all" in one for one in rest):
             rest.append(f"fewer nodes for each: {PREFIX}nodes, or externalTrafficPolicy: Local")
-        return Judged(parsed=None, guilty={key: tuple(found) for key, found in guilty.items()}, violations=tuple(rest))
-    return Judged(parsed=parsed, guilty={})
+        return Judged(
+            parsed=None, culprits={key: tuple(found) for key, found in culprits.items()}, violations=tuple(rest)
+        )
+    return Judged(parsed=parsed, culprits={})
 
 
 def bind_addresses(texts: Sequence[str]) -> tuple[str, ...]:

@@ -98,7 +98,7 @@ class Reflector(Generic[T]):
         """Seconds since when it has not been heard of; 0 where it is."""
         return max(0.0, time.monotonic() - self._failing)
 
-    def anew(self) -> None:
+    def relist(self) -> None:
         """From another thread: list it again, soon, whatever is known."""
         self._told = True
         if (watching := self._watching) is not None:

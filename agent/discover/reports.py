@@ -16,7 +16,7 @@ from typing import Any
 from agent.discover.api import Api, ApiError
 from agent.discover.objects import STATUS, Key, Service
 from agent.discover.reflector import Backoff
-from agent.discover.telling import Told, told
+from agent.discover.service_status import ServiceStatus, told
 
 PACE_SECONDS = 0.02  # between two Services: fifty a second of them is no load for any API server
 ECHO_SECONDS = 60.0  # after which what was written should have come back by the watch
@@ -28,19 +28,19 @@ _log = logging.getLogger("agent.discover")
 
 
 class Reporter:
-    """Tells what is new, and nothing twice. `may`: whether it is ours to tell, still."""
+    """Tells what is new, and nothing twice. `is_leader`: whether it is ours to tell, still."""
 
-    def __init__(self, api: Api, *, may: Callable[[], bool], end: threading.Event) -> None:
-        self._may = may
+    def __init__(self, api: Api, *, is_leader: Callable[[], bool], end: threading.Event) -> None:
+        self._is_leader = is_leader
         self._api, self._end = api, end
         self._lock = threading.Condition()
-        self._waiting: dict[Key, tuple[Service, Told | None]] = {}
-        self._written: dict[str, tuple[Told | None, float]] = {}  # by uid, and when
+        self._waiting: dict[Key, tuple[Service, ServiceStatus | None]] = {}
+        self._written: dict[str, tuple[ServiceStatus | None, float]] = {}  # by uid, and when
         self.failures = 0
         self._error = ""
         self.thread = threading.Thread(target=self._run, name="reports", daemon=True)
 
-    def report(self, service: Service, what: Told | None) -> None:
+    def report(self, service: Service, what: ServiceStatus | None) -> None:
         """`what` None: it asks for nothing any more, and its annotation goes."""
         uid, there = service.uid, told(service.status, service.uid)
         with self._lock:
@@ -83,7 +83,7 @@ class Reporter:
                     return
                 key = next(iter(self._waiting))
                 service, what = self._waiting.pop(key)
-            if not self._may():
+            if not self._is_leader():
                 continue
             try:
                 self._tell(service, what)
@@ -101,7 +101,7 @@ class Reporter:
                     self._waiting.setdefault(key, (service, what))  # unless something newer waits
                 self._end.wait(backoff.next())
 
-    def _tell(self, service: Service, what: Told | None) -> None:
+    def _tell(self, service: Service, what: ServiceStatus | None) -> None:
         """The annotation by way of `status`: there a ServiceAccount needs no right to what the Service is."""
         path = f"/api/v1/namespaces/{service.namespace}/services/{service.name}/status"
         with self._lock:
@@ -125,7 +125,7 @@ _REASONS: dict[str, str] = {
 }  # fmt: skip
 
 
-def _event(service: Service, what: Told) -> dict[str, Any]:
+def _event(service: Service, what: ServiceStatus) -> dict[str, Any]:
     now = dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     message = what.message or f"{', '.join(what.frontends)}: live on the firewall"
     return {

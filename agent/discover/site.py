@@ -79,7 +79,7 @@ class Site(Collector):
 
     def _health(self, _accept: str) -> Answer:
         # Three sessions of ssh, one after the other, are the longest that a turn is silent.
-        still = time.monotonic() - self._controller.turned > 60 + 3 * (self._firewalls.seconds + GRACE_SECONDS)
+        still = time.monotonic() - self._controller.last_loop > 60 + 3 * (self._firewalls.seconds + GRACE_SECONDS)
         return _plain([f"{one.name} has ended" for one in self._controller.dead] + ["it stands still"] * still)
 
     def _ready(self, _accept: str) -> Answer:

@@ -9,11 +9,11 @@ from typing import Any
 from attrs import evolve, field, frozen
 
 from agent.discover.annotations import Mistake
-from agent.discover.fragments import Before, Fragment, addresses_of, apart, fragment, gather, revived
+from agent.discover.fragments import Before, Fragment, addresses_of, disjoint, fragment, resolve, revived
 from agent.discover.merge import Base, as_json, conflicts, judge, merge
 from agent.discover.objects import Key, Node, Service, Slice
 from agent.discover.pools import View
-from agent.discover.telling import Told
+from agent.discover.service_status import ServiceStatus
 
 
 @frozen(kw_only=True)
@@ -26,7 +26,7 @@ class Snapshot:
 
 
 @frozen(kw_only=True)
-class Terms:
+class Config:
     """What is not the cluster's to say. `max_bytes`: what the firewall takes."""
 
     base: Base = field(factory=Base)
@@ -53,7 +53,7 @@ _NEVER = Before()
 
 
 def wanted(
-    snapshot: Snapshot, terms: Terms, before: Before = _NEVER, held: Mapping[Key, tuple[int, Mistake]] = {}
+    snapshot: Snapshot, terms: Config, before: Before = _NEVER, held: Mapping[Key, tuple[int, Mistake]] = {}
 ) -> Wanted:
     """Every Service that can be served; a mistaken one leaves the others alone.
 
@@ -61,20 +61,20 @@ def wanted(
     """
     view = View(snapshot.nodes, snapshot.slices)
     ground = terms.base.ground(terms.bind)
-    banned: dict[Key, dict[int, tuple[Mistake, ...]]] = {
+    excluded: dict[Key, dict[int, tuple[Mistake, ...]]] = {
         key: dict.fromkeys(range(level + 1), (mistake,)) for key, (level, mistake) in held.items()
     }
     against = partial(conflicts, terms.base)
     while True:  # to its end: each round bans somebody, for good
-        found = gather(snapshot.services, view, ground, before=before, against=against, banned=banned)
+        found = resolve(snapshot.services, view, ground, before=before, against=against, excluded=excluded)
         fragments = list(found.fragments.values())
         tree, waits = merge(terms.base, fragments)
         judged = judge(as_json(tree), terms.base, fragments, max_bytes=terms.max_bytes)
-        guilty = {key: one for key, one in judged.guilty.items() if found.levels[key] < 2}
-        if not guilty:
+        culprits = {key: one for key, one in judged.culprits.items() if found.levels[key] < 2}
+        if not culprits:
             break
-        for key, mistakes in guilty.items():
-            banned.setdefault(key, {})[found.levels[key]] = mistakes
+        for key, mistakes in culprits.items():
+            excluded.setdefault(key, {})[found.levels[key]] = mistakes
     advice = (
         [": ".join(part for part in (finding.where, finding.message) if part) for finding in judged.parsed.findings]
         if judged.parsed
@@ -83,7 +83,7 @@ def wanted(
     # What is live is not taken away because the rest of the document does not go with it.
     stuck = [
         f"Service {'/'.join(key)} cannot go on as it is: {mistake.text}"
-        for key, mistakes in {**judged.guilty, **found.stuck}.items()
+        for key, mistakes in {**judged.culprits, **found.stuck}.items()
         for mistake in mistakes
     ]
     if before.live and not snapshot.nodes:
@@ -97,13 +97,13 @@ def wanted(
     )
 
 
-def document(terms: Terms, fragments: Mapping[Key, Fragment]) -> dict[str, Any]:
+def document(terms: Config, fragments: Mapping[Key, Fragment]) -> dict[str, Any]:
     """The whole as a tree, in the order of age where that matters."""
     return merge(terms.base, fragments.values())[0]
 
 
-def lives(
-    snapshot: Snapshot, terms: Terms, said: Mapping[Key, Told], servers: Mapping[str, Mapping[str, Any]]
+def restore_all(
+    snapshot: Snapshot, terms: Config, said: Mapping[Key, ServiceStatus], servers: Mapping[str, Mapping[str, Any]]
 ) -> dict[Key, Fragment]:
     """Which Services are live indeed, of those that are said to be, and as what.
 
@@ -128,7 +128,7 @@ def lives(
         claims.append((not proven, service.created, service.key, made))
     found: dict[Key, Fragment] = {}
     for _, _, key, made in sorted(claims, key=lambda claim: claim[:3]):
-        if apart(made, found.values()):
+        if disjoint(made, found.values()):
             found[key] = made
     return found
 

@@ -22,31 +22,31 @@ def go(canary_probes: Sequence[CanaryProbe], *, seconds: float) -> tuple[CanaryR
     async def everyone() -> list[CanaryResult]:
         slots = asyncio.Semaphore(_AT_ONCE)
 
-        async def probe(passage: CanaryProbe) -> CanaryResult:
+        async def try_one(probe: CanaryProbe) -> CanaryResult:
             async with slots:
-                return await _go(passage, seconds)
+                return await _go(probe, seconds)
 
-        return await asyncio.gather(*(probe(passage) for passage in canary_probes))
+        return await asyncio.gather(*(try_one(probe) for probe in canary_probes))
 
     return tuple(asyncio.run(everyone()))
 
 
-async def _go(passage: CanaryProbe, seconds: float) -> CanaryResult:
+async def _go(probe: CanaryProbe, seconds: float) -> CanaryResult:
     begin, used, answer, trouble = time.monotonic(), "", b"", ""
     try:
         async with asyncio.timeout(seconds):
-            local = (passage.source, 0) if passage.source else None
-            reader, writer = await asyncio.open_connection(passage.address.host, passage.address.port, local_addr=local)
+            local = (probe.source, 0) if probe.source else None
+            reader, writer = await asyncio.open_connection(probe.address.host, probe.address.port, local_addr=local)
             try:
                 name = writer.get_extra_info("sockname")
                 if name is None:  # it was over before the address could be asked for
                     raise ConnectionResetError(errno.ECONNRESET, "reset at once")
                 host, port = name[:2]
-                me = Endpoint(passage.address.family, host, port)
+                me = Endpoint(probe.address.family, host, port)
                 used = str(me)
-                if announces(passage, host):
-                    writer.write(header(ProxyProtocol.V2, me, passage.address))
-                if passage.nudge:
+                if announces(probe, host):
+                    writer.write(header(ProxyProtocol.V2, me, probe.address))
+                if probe.nudge:
                     writer.write(b"\r\n")
                 while not answer.endswith(b"\n") and len(answer) < _MOST and (more := await reader.read(_MOST)):
                     answer += more
@@ -58,8 +58,8 @@ async def _go(passage: CanaryProbe, seconds: float) -> CanaryResult:
         trouble = error.strerror or str(error)
     preserved, reported, detail = judge(used, answer)
     return CanaryResult(
-        frontend=passage.frontend,
-        address=str(passage.address),
+        frontend=probe.frontend,
+        address=str(probe.address),
         used=used,
         reported=reported,
         preserved=preserved,

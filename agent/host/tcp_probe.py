@@ -19,14 +19,14 @@ _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: end with a reset, as HAProxy's ow
 
 def reachable(servers: Mapping[Key, Iterable[Endpoint]], *, timeout: float) -> frozenset[Key]:
     """Those servers whose every address took a connection within `timeout` seconds, all asked side by side."""
-    doors = {endpoint for endpoints in servers.values() for endpoint in endpoints}
-    answered = _answered(doors, timeout)
+    endpoints_to_try = {endpoint for endpoints in servers.values() for endpoint in endpoints}
+    answered = _answered(endpoints_to_try, timeout)
     return frozenset(key for key, endpoints in servers.items() if answered.issuperset(endpoints))
 
 
-def _answered(doors: Iterable[Endpoint], timeout: float) -> set[Endpoint]:
+def _answered(endpoints_to_try: Iterable[Endpoint], timeout: float) -> set[Endpoint]:
     """Bounded in number at once and in time as a whole. What was not asked in time did not answer."""
-    waiting = list(doors)
+    waiting = list(endpoints_to_try)
     answered: set[Endpoint] = set()
     deadline = time.monotonic() + timeout
     with selectors.DefaultSelector() as selector:

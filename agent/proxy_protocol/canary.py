@@ -78,12 +78,12 @@ def canary_probes(
     )
 
 
-def announces(passage: CanaryProbe, host: str) -> bool:
+def announces(probe: CanaryProbe, host: str) -> bool:
     """Whether a client from `host` must send a PROXY header there."""
-    if isinstance(passage.accept_proxy, bool):
-        return passage.accept_proxy
+    if isinstance(probe.accept_proxy, bool):
+        return probe.accept_proxy
     address = ipaddress.ip_address(host)
-    return any(address in ipaddress.ip_network(network) for network in passage.accept_proxy)
+    return any(address in ipaddress.ip_network(network) for network in probe.accept_proxy)
 
 
 def _reachable(bind: Endpoint) -> Endpoint:

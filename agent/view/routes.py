@@ -85,7 +85,7 @@ class Site:
 
     def _health(self, _accept: str) -> dict[str, Any]:
         alive = self._alive()
-        return {"code": 200 if alive else 503, "kind": "text/plain", "body": b"ok\n" if alive else b"deaf\n"}
+        return {"code": 200 if alive else 503, "kind": "text/plain", "body": b"ok\n" if alive else b"stalled\n"}
 
     def _ready(self, _accept: str) -> dict[str, Any]:
         reasons = [*self._stalled(), *_unready(self.status)]

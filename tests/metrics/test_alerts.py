@@ -17,7 +17,7 @@ PROMTOOL = Path("/usr/bin/promtool")
 # Series that make it fire, and series that do not: each a metric with its values, minute by minute.
 CASES: dict[str, tuple[dict[str, str], dict[str, str]]] = {
     "EdgeagentAbsent": ({'up{job="edgeagent"}': "0x20"}, {'up{job="edgeagent"}': "1x20"}),
-    "EdgeagentDeaf": (
+    "EdgeagentStalled": (
         {"edgeagent_desired_read_timestamp_seconds": "0x20"},
         {"edgeagent_desired_read_timestamp_seconds": "0+60x20"},
     ),

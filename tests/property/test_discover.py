@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from agent.desired.schema import DesiredState
 from agent.desired.state import parse
 from agent.discover import merge, objects, selector
-from agent.discover.state import Snapshot, Terms, document, wanted
-from agent.discover.telling import told
+from agent.discover.service_status import told
+from agent.discover.state import Config, Snapshot, document, wanted
 
 NAMES = st.sampled_from(["mail", "web", "a", "0", "x.y", "UPPER", "-", "n" * 63, "smtp"])
 PORTS = ["smtp", "imap", "check", ""]
@@ -109,7 +109,7 @@ def snapshot(found: tuple[list[Any], list[Any], list[Any]]) -> Snapshot:
 CLUSTERS = st.tuples(st.lists(services(), max_size=4), st.lists(nodes(), max_size=4), st.lists(slices(), max_size=3))
 
 
-def state(terms: Terms, now: Snapshot) -> DesiredState:
+def state(terms: Config, now: Snapshot) -> DesiredState:
     found = wanted(now, terms)
     assert found.violations == ()
     tree = document(terms, found.fragments)
@@ -123,23 +123,23 @@ def state(terms: Terms, now: Snapshot) -> DesiredState:
 
 @given(CLUSTERS)
 def test_any_cluster_makes_a_valid_desired_state_and_each_service_is_in_it_or_told(found):
-    state(Terms(), snapshot(found))
+    state(Config(), snapshot(found))
 
 
 @given(CLUSTERS, st.randoms(use_true_random=False))
 def test_the_order_of_the_objects_is_of_no_account(found, random):
     now = snapshot(found)
-    before = state(Terms(bind=("192.0.2.9",)), now)
+    before = state(Config(bind=("192.0.2.9",)), now)
     for part in (now.services, now.nodes, now.slices):
         random.shuffle(part)
-    assert state(Terms(bind=("192.0.2.9",)), now) == before
+    assert state(Config(bind=("192.0.2.9",)), now) == before
 
 
 @given(CLUSTERS, services())
 def test_a_newcomer_takes_nothing_from_who_was_there(found, newcomer):
     newcomer["metadata"] |= {"name": "newcomer", "creationTimestamp": "2026-02-01T00:00:00Z"}
-    before = state(Terms(), snapshot(found))
-    after = state(Terms(), snapshot((found[0] + [newcomer], found[1], found[2])))
+    before = state(Config(), snapshot(found))
+    after = state(Config(), snapshot((found[0] + [newcomer], found[1], found[2])))
     assert set(before.frontends) <= set(after.frontends)
     assert {backend.name for backend in before.backends} <= {backend.name for backend in after.backends}
 

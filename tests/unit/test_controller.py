@@ -16,8 +16,8 @@ from agent.discover import merge, objects
 from agent.discover.controller import Controller
 from agent.discover.firewalls import Verdict
 from agent.discover.objects import Service
-from agent.discover.state import Snapshot, Terms
-from agent.discover.telling import Told
+from agent.discover.service_status import ServiceStatus
+from agent.discover.state import Config, Snapshot
 from agent.errors import ExitCode
 
 LIVE = Verdict(code=ExitCode.LIVE)
@@ -40,7 +40,7 @@ class Firewalls:
     def verdict(self) -> Verdict:
         return Verdict(code=ExitCode.SSH, message=self.away, away=self.away) if self.away else self._code
 
-    def hand_over(self, tree: Mapping[str, Any]) -> Verdict:
+    def push_all(self, tree: Mapping[str, Any]) -> Verdict:
         names = set(tree.get("backends", {}))
         self.handed.append(names)
         found = self.judge_tree(tree)
@@ -62,7 +62,7 @@ class Firewalls:
     def have(self, tree: Mapping[str, Any]) -> bool:
         return not self.away and self.has is not None and merge.as_json(self.has) == merge.as_json(tree)
 
-    def lacking(self, tree: Mapping[str, Any]) -> list[str]:
+    def outdated(self, tree: Mapping[str, Any]) -> list[str]:
         return [] if self.away or self.have(tree) else ["fw"]
 
     def knows(self, tree: Mapping[str, Any]) -> None:
@@ -96,9 +96,9 @@ class Reporter:
 
     def __init__(self) -> None:
         self.thread = threading.Thread()
-        self.told: dict[str, Told | None] = {}
+        self.told: dict[str, ServiceStatus | None] = {}
 
-    def report(self, service: Service, what: Told | None) -> None:
+    def report(self, service: Service, what: ServiceStatus | None) -> None:
         self.told[service.name] = what
 
     def forget(self, uids: set[str]) -> None:
@@ -121,7 +121,7 @@ class Sources:
 
     all = ()
     synced = True
-    deaf = ()
+    stalled = ()
 
     def fresh(self, _: float) -> bool:
         return True
@@ -139,7 +139,7 @@ class Bench:
 
     def __init__(self, judge: Callable[[set[str]], Verdict] = lambda _: LIVE) -> None:
         self.sources, self.firewalls, self.reporter, self.election = Sources(), Firewalls(judge), Reporter(), Election()
-        self.terms = Terms()
+        self.terms = Config()
         self.fresh()
 
     def fresh(self) -> None:
@@ -467,7 +467,7 @@ def test_a_forged_status_displaces_nobody():
     bench.add("forged", bind="192.0.2.1", expose="x=25", prefix="smtp")
     bench.fresh()
     forged = bench.sources.services["forged"]
-    good = Told(state="live", good=dict(forged.annotations), uid=forged.uid).annotation
+    good = ServiceStatus(state="live", good=dict(forged.annotations), uid=forged.uid).annotation
     bench.sources.services["forged"] = evolve(forged, status=good, created="2001-01-01T00:00:00Z")
     assert bench.turn() == []
     assert (bench.state("mail"), bench.state("forged")) == ("live", "mistake")
@@ -557,7 +557,7 @@ def test_a_search_is_not_repeated_while_nothing_has_changed():
     bench.add("a", "b")
     bench.turn()
     bench.firewalls.judge = lambda _: Verdict(code=ExitCode.REFUSED, message="the base")
-    bench.terms = Terms(bind=("192.0.2.77",))
+    bench.terms = Config(bind=("192.0.2.77",))
     bench.add("c")
     bench.turn()
     for _ in range(3):
@@ -619,14 +619,14 @@ def test_a_base_that_contradicts_what_is_live_takes_nothing_away():
     bench.add("a", "b")
     bench.turn()
     base = b'version: 1\nfrontends: {a-x: {bind: ["192.0.2.9:1000"]}}\n'
-    bench.terms = Terms(base=merge.base(base, "base.yaml", watched=True))
+    bench.terms = Config(base=merge.base(base, "base.yaml", watched=True))
     assert bench.turn() == []
     assert bench.serves == {"a", "b"}
     told = bench.reporter.told["a"]
     assert told is not None
     assert (told.state, "base.yaml:2" in told.message) == ("mistake", True)
     # Unless it says whose the name is.
-    bench.terms = Terms(base=merge.base(b"version: 1\nowners: {a-x: default/other}\n", "base.yaml", watched=True))
+    bench.terms = Config(base=merge.base(b"version: 1\nowners: {a-x: default/other}\n", "base.yaml", watched=True))
     bench.turn()
     assert bench.serves == {"b"}
 
@@ -635,7 +635,7 @@ def test_a_base_that_hurts_is_put_aside_and_blames_nobody():
     bench = Bench()
     bench.add("a")
     bench.turn()
-    hurts = Terms(base=merge.base(b"version: 1\ndefaults: {maxconn: 1}\n", "base.yaml", watched=True))
+    hurts = Config(base=merge.base(b"version: 1\ndefaults: {maxconn: 1}\n", "base.yaml", watched=True))
     bench.firewalls.judge_tree = lambda tree: (  # type: ignore[method-assign]
         Verdict(code=ExitCode.ROLLED_BACK, message="hurt") if "defaults" in tree else LIVE
     )
@@ -654,7 +654,7 @@ def test_all_services_that_vanish_at_once_are_not_believed_beside_a_base():
 frontends: {z: {bind: ["192.0.2.1:1"], backend: z}}
 backends: {z: {servers: {z: {address: "192.0.2.5:1"}}}}
 """
-    bench.terms = Terms(base=merge.base(base, "base.yaml", watched=True))
+    bench.terms = Config(base=merge.base(base, "base.yaml", watched=True))
     bench.add("a")
     bench.turn()
     gone = dict(bench.sources.services)
@@ -741,14 +741,14 @@ def test_a_base_that_hurts_alone_is_put_aside_and_what_hurt_before_stays_held():
     bench.firewalls.judge = refuses("b", code=ExitCode.ROLLED_BACK)
     bench.add("b")
     bench.turn()
-    bench.terms = Terms(base=merge.base(b"version: 1\nname: harmless\n", "base.yaml", watched=True))
+    bench.terms = Config(base=merge.base(b"version: 1\nname: harmless\n", "base.yaml", watched=True))
     assert bench.turn() == [{"a-x"}]
     assert (bench.firewalls.live["name"], bench.state("b")) == ("harmless", "rolled_back")
     good = bench.firewalls.judge_tree
     bench.firewalls.judge_tree = lambda tree: (  # type: ignore[method-assign]
         Verdict(code=ExitCode.ROLLED_BACK, message="hurt") if tree["name"] == "hurts" else good(tree)
     )
-    bench.terms = Terms(base=merge.base(b"version: 1\nname: hurts\n", "base.yaml", watched=True))
+    bench.terms = Config(base=merge.base(b"version: 1\nname: hurts\n", "base.yaml", watched=True))
     assert bench.turn() == [{"a-x"}, {"a-x"}]
     assert bench.firewalls.live["name"] == "harmless"
     assert not bench.controller.in_step
@@ -800,7 +800,7 @@ def test_nonsense_in_a_status_stops_nobody():
         "frontends": {"a-x": {"backend": "a-x", "bind": ["192.0.2.1:1000"]}},
         "backends": {"a-x": {"application": "?"}},
     }
-    bench.sources.services["a"] = evolve(one, status=Told(state="live", live=live, uid=one.uid).annotation)
+    bench.sources.services["a"] = evolve(one, status=ServiceStatus(state="live", live=live, uid=one.uid).annotation)
     bench.add("c")
     bench.turn()
     assert {"b", "c"} <= bench.serves

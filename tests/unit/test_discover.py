@@ -14,8 +14,8 @@ from agent.desired.state import parse
 from agent.discover import merge, objects, selector
 from agent.discover.fragments import Before
 from agent.discover.merge import Base
-from agent.discover.state import Snapshot, Terms, Wanted, document, wanted
-from agent.discover.telling import Told, told
+from agent.discover.service_status import ServiceStatus, told
+from agent.discover.state import Config, Snapshot, Wanted, document, wanted
 from agent.errors import InvalidError
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +38,7 @@ def discovered(
 ) -> tuple[Wanted, dict]:
     """What is wanted, and the desired state, which is valid where there is no violation."""
     under = merge.base(base.encode(), "base.yaml", watched=False) if base else Base()
-    terms = Terms(base=under, bind=(bind,) if bind else ())
+    terms = Config(base=under, bind=(bind,) if bind else ())
     result = wanted(snapshot(*found), terms, Before(good=good or {}, live=live or {}))
     tree = document(terms, result.fragments)
     if not result.violations:
@@ -652,7 +652,9 @@ def test_bind_of_the_command_is_for_who_names_none():
 
 
 def test_what_was_told_is_read_again_and_what_is_no_work_of_ours_is_nothing():
-    one = Told(state="mistake", message="x", frontends=("smtp",), good={"expose": "smtp"}, tried={"a": "b"}, uid="u")
+    one = ServiceStatus(
+        state="mistake", message="x", frontends=("smtp",), good={"expose": "smtp"}, tried={"a": "b"}, uid="u"
+    )
     assert told(one.annotation, "u") == one
     assert told(one.annotation, "of its copy") is None
     for text in ("", "live", "[]", '{"state": 1}', '{"state": "live", "message": "", "frontends": 4}', "[" * 9999):

@@ -23,7 +23,7 @@ from agent.discover.merge import as_json
 from agent.discover.objects import Node, Service
 from agent.discover.reflector import Backoff, Kind, Reflector
 from agent.discover.reports import Reporter
-from agent.discover.telling import Told
+from agent.discover.service_status import ServiceStatus
 from agent.errors import ExitCode
 from agent.remote import push
 
@@ -169,9 +169,9 @@ def test_it_is_read_anew_when_it_is_told(watching):
     one = watching(script)
     until(lambda: "watch" in script.asked, "watched")
     assert one.listed_within(10)
-    one.anew()
+    one.relist()
     until(lambda: names(one) == ["b"], "read anew")
-    one.anew()
+    one.relist()
     script.over.set()
 
 
@@ -206,19 +206,19 @@ class Leases:
         self.fails = False
 
     def get(self, _: str) -> dict[str, Any]:
-        self._may()
+        self._is_leader()
         if self.found is None:
             raise ApiError("no lease", status=404)
         return {**self.found, "metadata": dict(self.found["metadata"]), "spec": dict(self.found["spec"])}
 
     def post(self, _: str, body: dict[str, Any]) -> dict[str, Any]:
-        self._may()
+        self._is_leader()
         if self.found is not None:
             raise ApiError("exists", status=409)
         return self._put(body)
 
     def put(self, _: str, body: dict[str, Any]) -> dict[str, Any]:
-        self._may()
+        self._is_leader()
         assert self.found is not None
         if body["metadata"]["resourceVersion"] != self.found["metadata"]["resourceVersion"]:
             raise ApiError("conflict", status=409)
@@ -228,7 +228,7 @@ class Leases:
         self.found = {**body, "metadata": {**body["metadata"], "resourceVersion": str(next(self.version))}}
         return self.found
 
-    def _may(self) -> None:
+    def _is_leader(self) -> None:
         if self.fails:
             raise ApiError("does not answer")
 
@@ -350,15 +350,15 @@ def status(tree: dict[str, Any], serial: int, **more: Any) -> dict[str, Any]:
 def test_one_that_is_away_does_not_stop_the_others_and_gets_it_when_it_is_back(monkeypatch):
     ssh = Ssh(monkeypatch, "one", "two")
     ssh.codes["two"] = ExitCode.SSH
-    verdict = ssh.firewalls.hand_over(TREE)
+    verdict = ssh.firewalls.push_all(TREE)
     assert (verdict.live, verdict.complete, verdict.away) == (True, False, "two: said")
     assert not have(ssh.firewalls, TREE)
     assert "two: said" in ssh.firewalls.without(["a"], TREE)
-    assert ssh.firewalls.lacking(TREE) == []  # who is away is asked first
+    assert ssh.firewalls.outdated(TREE) == []  # who is away is asked first
     ssh.codes["two"] = ExitCode.LIVE
     ssh.statuses = {"one": status(TREE, ssh.firewalls.all[0].serial), "two": status({}, 4)}
     ssh.firewalls.ask()
-    assert ssh.firewalls.hand_over(TREE).complete
+    assert ssh.firewalls.push_all(TREE).complete
     assert [to for to, _ in ssh.sent] == [("one", "two"), ("two",)]  # who has it is left alone
     assert have(ssh.firewalls, TREE)
 
@@ -366,10 +366,10 @@ def test_one_that_is_away_does_not_stop_the_others_and_gets_it_when_it_is_back(m
 def test_one_that_refuses_is_heard_although_another_is_away(monkeypatch):
     ssh = Ssh(monkeypatch, "one", "two")
     ssh.codes |= {"one": ExitCode.SSH, "two": ExitCode.REFUSED}
-    verdict = ssh.firewalls.hand_over(TREE)
+    verdict = ssh.firewalls.push_all(TREE)
     assert (verdict.refused, verdict.message, verdict.away) == (True, "two: said", "one: said")
     ssh.codes["two"] = ExitCode.SSH
-    verdict = ssh.firewalls.hand_over({**TREE, "name": "x"})
+    verdict = ssh.firewalls.push_all({**TREE, "name": "x"})
     assert (verdict.refused, verdict.live) == (False, False)
 
 
@@ -378,10 +378,10 @@ def test_what_a_person_holds_is_not_pushed_to(monkeypatch):
     held = {"digest": "ab", "reason": "generation 3 was put back by hand", "since": ""}
     ssh.statuses = {"one": status(TREE, 9, held=held), "two": status({}, 4)}
     ssh.firewalls.ask()
-    verdict = ssh.firewalls.hand_over(TREE)
+    verdict = ssh.firewalls.push_all(TREE)
     assert [to for to, _ in ssh.sent] == [("two",)]
     assert "was put back by hand" in verdict.away
-    assert ssh.firewalls.lacking(TREE) == []
+    assert ssh.firewalls.outdated(TREE) == []
     assert "was put back by hand" in ssh.firewalls.without(["a"], TREE)
 
 
@@ -390,7 +390,7 @@ def test_a_serial_is_higher_than_any_that_is_known(monkeypatch):
     far = 2**40
     ssh.statuses = {"one": status({}, far), "two": status({}, 4)}
     ssh.firewalls.ask()
-    ssh.firewalls.hand_over(TREE)
+    ssh.firewalls.push_all(TREE)
     assert {one.serial for one in ssh.firewalls.all} == {far + 1}
     ssh.statuses["one"] = status(TREE, far + 1)
     ssh.firewalls.ask()
@@ -408,7 +408,7 @@ def test_another_versions_status_ends_nothing(monkeypatch, odd):
     ssh = Ssh(monkeypatch, "one")
     ssh.statuses = {"one": {**status(TREE, 9), **odd}}
     ssh.firewalls.ask()
-    ssh.firewalls.hand_over(TREE)
+    ssh.firewalls.push_all(TREE)
 
 
 def test_nothing_is_pushed_on_top_of_what_is_not_known(monkeypatch):
@@ -416,14 +416,14 @@ def test_nothing_is_pushed_on_top_of_what_is_not_known(monkeypatch):
     ssh.statuses = {"one": status({"version": 1}, 4, live={"digest": "ab" * 32, "serial": 4})}
     ssh.firewalls.ask()
     ssh.codes["one"] = ExitCode.POLICY  # somebody was there in between
-    verdict = ssh.firewalls.hand_over(TREE)
+    verdict = ssh.firewalls.push_all(TREE)
     assert ssh.more == [{"one": ("--if-live", "ab" * 32)}]
-    assert (verdict.live, verdict.refused, ssh.firewalls.lacking(TREE)) == (False, False, [])
+    assert (verdict.live, verdict.refused, ssh.firewalls.outdated(TREE)) == (False, False, [])
 
 
 def test_one_that_was_put_back_by_hand_has_not_what_it_had(monkeypatch):
     ssh = Ssh(monkeypatch, "one")
-    ssh.firewalls.hand_over(TREE)
+    ssh.firewalls.push_all(TREE)
     serial = ssh.firewalls.all[0].serial
     held = {"digest": digest_of(as_json(TREE, serial)), "reason": "generation 1 was put back by hand", "since": ""}
     ssh.statuses = {"one": status({"version": 1}, 3, held=held, live={"digest": "cd" * 32, "serial": 3})}
@@ -434,7 +434,7 @@ def test_one_that_was_put_back_by_hand_has_not_what_it_had(monkeypatch):
 def test_a_group_that_has_other_nodes_is_another_backend(monkeypatch):
     ssh = Ssh(monkeypatch, "one")
     tree = {"version": 1, "nodes": {"w": {"n1": "192.0.2.1"}}, "backends": {"a": {"nodes": "w", "port": 1}}}
-    ssh.firewalls.hand_over(tree)
+    ssh.firewalls.push_all(tree)
     ssh.firewalls.ask()  # it does not answer
     assert ssh.firewalls.without(["a"], tree) == ""
     assert ssh.firewalls.without(["a"], {**tree, "nodes": {"w": {"n2": "192.0.2.2"}}})
@@ -443,7 +443,7 @@ def test_a_group_that_has_other_nodes_is_another_backend(monkeypatch):
 def test_a_rehearsal_touches_nothing_and_is_not_asked_of_who_is_away(monkeypatch):
     ssh = Ssh(monkeypatch, "one", "two")
     ssh.codes["two"] = ExitCode.SSH
-    ssh.firewalls.hand_over({})
+    ssh.firewalls.push_all({})
     ssh.codes["one"] = ExitCode.REFUSED
     assert ssh.firewalls.rehearse(TREE).refused
     to, words = ssh.sent[-1]
@@ -497,7 +497,7 @@ class Written:
 @pytest.fixture
 def reporting() -> Iterator[tuple[Reporter, Written]]:
     end, written = threading.Event(), Written()
-    one = Reporter(written, may=lambda: True, end=end)  # type: ignore[arg-type]
+    one = Reporter(written, is_leader=lambda: True, end=end)  # type: ignore[arg-type]
     one.thread.start()
     yield one, written
     end.set()
@@ -511,7 +511,7 @@ MAIL = Service(namespace="x", name="mail", uid="u")
 
 def test_the_same_is_told_once_and_again_where_somebody_has_wiped_it(reporting):
     reporter, written = reporting
-    what = Told(state="live", frontends=("smtp",), uid="u")
+    what = ServiceStatus(state="live", frontends=("smtp",), uid="u")
     for _ in range(3):  # the watch tells of it later
         reporter.report(MAIL, what)
     until(lambda: written.events == ["Live"], "told")
@@ -527,7 +527,7 @@ def test_the_same_is_told_once_and_again_where_somebody_has_wiped_it(reporting):
 
 def test_what_is_so_again_before_the_watch_has_told_is_told_again(reporting):
     reporter, written = reporting
-    one, other = Told(state="live", uid="u"), Told(state="waiting", uid="u")
+    one, other = ServiceStatus(state="live", uid="u"), ServiceStatus(state="waiting", uid="u")
     there = evolve(MAIL, status=one.annotation)
     reporter.report(there, other)
     until(lambda: len(written.patches) == 1, "told")
@@ -538,10 +538,10 @@ def test_what_is_so_again_before_the_watch_has_told_is_told_again(reporting):
 def test_an_event_that_is_refused_is_dropped_and_an_api_server_that_is_away_is_waited_for(reporting):
     reporter, written = reporting
     written.refuse_events = ApiError("403: the namespace is being terminated", status=403)
-    reporter.report(MAIL, Told(state="live", uid="u"))
+    reporter.report(MAIL, ServiceStatus(state="live", uid="u"))
     until(lambda: len(written.patches) == 1, "its annotation")
     written.refuse_events, written.refuse = None, ApiError("does not answer")
-    reporter.report(MAIL, Told(state="degraded", uid="u"))
+    reporter.report(MAIL, ServiceStatus(state="degraded", uid="u"))
     until(lambda: reporter.failures >= 2, "tried")
     written.refuse = None
     until(lambda: written.events == ["Degraded"], "told at last")
@@ -550,8 +550,8 @@ def test_an_event_that_is_refused_is_dropped_and_an_api_server_that_is_away_is_w
 
 def test_what_is_somebody_elses_to_tell_is_not_told():
     end, written = threading.Event(), Written()
-    reporter = Reporter(written, may=lambda: False, end=end)  # type: ignore[arg-type]
-    reporter.report(MAIL, Told(state="live", uid="u"))
+    reporter = Reporter(written, is_leader=lambda: False, end=end)  # type: ignore[arg-type]
+    reporter.report(MAIL, ServiceStatus(state="live", uid="u"))
     reporter.thread.start()
     until(lambda: not reporter._waiting, "looked at")
     assert written.patches == []

@@ -11,11 +11,11 @@ from attrs import field, frozen
 
 
 @frozen(kw_only=True)
-class Told:
+class ServiceStatus:
     """`state`: live, degraded, waiting, mistake, refused or rolled_back. `good`: the annotations that are live.
 
-    `live`: what is live but its servers (`fragments.shape`). `uid`: of the Service it is about: a copy of one has the
-    annotation too. `tried`: annotations that hurt, and are not tried again.
+    `live`: what is live but its servers (`fragments.skeleton`). `uid`: of the Service it is about: a copy of one has
+    the annotation too. `tried`: annotations that hurt, and are not tried again.
     """
 
     state: str
@@ -35,13 +35,13 @@ class Told:
         return json.dumps(found | {key: value for key, value in more.items() if value})
 
 
-def told(annotation: str, uid: str) -> Told | None:
+def told(annotation: str, uid: str) -> ServiceStatus | None:
     """What was told last of the Service with this uid; None where that is nothing, or no work of ours."""
     try:
         found = json.loads(annotation)
         if (found.get("uid") or "") != uid:
             return None
-        return Told(
+        return ServiceStatus(
             uid=uid,
             state=str(found["state"]),
             message=str(found["message"]),
