@@ -11,7 +11,7 @@ from typing import Any
 
 from stage import BINARY, edge, greeter, host, median, put, seconds, state  # first: it finds the tests' kit
 
-from agent.desired.state import digest_of
+from agent.desired.identity import digest_of
 from agent.reconcile.report import Report
 
 from kit.binaries import binaries  # isort: skip

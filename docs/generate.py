@@ -32,9 +32,9 @@ from agent.reconcile.event import Event, Kind
 from agent.reconcile.generation import Generation
 from agent.reconcile.report import Report
 from agent.view import events, status
-from agent.view.assemble import event_status
 from agent.view.in_sync import Relation
 from agent.view.metrics import Facts, Metrics, Usage
+from agent.view.status import event_status
 
 HERE = Path(__file__).parent
 NOTE = "<!-- Made by docs/generate.py: do not edit. -->\n\n"
@@ -250,7 +250,8 @@ def _commands() -> Page:
     context = click.Context(main, info_name="agent", max_content_width=100, terminal_width=100)
     yield from _help("agent", main, context)
     for name in main.list_commands(context):
-        command = main.commands[name]
+        command = main.get_command(context, name)
+        assert command is not None
         inner = click.Context(command, info_name=name, parent=context, max_content_width=100, terminal_width=100)
         yield from _help(f"agent {name}", command, inner)
 

@@ -162,7 +162,7 @@ def _say_who_is_waited_for(holder: str) -> None:
 
 def _again(host: Host, settings: Settings, report: Report) -> str:
     """When a document that did not go live is tried again."""
-    from agent.desired.structure import duration
+    from agent.desired.scalars import duration
 
     if report.outcome is Outcome.ROLLED_BACK:
         return "it is held until it changes or --retry is given"

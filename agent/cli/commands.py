@@ -1,10 +1,11 @@
 """The group of all commands, and how errors become messages and exit codes.
 
-Imports at the top, here and in the modules of the commands, are what `agent --version` pays for.
+A command's module is imported when it is called; imports at the top of it are what each of its commands pays for.
 """
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,30 @@ from typing import Any
 import click
 
 from agent import __version__
-from agent.cli import apply, proxy, remote, status, tools
 from agent.cli.output import UNWRITABLE, lost, prepare_streams
 from agent.errors import AgentError, InvalidError
+
+COMMANDS = {
+    "run": "status",
+    "check": "apply",
+    "schema": "apply",
+    "plan": "apply",
+    "apply": "apply",
+    "sync": "remote",
+    "discover": "remote",
+    "gate": "remote",
+    "status": "status",
+    "history": "status",
+    "rollback": "apply",
+    "probe": "proxy",
+    "echo": "proxy",
+    "demo": "tools",
+    "doctor": "tools",
+    "import": "tools",
+    "install": "tools",
+    "uninstall": "tools",
+}
+"""The module of each command, in the order in which the help shows them."""
 
 
 class _Commands(click.Group):
@@ -43,7 +65,15 @@ class _Commands(click.Group):
         return result
 
     def list_commands(self, _ctx: click.Context) -> list[str]:
-        return list(self.commands)  # in the order of the story, not of the alphabet
+        return list(COMMANDS)  # in the order of the story, not of the alphabet
+
+    def get_command(self, _ctx: click.Context, name: str) -> click.Command | None:
+        """Only the command that is called is imported."""
+        if name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"agent.cli.{COMMANDS[name]}")
+        command: click.Command = getattr(module, "import_" if name == "import" else name)
+        return command
 
 
 def _complain(error: AgentError) -> None:
@@ -75,10 +105,3 @@ def main(ctx: click.Context, settings_file: Path | None) -> None:
       eval "$(_AGENT_COMPLETE=bash_source agent)"
     """  # noqa: D301  # click looks for the character itself
     ctx.obj = settings_file
-
-
-for _command in (
-    status.run, apply.check, apply.schema, apply.plan, apply.apply, remote.sync, remote.discover, remote.gate,
-    status.status, status.history, apply.rollback, proxy.probe, proxy.echo, *tools.COMMANDS,
-):  # fmt: skip  # in the order in which the help shows them
-    main.add_command(_command)

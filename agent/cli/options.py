@@ -16,7 +16,7 @@ DESIRED = click.argument("file", required=False, type=click.Path(path_type=Path,
 
 def seconds(_ctx: click.Context, _param: click.Parameter, value: str) -> float:
     """A duration with its unit, as seconds."""
-    from agent.desired.structure import milliseconds
+    from agent.desired.scalars import milliseconds
 
     try:
         return milliseconds(value) / 1000

@@ -145,14 +145,14 @@ def gate(ctx: click.Context, key: Path | None) -> None:
     Documents come by standard input, the answer goes to standard output, each call to syslog. Exit 9 for every other
     call.
     """  # noqa: D301  # click looks for the character itself
-    from agent.cli import sync
+    from agent.cli import gate
     from agent.settings import ENVIRONMENT
 
     if key is not None:
-        sync.print_authorized_key(ctx.obj or (Path(named) if (named := os.environ.get(ENVIRONMENT)) else None), key)
+        gate.print_authorized_key(ctx.obj or (Path(named) if (named := os.environ.get(ENVIRONMENT)) else None), key)
         return
     group = ctx.find_root().command
     assert isinstance(group, click.Group)
     # Whatever ssh brought along: settings are those of the forced command, or the platform's own.
     dropped = os.environ.pop(ENVIRONMENT, "")
-    sync.gate(group, ctx, load_settings(ctx.obj), dropped=dropped)
+    gate.let_through(group, ctx, load_settings(ctx.obj), dropped=dropped)

@@ -74,26 +74,29 @@ def status(settings_file: Path | None, *, as_json: bool, watch: bool, pid: bool)
     Exit 0 when all is up and the desired state is live, 6 when not, 7 when no agent runs (HAProxy is asked directly
     then).
     """
-    from agent.service.wiring import Host
-    from agent.view import tables
+    from agent.host.files import read_json
+    from agent.host.lock import held
+    from agent.view import status_table
     from agent.view.status import Status, from_json, to_json
 
     if pid:
         if as_json or watch:
             raise click.UsageError("--pid goes with no other option")
         _print_pid(settings_file)
-    host = Host(load_settings(settings_file), command="status")
     if watch and as_json:
         raise click.UsageError("--watch is for people; a program reads --json when it wants to")
+    settings = load_settings(settings_file)
     while True:
-        running = host.store.service_running()
-        now = from_json(host.store.status(), Status) if running else None
+        running = held(settings.state)
+        now = from_json(read_json(settings.run / "status.json"), Status) if running else None
         if now is None:  # no agent wrote it, or not as this version does
-            now = host.publisher.status()
+            from agent.service.wiring import Host  # HAProxy is asked: all of the agent is needed
+
+            now = Host(settings, command="status").publisher.status()
         degraded = now.haproxy is None or not now.in_sync or bool(now.not_up)
         code = ExitCode.NO_ANSWER if not running else ExitCode.DEGRADED if degraded else ExitCode.LIVE
         wipe = "\033[H\033[2J" if watch and sys.stdout.isatty() else ""
-        text = to_json(now, indent=2) + "\n" if as_json else wipe + tables.status(now, running=running)
+        text = to_json(now, indent=2) + "\n" if as_json else wipe + status_table.status(now, running=running)
         show(text, code)
         if not watch:
             break
@@ -125,14 +128,14 @@ def history(settings_file: Path | None, *, as_json: bool) -> None:
     In JSON an entry has the `kind` generation or event.
     """
     from agent.host.store import Store
-    from agent.view import tables
+    from agent.view import history as view
 
     settings = load_settings(settings_file)
     store = Store(settings.state, settings.run)
     generations, events = store.generations(), store.events()
     if as_json:
-        show(json.dumps(tables.history_document(generations, events), indent=2) + "\n", ExitCode.LIVE)
+        show(json.dumps(view.document(generations, events), indent=2) + "\n", ExitCode.LIVE)
     elif generations or events:
-        show(tables.history(generations, events), ExitCode.LIVE)
+        show(view.text(generations, events), ExitCode.LIVE)
     else:
         click.echo("Nothing was live yet.", err=True)

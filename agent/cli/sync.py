@@ -1,4 +1,4 @@
-"""`agent sync` and `agent gate` as commands: parse, call, print. Apart from `cli`, which is long enough."""
+"""`agent sync` as a command: parse, call, print."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import base64
 import contextlib
 import hashlib
 import logging
-import os
 import select
-import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -23,13 +21,11 @@ from agent.desired.state import Limits, parse
 from agent.errors import AgentError, ExitCode, InvalidError, PolicyError, UsageError
 from agent.host import signature
 from agent.host.desired_file import label, read, read_in_time, read_signature
-from agent.host.notifier import AUTH, to_syslog
 from agent.reconcile.report import STAGE_WORDS, STAGES
-from agent.remote import gate as gates
 from agent.remote import push
 from agent.remote.submit import Answer, SyncRequest, admit, refused, stored, submit, wait
 from agent.service.wiring import Host
-from agent.settings import CONFIG_FOLDER, ENVIRONMENT, Settings
+from agent.settings import Settings
 from agent.view import tables
 
 CUT_MILLISECONDS = 300
@@ -297,66 +293,3 @@ def _tell(answer: Answer) -> None:
     click.echo(f"{answer.word}: {', '.join(facts)} ({answer.seconds * 1000:.0f} ms)")
     for reason in report.get("reasons") or ():
         click.echo(f"  - {reason}")
-
-
-# --- the gate ---------------------------------------------------------------------------------------------------
-
-
-def gate(main: click.Group, ctx: click.Context, settings: Settings, *, dropped: str) -> None:
-    """Let a call through, or exit 9. `dropped`: the EDGEAGENT_SETTINGS that the caller brought along, "" for none."""
-    to_syslog(_log, "edgeagent gate", AUTH)
-    client = (os.environ.get("SSH_CONNECTION") or "nobody").split(" ")[0][:60]
-    call = os.environ.pop("SSH_ORIGINAL_COMMAND", None)
-    if dropped:
-        why = f"{ENVIRONMENT} is ignored by the gate: the forced command names its settings (--settings FILE gate)"
-        _log.warning("call from %s: %s", client, why)
-        click.echo(f"agent: {why}", err=True)
-    try:
-        arguments = _let_through(call, settings)
-    except PolicyError as error:
-        _log.warning("refused a call from %s: %s", client, error)
-        raise
-    shown = " ".join(argument if len(argument) < 100 else f"{argument[:40]}..." for argument in arguments)
-    _log.info("call from %s: %s", client, shown)
-    name, *rest = arguments
-    try:
-        with main.commands[name].make_context(name, rest, parent=ctx.parent) as inner:
-            main.commands[name].invoke(inner)
-    except SystemExit as end:
-        _log.info("call from %s: %s: exit %s", client, name, end.code)
-        raise
-    except AgentError as error:
-        _log.warning("call from %s: %s: %s", client, name, str(error)[:300])
-        raise
-    except click.UsageError as error:
-        _log.warning("refused a call from %s: %s: %s", client, name, error.message[:300])
-        raise PolicyError(error.message) from None
-
-
-def _let_through(call: str | None, settings: Settings) -> list[str]:
-    arguments = gates.arguments(call)
-    if arguments[0] == "plan" and settings.sync.allowed_signers:
-        # A plan asks every server that its document names: not for a stranger's document.
-        raise PolicyError("documents are signed here: `agent sync --dry-run` with a signature shows the plan")
-    return [*arguments, "--from-gate"] if arguments[0] in gates.TAKES_DOCUMENT else arguments
-
-
-def print_authorized_key(chosen: Path | None, file: Path) -> None:
-    """The line for authorized_keys that gives the public key in `file` the gate, with the settings `chosen`.
-
-    Raises UsageError.
-    """
-    try:
-        text = file.read_text(errors="replace")
-    except OSError as error:
-        raise UsageError(f"{file}: {error.strerror}") from None
-    settings = ["--settings", str(chosen.absolute())] if chosen else []
-    program = Path(sys.argv[0]).absolute()
-    how = [sys.executable, "-m", "agent"] if program.name == "__main__.py" else [str(program)]
-    command = " ".join(shlex.quote(word) for word in [*how, *settings, "gate"])
-    try:
-        click.echo(gates.authorized_key(text, command))
-    except ValueError as error:
-        raise UsageError(f"{file}: {error}") from None
-    where = chosen.absolute() if chosen else CONFIG_FOLDER / "agent.toml"
-    click.echo(f"agent: with this line the gate uses the settings in {where}", err=True)

@@ -76,7 +76,7 @@ _ROOT = click.option(
 def install(root: Path | None, *, revert: bool, platform: str | None) -> None:
     """Put the one file in place on FreeBSD or pfSense, or upgrade what is there. Traffic is not touched.
 
-    Settings that are there stay as they are. Nothing of pfSense's own is changed unless asked for.
+    Settings that are there stay as they are. Nothing of pfSense's own is changed.
     """
     from agent.tools import install as work
 
@@ -93,7 +93,3 @@ def uninstall(root: Path | None, *, purge: bool) -> None:
 
     with work.explained():
         work.uninstall(root, purge=purge)
-
-
-COMMANDS = (demo, import_, doctor, install, uninstall)
-"""In the order in which the help shows them."""

@@ -13,7 +13,7 @@ from typing import NewType
 
 from attrs import frozen
 
-from agent.desired.structure import Scalar, describe, expected
+from agent.desired.scalars import Scalar, describe, expected
 
 MAX_PORT = 65_535
 WILDCARDS = ("0.0.0.0", "::")  # noqa: S104  # recognised, not bound

@@ -13,8 +13,9 @@ from typing import Any, get_args, get_origin, get_type_hints
 import attrs
 
 from agent.desired import rules, schema
+from agent.desired.scalars import BOOLEAN, DURATION, Scalar, duration
 from agent.desired.schema import SCALARS, HealthType
-from agent.desired.structure import BOOLEAN, DURATION, Scalar, duration, is_named, keys_of
+from agent.desired.structure import is_named, keys_of
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 IDENTIFIER = "urn:edgeagent:desired-state:1"

@@ -11,6 +11,7 @@ from operator import attrgetter
 from attrs import frozen
 
 from agent.desired.addresses import WILDCARDS, Endpoint, SniPattern
+from agent.desired.scalars import did_you_mean
 from agent.desired.schema import (
     Application,
     Backend,
@@ -23,7 +24,7 @@ from agent.desired.schema import (
     RateLimit,
     Route,
 )
-from agent.desired.structure import Structured, did_you_mean
+from agent.desired.structure import Structured
 from agent.errors import Path
 
 MAX_FRONTENDS = 5_000

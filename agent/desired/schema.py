@@ -16,9 +16,9 @@ from typing import NewType
 
 from attrs import field, frozen
 
-from agent.desired import addresses, structure
+from agent.desired import addresses, scalars, structure
 from agent.desired.addresses import MAX_PORT, Address, Endpoint, HttpHost, Network, SniPattern
-from agent.desired.structure import Scalar, about, describe, expected, name_key
+from agent.desired.scalars import Scalar, about, describe, expected, name_key
 
 MAX_SERIAL = 2**53 - 1  # what every JSON reader keeps exact
 MAX_CONNECTIONS = 10_000_000
@@ -438,16 +438,16 @@ def _version(value: object) -> Version:
 
 SCALARS: dict[object, Scalar] = {
     Version: Scalar(_version, "1", {"const": 1}),
-    Name: structure.matching(
+    Name: scalars.matching(
         r"[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?",
         "a name: at most 63 of a-z 0-9 . _ - that begins and ends with a letter or a digit",
         label="name",
     ),
-    Port: structure.int_between(1, MAX_PORT),
-    Count: structure.int_between(1, MAX_CONNECTIONS),
-    Serial: structure.int_between(0, MAX_SERIAL),
-    Weight: structure.int_between(0, 256),
-    Checks: structure.int_between(1, 1_000),
+    Port: scalars.int_between(1, MAX_PORT),
+    Count: scalars.int_between(1, MAX_CONNECTIONS),
+    Serial: scalars.int_between(0, MAX_SERIAL),
+    Weight: scalars.int_between(0, 256),
+    Checks: scalars.int_between(1, 1_000),
     HttpStatus: Scalar(
         _http_status,
         "status or range",
@@ -458,11 +458,11 @@ SCALARS: dict[object, Scalar] = {
             ]
         },
     ),
-    Milliseconds: structure.DURATION,
+    Milliseconds: scalars.DURATION,
     Address: addresses.ADDRESS,
     Network: addresses.NETWORK,
     SniPattern: addresses.SNI_PATTERN,
-    HttpPath: structure.matching(
+    HttpPath: scalars.matching(
         r"/[A-Za-z0-9._~/=&?+:@%,;-]{0,254}",
         'a path, such as "/readyz", of at most 255 plain characters',
         label="path",

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Iterable
 from operator import attrgetter
@@ -15,14 +14,11 @@ from attrs import evolve, frozen
 from agent.desired import document, rules, structure
 from agent.desired.addresses import Endpoint
 from agent.desired.document import Document
+from agent.desired.identity import digest_of
 from agent.desired.schema import CONVERTER, Backend, DesiredState, Server
 from agent.errors import MOST_VIOLATIONS, Finding, InvalidError, Violation, dotted
 
 DEFAULT_MAX_BYTES = 1_048_576
-
-
-Key = tuple[str, str]
-"""A server: its backend and its name."""
 
 
 @frozen(kw_only=True)
@@ -45,11 +41,6 @@ class Parsed:
     """SHA-256 of its bytes, hex"""
     findings: tuple[Finding, ...]
     """what is unwise about it"""
-
-
-def digest_of(data: bytes) -> str:
-    """The name of a document's exact bytes: SHA-256, hex."""
-    return hashlib.sha256(data).hexdigest()
 
 
 def parse(data: bytes, *, file: str, max_bytes: int = DEFAULT_MAX_BYTES, limits: Limits = Limits()) -> Parsed:

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from attrs import frozen
 
 from agent.desired.addresses import MAX_PORT, WILDCARDS, ip
+from agent.desired.scalars import describe, did_you_mean
 from agent.desired.schema import Application, ProxyProtocol
-from agent.desired.structure import describe, did_you_mean
 from agent.discover import selector
 from agent.discover.objects import PREFIX, Port, Service
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from attrs import define, field, frozen
 
-from agent.desired.state import digest_of
+from agent.desired.identity import digest_of
 from agent.discover.merge import as_json
 from agent.discover.pools import NOBODY
 from agent.errors import AgentError, ExitCode

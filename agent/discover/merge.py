@@ -17,8 +17,9 @@ from attrs import field, frozen
 from agent.desired import document, schema
 from agent.desired.addresses import endpoint, ip
 from agent.desired.document import Document
+from agent.desired.scalars import describe
 from agent.desired.state import DEFAULT_MAX_BYTES, Limits, Parsed, parse
-from agent.desired.structure import describe, keys_of
+from agent.desired.structure import keys_of
 from agent.discover.annotations import Mistake
 from agent.discover.fragments import BaseLayout, Bound, Fragment, flat
 from agent.discover.objects import PREFIX, Key

@@ -17,7 +17,7 @@ from functools import cached_property
 from attrs import define, evolve, frozen
 
 from agent.desired.rules import MAX_SERVERS
-from agent.desired.structure import describe
+from agent.desired.scalars import describe
 from agent.discover import selector
 from agent.discover.annotations import Exposed, Exposure
 from agent.discover.objects import EXCLUDED, PREFIX, Key, Member, Node, Service, Slice

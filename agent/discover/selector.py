@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
-from agent.desired.structure import describe
+from agent.desired.scalars import describe
 
 Labels = Mapping[str, str]
 Selector = Callable[[Labels], bool]

@@ -10,7 +10,7 @@ import re
 
 from attrs import frozen
 
-from agent.desired.state import Key
+from agent.desired.identity import Key
 
 _MOVED = (
     r"nothing changed|(?:(?:IP changed from '\S+' to '\S+'|no need to change the addr)(?:, )?)?"

@@ -19,6 +19,7 @@ from attrs import field, frozen
 
 from agent import __version__
 from agent.desired.addresses import Endpoint
+from agent.desired.scalars import duration
 from agent.desired.schema import (
     Application,
     Backend,
@@ -31,7 +32,6 @@ from agent.desired.schema import (
     RateLimit,
     Server,
 )
-from agent.desired.structure import duration
 from agent.errors import InvalidError, RefusedError, Violation
 from agent.haproxy.observed import FRONTEND_PREFIX
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from attrs import frozen
 
-from agent.desired.state import Key
+from agent.desired.identity import Key
 
 _PASSED = ("OK", "OKC")  # L4OK, L6OK, L7OK, L7OKC (HAProxy's management guide, 9.1, check_status)
 _NO_CHECK_YET = ("", "UNK", "INI", "SOCKERR")  # SOCKERR: this host had no socket for it, which says nothing of it

@@ -14,8 +14,8 @@ from typing import Protocol, TypeVar
 import attrs
 from attrs import AttrsInstance, evolve, frozen
 
+from agent.desired.identity import Key
 from agent.desired.schema import Application, Backend, DesiredState, Frontend, HealthType, Name, Server
-from agent.desired.state import Key
 from agent.errors import Finding
 from agent.haproxy.commands import Command, Verb, of_server
 from agent.haproxy.config import Config, ServerLine

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
+from agent.desired.identity import Key
 from agent.desired.schema import Backend, DesiredState, HealthType, Server
-from agent.desired.state import Key
 
 EMPTY = "1\n"
 """A server-state file that knows nothing (its format's version; without a file HAProxy 2.6 warns)."""

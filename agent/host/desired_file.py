@@ -10,7 +10,8 @@ from typing import NoReturn
 
 from attrs import frozen
 
-from agent.desired.state import Parsed, digest_of
+from agent.desired.identity import digest_of
+from agent.desired.state import Parsed
 from agent.errors import InvalidError, PolicyError, UsageError, Violation
 from agent.host.files import read_regular
 from agent.host.store import Identity, Store, identity, write

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 
 def read_regular(path: Path, most: int = -1) -> bytes:
@@ -15,3 +17,12 @@ def read_regular(path: Path, most: int = -1) -> bytes:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
         return file.read(most)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object of ours, None where it is absent or anything else (a crash, a person)."""
+    try:
+        document = json.loads(read_regular(path))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return document if isinstance(document, dict) else None

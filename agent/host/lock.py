@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from agent.errors import AgentError, StoreError, UsageError
-from agent.host import subprocesses
 from agent.host.files import read_regular
 
 PID_FILE = "service.pid"
@@ -40,6 +39,17 @@ def locked(path: Path, *, waiting: Callable[[str], None] | None, shared: bool = 
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def held(folder: Path) -> bool:
+    """Whether a process holds the lock on a folder. Raises StoreError where the folder belongs to another user."""
+    if not folder.is_dir():
+        return False
+    try:
+        with locked(folder, waiting=None, shared=True):  # two that ask do not take each other for it
+            return False
+    except BlockingIOError:
+        return True
 
 
 def _acquire(path: Path, waiting: Callable[[str], None] | None, how: int) -> int:
@@ -116,6 +126,8 @@ def _name(pid: int) -> str:
 
 
 def _by_fstat(path: Path) -> list[tuple[int, str]]:
+    from agent.host import subprocesses  # only where a holder is named
+
     program = shutil.which("fstat")
     if program is None:
         return []

@@ -9,7 +9,7 @@ from pathlib import Path
 from attrs import frozen
 
 from agent.desired.addresses import Endpoint
-from agent.desired.state import Key
+from agent.desired.identity import Key
 from agent.host import listeners, processes, tcp_probe
 from agent.host.listener import Listener
 from agent.proxy_protocol.greetings import ProbeResult, Question

@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from attrs import evolve
 
 from agent.desired.addresses import Endpoint
+from agent.desired.identity import Key
 from agent.desired.schema import Application, ProxyProtocol
-from agent.desired.state import Key
 from agent.proxy_protocol.certificate import common_name
 from agent.proxy_protocol.greetings import CHOKED, ProbeResult, Question, Received, Result, compared, judge, shown
 from agent.proxy_protocol.header import header

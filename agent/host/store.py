@@ -14,17 +14,21 @@ import re
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attrs import asdict, field, frozen
 
-from agent.desired.state import Key, digest_of
+from agent.desired.identity import Key, digest_of
 from agent.errors import StoreError
-from agent.host.files import read_regular
-from agent.host.lock import ServiceLock, holder_pid, locked, make_private
-from agent.proxy_protocol.record import Handshake, handshakes
+from agent.host.files import read_json, read_regular
+from agent.host.lock import ServiceLock, held, holder_pid, locked, make_private
 from agent.reconcile.event import Event, recorded
 from agent.reconcile.generation import Generation, Hold, Journal, Request
+
+if TYPE_CHECKING:
+    from agent.proxy_protocol.record import (
+        Handshake,  # with it comes all of the schema, which the history can do without
+    )
 
 _STAGED = ".staged"
 _NUMBER = re.compile(r"[0-9]{1,12}")
@@ -173,13 +177,7 @@ class Store:
 
     def service_running(self) -> bool:
         """Whether an agent holds these folders. Raises StoreError where they belong to another user."""
-        if not self.state.is_dir():
-            return False
-        try:
-            with locked(self.state, waiting=None, shared=True):  # two that ask do not take each other for it
-                return False
-        except BlockingIOError:
-            return True
+        return held(self.state)
 
     def service_pid(self) -> int | None:
         """The pid of the agent that holds these folders, None where none does. Raises StoreError."""
@@ -213,7 +211,7 @@ class Store:
         return self._generation_in(self._folder(number), number)
 
     def _generation_in(self, folder: Path, number: int) -> Generation | None:
-        report = _json(folder / "report.json")
+        report = read_json(folder / "report.json")
         try:
             generation = Generation(**{**(report or {}), "reasons": tuple((report or {})["reasons"])})
             digests = tuple(digest_of(self._read(folder / name)) for name in ("desired.yaml", "haproxy.cfg"))
@@ -321,7 +319,7 @@ class Store:
     def journal(self) -> Journal | None:
         """The switch that was under way when the agent ended, None where none was, or it cannot be read."""
         try:
-            return Journal(**(_json(self.state / "journal.json") or {}))
+            return Journal(**(read_json(self.state / "journal.json") or {}))
         except (TypeError, ValueError):  # absent, or not as we write it
             return None
 
@@ -332,7 +330,7 @@ class Store:
     def hold(self) -> Hold | None:
         """The document that is not to be applied again."""
         try:
-            return Hold(**(_json(self.state / "hold.json") or {}))
+            return Hold(**(read_json(self.state / "hold.json") or {}))
         except (TypeError, ValueError):  # absent, or not as we write it
             return None
 
@@ -358,7 +356,7 @@ class Store:
 
         While HAProxy runs it has them as down; a process that starts anew would take them for up.
         """
-        document = _json(self.state / "unreached.json") or {}
+        document = read_json(self.state / "unreached.json") or {}
         with contextlib.suppress(TypeError, ValueError):
             return frozenset((str(backend), str(server)) for backend, server in document.get("servers", ()))
         return frozenset()
@@ -384,7 +382,7 @@ class Store:
     def request(self) -> Request | None:
         """How a document is to be treated, None where nothing was said."""
         try:
-            return Request(**(_json(self.state / "force.json") or {}))
+            return Request(**(read_json(self.state / "force.json") or {}))
         except (TypeError, ValueError):  # absent, or not as we write it
             return None
 
@@ -412,7 +410,7 @@ class Store:
         path = self.state / "serial.json"
         if not path.exists():
             return None
-        document = _json(path) or {}
+        document = read_json(path) or {}
         serial, digest = document.get("serial"), document.get("digest")
         if not isinstance(serial, int) or not isinstance(digest, str):
             raise StoreError(f"{path} is damaged", remedy="remove it, having seen which serial was live last")
@@ -431,7 +429,7 @@ class Store:
 
     def progress(self) -> tuple[str, str] | None:
         """The document that the service is at, and its stage; None where it is not known."""
-        document = _json(self.progress_file) or {}
+        document = read_json(self.progress_file) or {}
         digest, stage = document.get("digest"), document.get("stage")
         return (digest, stage) if isinstance(digest, str) and isinstance(stage, str) else None
 
@@ -441,7 +439,7 @@ class Store:
 
     def status(self) -> dict[str, Any] | None:
         """status.json as it stands, None where there is none that can be read."""
-        return _json(self.status_file)
+        return read_json(self.status_file)
 
 
 def _dumped(handshakes: tuple[Handshake, ...]) -> bytes:
@@ -460,15 +458,8 @@ def _events(data: bytes) -> tuple[Event, ...]:
 @functools.lru_cache(maxsize=1)
 def _handshakes(data: bytes) -> tuple[Handshake, ...]:
     """Kept, because every status asks for them: thousands on a large edge, and they seldom change."""
+    from agent.proxy_protocol import record
+
     with contextlib.suppress(ValueError, TypeError, RecursionError):  # a crash, or a person
-        return handshakes(json.loads(data))
+        return record.handshakes(json.loads(data))
     return ()
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    """A JSON object of ours, None where it is absent or anything else (a crash, a person)."""
-    try:
-        document = json.loads(read_regular(path))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return document if isinstance(document, dict) else None

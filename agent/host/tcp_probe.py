@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Mapping
 
 from agent.desired.addresses import Endpoint
-from agent.desired.state import Key
+from agent.desired.identity import Key
 
 _AT_ONCE = 200  # a fresh process may open 1,024 files on many systems
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: end with a reset, as HAProxy's own checks do

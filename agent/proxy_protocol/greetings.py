@@ -13,8 +13,8 @@ from collections.abc import Collection
 from attrs import evolve, frozen
 
 from agent.desired.addresses import Endpoint
+from agent.desired.identity import Key
 from agent.desired.schema import Application, Backend, DesiredState, ProxyProtocol, Server
-from agent.desired.state import Key
 
 
 class Result(enum.StrEnum):

@@ -10,8 +10,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection, Iterable, Mapping
 
+from agent.desired.identity import Key
 from agent.desired.schema import Application, Backend, DesiredState, ProxyProtocol
-from agent.desired.state import Key
 from agent.errors import Finding
 from agent.proxy_protocol.greetings import ProbeResult, Question, Result, mismatch, questions
 from agent.proxy_protocol.record import Asked, Handshake

@@ -12,8 +12,8 @@ from collections.abc import Collection, Mapping
 from attrs import frozen
 
 from agent.desired.addresses import Endpoint
+from agent.desired.identity import Key, digest_of
 from agent.desired.schema import DesiredState, HealthType
-from agent.desired.state import Key, digest_of
 from agent.errors import (
     CommandError,
     Finding,

@@ -10,8 +10,9 @@ from pathlib import Path
 from attrs import frozen
 
 from agent.desired.addresses import Endpoint
+from agent.desired.identity import Key
 from agent.desired.schema import DesiredState
-from agent.desired.state import Key, Limits, Parsed, parse
+from agent.desired.state import Limits, Parsed, parse
 from agent.errors import Finding, InvalidError, NoAnswerError, RefusedError, UsageError
 from agent.haproxy.config import Config, Process, Template, digest_of_template, render
 from agent.haproxy.observed import Observation

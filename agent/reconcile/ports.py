@@ -10,7 +10,7 @@ from typing import Protocol
 from attrs import frozen
 
 from agent.desired.addresses import Endpoint
-from agent.desired.state import Key
+from agent.desired.identity import Key
 from agent.haproxy.commands import Command
 from agent.haproxy.observed import Observation, Running
 from agent.proxy_protocol.greetings import ProbeResult, Question

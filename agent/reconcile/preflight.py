@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 from attrs import evolve, field, frozen
 
 from agent.desired.addresses import WILDCARDS, Endpoint
+from agent.desired.identity import Key
 from agent.desired.schema import Backend, DesiredState, HealthType, Server
-from agent.desired.state import Key
 from agent.errors import Finding
 from agent.haproxy.observed import Observation, ServerStats
 from agent.haproxy.quarantine import Quarantined

@@ -17,8 +17,9 @@ from collections.abc import Callable
 
 from attrs import evolve, field, frozen
 
+from agent.desired.identity import Key, digest_of
 from agent.desired.schema import DesiredState
-from agent.desired.state import Key, Parsed, digest_of
+from agent.desired.state import Parsed
 from agent.errors import (
     AgentError,
     CommandError,

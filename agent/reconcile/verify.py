@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping
 
 from attrs import frozen
 
+from agent.desired.identity import Key
 from agent.desired.schema import DesiredState
-from agent.desired.state import Key
 from agent.errors import Finding
 from agent.haproxy.observed import Observation, ServerStats
 from agent.reconcile.preflight import ServingBackend, sentences

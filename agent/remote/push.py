@@ -19,7 +19,7 @@ from typing import Any
 
 from attrs import evolve, frozen
 
-from agent.desired.state import digest_of
+from agent.desired.identity import digest_of
 from agent.errors import ExitCode, Outcome
 
 CONNECT_SECONDS = 10

@@ -13,7 +13,8 @@ from typing import Any, Protocol
 
 from attrs import frozen
 
-from agent.desired.state import Parsed, digest_of
+from agent.desired.identity import digest_of
+from agent.desired.state import Parsed
 from agent.errors import AgentError, ExitCode, InvalidError, NoAnswerError, Outcome, PolicyError
 from agent.host.desired_file import STALE_REMEDY, Intake
 from agent.host.store import Identity, Store, identity

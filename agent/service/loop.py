@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 
-from agent.desired.state import digest_of
+from agent.desired.identity import digest_of
 from agent.errors import InvalidError, Outcome, RateLimitedError, StoreError, Violation
 from agent.host.desired_file import Intake
 from agent.host.file_writes import Writes

@@ -14,7 +14,7 @@ from attrs import evolve
 
 from agent import __version__
 from agent.desired.addresses import endpoint
-from agent.desired.state import digest_of
+from agent.desired.identity import digest_of
 from agent.errors import NoAnswerError, Outcome, StoreError, UsageError
 from agent.haproxy.observed import Observation
 from agent.host.desired_file import Intake

@@ -228,7 +228,7 @@ class _Stage:
 
     def want(self, names: list[str], disabled: str = "") -> str:
         """Rename a new desired state into place. Returns the SHA-256 of its bytes."""
-        from agent.desired.state import digest_of
+        from agent.desired.identity import digest_of
 
         servers = {
             name: {"address": f"127.0.0.1:{self.servers[name].port}", "disabled": name == disabled} for name in names

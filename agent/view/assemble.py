@@ -25,7 +25,6 @@ from agent.view.status import (
     BindStatus,
     CanaryStatus,
     DesiredStatus,
-    EventStatus,
     FindingStatus,
     FrontendStatus,
     HandshakeStatus,
@@ -37,6 +36,7 @@ from agent.view.status import (
     ServerStatus,
     Status,
     ViolationStatus,
+    event_status,
     when,
 )
 
@@ -127,18 +127,6 @@ def _finding(finding: Finding) -> FindingStatus:
 def _haproxy(observed: Observation) -> HAProxyStatus:
     process = observed.process
     return HAProxyStatus(pid=process.pid, version=process.version, uptime=process.uptime, generation=process.generation)
-
-
-def event_status(event: Event) -> EventStatus:
-    """An event as it is published: in status.json, to `notify.command`, in `agent history --json`."""
-    return EventStatus(
-        event=event.kind,
-        subject=event.subject,
-        message=event.message,
-        count=event.count,
-        at=when(event.at),
-        until=when(event.until),
-    )
 
 
 # --- frontends

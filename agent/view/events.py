@@ -8,8 +8,7 @@ from typing import Any
 from agent.errors import Outcome
 from agent.reconcile.event import Event, Kind
 from agent.reconcile.report import Report
-from agent.view.assemble import event_status
-from agent.view.status import Status, as_json, when
+from agent.view.status import Status, as_json, event_status, when
 
 _LONGEST = 1_000  # characters of a sentence: a notice fits into a pipe
 _MOST_LOGGED = 20

@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 import attrs
 from attrs import frozen
 
+from agent.reconcile.event import Event
+
 SCHEMA = 1
 MAX_NAMED = 5  # frontends in the headline
 
@@ -374,6 +376,18 @@ def when(seconds: float) -> str:
 def moment(text: str) -> float:
     """The reverse of `when`. Raises ValueError."""
     return dt.datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=dt.UTC).timestamp()
+
+
+def event_status(event: Event) -> EventStatus:
+    """An event as it is published: in status.json, to `notify.command`, in `agent history --json`."""
+    return EventStatus(
+        event=event.kind,
+        subject=event.subject,
+        message=event.message,
+        count=event.count,
+        at=when(event.at),
+        until=when(event.until),
+    )
 
 
 # --- JSON

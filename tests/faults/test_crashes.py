@@ -20,7 +20,7 @@ from kit.servers import echo, free_port
 from kit.web import page, web
 from kit.zygote import Zygote
 
-from agent.desired.state import digest_of
+from agent.desired.identity import digest_of
 from agent.host.store import Store
 from tests.faults.conftest import Scene
 

@@ -13,7 +13,7 @@ from kit.edge import first_line
 from kit.servers import echo, free_port
 from kit.web import page, web
 
-from agent.desired.state import digest_of
+from agent.desired.identity import digest_of
 from tests.faults.conftest import Scene
 
 TRAP = """

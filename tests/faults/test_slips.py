@@ -15,7 +15,7 @@ import yaml
 from kit.edge import Load, first_line, until
 from kit.servers import echo, free_port
 
-from agent.desired.state import digest_of
+from agent.desired.identity import digest_of
 from tests.faults.conftest import Scene
 
 

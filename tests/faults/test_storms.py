@@ -8,7 +8,7 @@ import time
 from kit.edge import connect, first_line, until
 from kit.servers import echo, free_port
 
-from agent.desired.state import digest_of
+from agent.desired.identity import digest_of
 from tests.faults.conftest import Scene
 
 

@@ -21,7 +21,7 @@ from kit.web import page, web
 from kit.witness import Row, Witness
 from kit.zygote import Zygote
 
-from agent.desired.state import digest_of
+from agent.desired.identity import digest_of
 from agent.host.store import Store
 from tests.faults.conftest import TABLE, Scene
 

@@ -120,7 +120,7 @@ def test_documents_link_to_what_is_there():
 
 
 def test_desired_states_in_documents_are_valid_and_commands_are_there():
-    from agent.cli import main
+    from agent.cli.commands import COMMANDS
     from agent.desired.state import parse
 
     states = 0
@@ -130,7 +130,7 @@ def test_desired_states_in_documents_are_valid_and_commands_are_there():
             assert parse(block.encode(), file=document.name).findings == ()
             states += 1
         for command in re.findall(r"`agent ([a-z]+)", text):
-            assert command in main.commands, f"{document.name} speaks of `agent {command}`"
+            assert command in COMMANDS, f"{document.name} speaks of `agent {command}`"
     assert states
 
 

@@ -12,7 +12,7 @@ from kit.edge import Edge, connect, until
 from kit.fakes import apply, servers_of
 from kit.servers import EchoServer, echo, free_port
 
-from agent.desired.state import Key
+from agent.desired.identity import Key
 from agent.errors import CommandError
 from agent.haproxy.commands import Command, Verb
 from agent.haproxy.commands import of_server as server

@@ -17,7 +17,7 @@ from kit.edge import Edge, Load, connect, first_line, until
 from kit.servers import echo, free_port
 from kit.witness import Witness
 
-from agent.desired.state import digest_of
+from agent.desired.identity import digest_of
 
 
 def one(port: int, *servers: object, frontend: dict | None = None, **backend: object) -> dict:

@@ -14,8 +14,8 @@ from typing import Any
 from attrs import define, evolve, field
 
 from agent.desired.addresses import Endpoint
+from agent.desired.identity import Key
 from agent.desired.schema import ProxyProtocol
-from agent.desired.state import Key
 from agent.errors import CommandError, NoAnswerError
 from agent.haproxy.commands import Command, Verb
 from agent.haproxy.observed import FRONTEND_PREFIX, FrontendStats, Observation, Running, ServerStats

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kit.fakes import apply, servers_of
 
-from agent.desired.state import Key, parse
+from agent.desired.identity import Key
+from agent.desired.state import parse
 from agent.haproxy.config import CONFIG_TEMPLATE, Process, render
 from agent.haproxy.observed import Running, ServerStats
 from agent.haproxy.plan import LiveGeneration, Reload, Runtime, Target, Unchanged, plan

@@ -16,7 +16,7 @@ from kit.onefile import AGENT
 from kit.servers import EchoServer, free_port
 from kit.ssh import Client, Firewall, keygen, make_key, state
 
-from agent.desired.state import digest_of
+from agent.desired.identity import digest_of
 from agent.errors import PolicyError
 from agent.remote import gate
 

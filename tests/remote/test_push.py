@@ -17,7 +17,7 @@ from kit.edge import first_line, until
 from kit.servers import EchoServer, free_port
 from kit.ssh import Client, Cluster, Firewall, Relay, make_key, sshd, state
 
-from agent.desired.state import digest_of
+from agent.desired.identity import digest_of
 from agent.errors import ExitCode
 from agent.remote import push
 from agent.remote.push import _judge, target, worst

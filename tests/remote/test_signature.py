@@ -15,7 +15,7 @@ from kit.edge import Edge, until
 from kit.servers import EchoServer, free_port
 from kit.ssh import Client, Cluster, Firewall, make_key, state
 
-from agent.desired.state import digest_of
+from agent.desired.identity import digest_of
 from agent.errors import PolicyError, StoreError, UsageError
 from agent.host import signature
 

@@ -19,7 +19,7 @@ from kit.edge import Edge, first_line, until
 from kit.servers import EchoServer, free_port
 from kit.ssh import state
 
-from agent.desired.state import digest_of
+from agent.desired.identity import digest_of
 
 
 def sync(edge: Edge, content: Any, *words: str, name: str = "new.yaml") -> tuple[int, dict[str, Any]]:

@@ -9,9 +9,9 @@ import pytest
 from kit.fakes import servers_of
 from kit.states import state
 
+from agent.desired.scalars import duration, milliseconds
 from agent.desired.schema import DesiredState
 from agent.desired.state import parse
-from agent.desired.structure import duration, milliseconds
 from agent.errors import InvalidError, RefusedError
 from agent.haproxy import server_state
 from agent.haproxy.config import CONFIG_TEMPLATE, Config, Process, Template, quoted, render

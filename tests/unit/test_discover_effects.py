@@ -13,7 +13,7 @@ import pytest
 from attrs import evolve
 from kit.edge import until
 
-from agent.desired.state import digest_of
+from agent.desired.identity import digest_of
 from agent.discover import election as elections
 from agent.discover import objects
 from agent.discover.api import ApiError

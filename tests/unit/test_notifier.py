@@ -18,6 +18,7 @@ from kit.command import invoke
 from kit.edge import until
 
 from agent.host import notifier
+from agent.host import syslog as to_syslog
 from agent.host.notifier import Notices, line
 
 
@@ -31,7 +32,7 @@ def syslog(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
         folder = Path(name)
         server.bind(str(folder / "log"))
         server.settimeout(5)
-        monkeypatch.setattr(notifier, "SYSLOG", (str(folder / "nobody"), str(folder / "log")))
+        monkeypatch.setattr(to_syslog, "SYSLOG", (str(folder / "nobody"), str(folder / "log")))
         yield server
     for logger in map(logging.getLogger, ("agent.notice", "agent.gate")):
         for handler in list(logger.handlers):

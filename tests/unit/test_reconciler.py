@@ -12,7 +12,7 @@ from kit.fakes import FakeProxy
 from kit.reconciler import checks_fail, data, files, http, other, prober, raising, told
 from kit.states import state
 
-from agent.desired.state import digest_of
+from agent.desired.identity import digest_of
 from agent.errors import (
     CommandError,
     InvalidError,

@@ -14,7 +14,7 @@ from agent.haproxy.observed import FrontendStats, Observation, Running, ServerSt
 from agent.haproxy.plan import Reload, Unchanged
 from agent.reconcile.generation import Generation, Hold
 from agent.reconcile.report import Report
-from agent.view import tables
+from agent.view import history, status_table, tables
 from agent.view.assemble import assemble
 from agent.view.status import AgentStatus, Status, from_json, to_json
 
@@ -153,15 +153,15 @@ def test_an_older_agents_status_is_read_and_further_keys_are_ignored():
 
 
 def test_the_status_table_says_in_one_sentence_what_is_wrong():
-    text = click.unstyle(tables.status(status(seen("UP", "DOWN")), running=True))
+    text = click.unstyle(status_table.status(status(seen("UP", "DOWN")), running=True))
     assert text.startswith("0 of 1 frontends are fully serving; a is degraded (1 of 2 servers up).\n")
     assert "a         degraded  1/2      4         192.0.2.1:1000\n" in text
     assert "live:    generation 3, serial 9, sha256 abababababab, since 1970-01-01T00:01:00Z\n" in text
     assert "agent:   1.2.3, pid 7\n" in text
-    assert click.unstyle(tables.status(status(seen("UP", "UP")), running=True)).startswith(
+    assert click.unstyle(status_table.status(status(seen("UP", "UP")), running=True)).startswith(
         "The one frontend is serving."
     )
-    silent = click.unstyle(tables.status(status(None), running=False))
+    silent = click.unstyle(status_table.status(status(None), running=False))
     assert "192.0.2.1:1000 (closed: HAProxy does not answer)" in silent
     assert "haproxy: does not answer\n" in silent
     assert "agent:   not running" in silent
@@ -181,7 +181,7 @@ def test_history_is_newest_first_and_marks_what_is_live():
         reasons=("a", "b", "c", "d"),
         seconds=0.1,
     )
-    assert [line.split() for line in tables.history([one, two]).splitlines()[1:]] == [
+    assert [line.split() for line in history.text([one, two]).splitlines()[1:]] == [
         [
             "2",
             "*",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.desired.state import digest_of
+from agent.desired.identity import digest_of
 from agent.errors import StoreError
 from agent.host.store import Store, write
 from agent.reconcile.generation import Generation, Hold, Journal

@@ -8,7 +8,7 @@ from typing import Any
 
 from attrs import frozen
 
-from agent.desired.structure import duration
+from agent.desired.scalars import duration
 from agent.host.haproxy_process import CA_FILES
 from agent.tools.importer import skipped
 from agent.tools.importer.conditions import endpoint, milliseconds, number

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from agent.desired.rules import MAX_ROUTES
-from agent.desired.structure import duration
+from agent.desired.scalars import duration
 from agent.tools.importer import skipped
 from agent.tools.importer.conditions import (
     IPV4,

@@ -11,8 +11,8 @@ from typing import Any
 
 from attrs import asdict, define, field
 
+from agent.desired.scalars import duration
 from agent.desired.schema import Timeouts
-from agent.desired.structure import duration
 from agent.tools.importer.conditions import milliseconds
 from agent.tools.importer.haproxycfg import Line, Section
 
