@@ -26,13 +26,13 @@ class ExitCode(enum.IntEnum):
     BUG = 1
     """a bug of the agent; what the demo claims did not hold"""
     USAGE = 2
-    """wrong use, wrong settings, or a result that cannot be written"""
+    """wrong use, wrong settings, no HAProxy, or a result that cannot be written"""
     INVALID = 3
     """the desired state is invalid; every violation is named"""
     REFUSED = 4
-    """refused before anything was touched: `haproxy -c`, preflight, trial start or PROXY probe"""
+    """refused before anything was touched: `haproxy -c`, preflight, trial start, PROXY probe, or a full disk"""
     ROLLED_BACK = 5
-    """applied, got worse, rolled back"""
+    """applied, got worse, rolled back; or the document is held and was not applied"""
     DEGRADED = 6
     """live but degraded (a frontend is quarantined), or the desired state is not what is live"""
     NO_ANSWER = 7
@@ -57,7 +57,7 @@ class Outcome(enum.StrEnum):
     REFUSED = "refused"
     """the document was refused; what was live stays"""
     ROLLED_BACK = "rolled_back"
-    """the change made a frontend unhealthy and was undone"""
+    """the change made a frontend unhealthy and was undone; or the document is held for that, or by `agent rollback`"""
 
     @property
     def exit_code(self) -> ExitCode:

@@ -271,6 +271,10 @@ def _exit_codes() -> Page:
         # Exit codes and outcomes
 
         Scripts may rely on these numbers. A command that addresses several hosts exits with the worst of them.
+
+        Commands that only look use the same numbers: `doctor` 4 something is broken, 6 something should be looked at;
+        `probe` 4 a server or a path does not pass the address on, 7 no echo; `import` 6 something is left out, 3 the
+        result is not valid; `plan` as `apply` would.
         """
     )
     about = beneath(ExitCode)
@@ -301,7 +305,11 @@ def _metrics() -> Page:
         do](../operations.md).
         """
     )
-    registry = Metrics(_some_facts, lambda: None).registry
+    metrics = Metrics(_some_facts, lambda: None)
+    metrics.note(
+        Report(outcome=Outcome.COMMITTED, at=0.0, file="", timings=(("switch", 0.0),))
+    )  # its labels appear then
+    registry = metrics.registry
     rows = []
     for family in registry.collect():
         labels = sorted({name for sample in family.samples for name in sample.labels if name != "le"})
@@ -312,7 +320,11 @@ def _metrics() -> Page:
     yield from prose(
         """
         `process_*` are those of the Prometheus clients: `process_cpu_seconds_total`,
-        `process_resident_memory_bytes`, `process_open_fds`, of the agent's own process.
+        `process_resident_memory_bytes`, `process_open_fds`, of the agent's own process. They, `haproxy_open_fds` and
+        `haproxy_resident_memory_bytes` need psutil, and are absent without it.
+
+        `kind` of a drift: `file`, `frontend`, `process` or `server`. `state` of a server: `up`, `down`, `maintenance`
+        or `draining`. `reason` of a quarantine: `in_use by PROGRAM`, `no_such_address`, `not_permitted` or `failed`.
         """
     )
 
@@ -371,8 +383,8 @@ def _status() -> Page:
         """
         # status.json
 
-        Schema 1: `agent status --json`, `/status.json` over HTTP, and the file `status.json` in `paths.run`,
-        replaced atomically after every reconcile and at least every few seconds. Times are ISO 8601 in UTC. New
+        Schema 1: what `agent status --json` prints, and the file `status.json` in `paths.run`, replaced atomically after
+        every reconcile and at least every few seconds. Times are ISO 8601 in UTC. New
         keys may be added; a key that stands here is not removed or changed within schema 1.
         """
     )
@@ -413,8 +425,8 @@ def _notifications() -> Page:
         """
         # What notify.command receives
 
-        One JSON document on standard input for each change of the outcome and each event. The same is a line in
-        syslog.
+        One JSON document on standard input for each event, and for each change of outcome, generation, document,
+        message or findings; so an `unchanged` follows each `committed` at the next resync. The same is a line in syslog.
 
         ## A change of the outcome
         """

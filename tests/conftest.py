@@ -18,9 +18,9 @@ from kit.ssh import Client
 # `make fuzz` for as long as it takes.
 # How long an example takes to make says how busy the machine is, and nothing of what is tested.
 BUSY = [hypothesis.HealthCheck.too_slow]
-hypothesis.settings.register_profile("default", suppress_health_check=BUSY)
-hypothesis.settings.register_profile("ci", derandomize=True, suppress_health_check=BUSY)
-hypothesis.settings.register_profile("fuzz", max_examples=20_000, suppress_health_check=BUSY)
+hypothesis.settings.register_profile("default", deadline=None, suppress_health_check=BUSY)
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, suppress_health_check=BUSY)
+hypothesis.settings.register_profile("fuzz", deadline=None, max_examples=20_000, suppress_health_check=BUSY)
 hypothesis.settings.load_profile(
     os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") == "true" else "default")
 )

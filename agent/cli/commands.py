@@ -89,7 +89,7 @@ def _complain(error: AgentError) -> None:
     "settings_file",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="agent.toml; else EDGEAGENT_SETTINGS, else the platform's own place.",
+    help="agent.toml; else EDGEAGENT_SETTINGS, else the default path of the system.",
 )
 @click.pass_context
 def main(ctx: click.Context, settings_file: Path | None) -> None:

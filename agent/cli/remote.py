@@ -43,7 +43,11 @@ from agent.cli.options import DESIRED, hex_digits, load_settings, seconds
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 @click.option(
-    "--digest", callback=hex_digits, default="", metavar="SHA256", help="Its SHA-256: half of a document is not taken."
+    "--digest",
+    callback=hex_digits,
+    default="",
+    metavar="SHA256",
+    help="SHA-256 of FILE; one that arrives incomplete is refused.",
 )
 @click.option("--signature", default="", hidden=True)
 @click.option("--from-gate", is_flag=True, hidden=True)

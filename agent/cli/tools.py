@@ -65,14 +65,16 @@ def doctor(settings_file: Path | None, *, as_json: bool) -> None:
 
 
 _ROOT = click.option(
-    "--root", type=click.Path(path_type=Path, file_okay=False), metavar="DIR", help="A folder that is taken for /."
+    "--root", type=click.Path(path_type=Path, file_okay=False), metavar="DIR", help="Use this folder as /."
 )
 
 
 @click.command(epilog="Example: python3.11 edgeagent.pyz install", short_help="Install the one file, or upgrade it.")
 @_ROOT
 @click.option("--revert", is_flag=True, help="Put the version before this one in place again.")
-@click.option("--platform", type=click.Choice(["pfsense", "freebsd"]), help="Whatever the host looks like.")
+@click.option(
+    "--platform", type=click.Choice(["pfsense", "freebsd"]), help="Install for this system; else it is detected."
+)
 def install(root: Path | None, *, revert: bool, platform: str | None) -> None:
     """Put the one file in place on FreeBSD or pfSense, or upgrade what is there. Traffic is not touched.
 

@@ -23,7 +23,7 @@ IDENTIFIER = "urn:edgeagent:desired-state:1"
 DIFFERENCES = (
     "names that must exist: a frontend's and a route's backend, a backend's group of nodes",
     "addresses that overlap: one bound twice, a wildcard beside another address of the same port",
-    "names that are had twice: a server and a node of its group",
+    "names that are used twice: a server and a node of its group",
     "routes that can never match because earlier ones take all their names",
     "a group of nodes that is empty, where a backend has no other server",
     "a canary's backend must have `proxy_protocol: v2`",

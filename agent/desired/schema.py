@@ -128,8 +128,8 @@ class BackendTimeouts:
     connect: Milliseconds | None = field(
         default=None,
         metadata=about(
-            "for a server to accept a connection; so long waits a client of a server that has gone silent before "
-            "another server is tried",
+            "for a server to accept a connection; a client of a silent server waits this long before another server "
+            "is tried",
             example="2s",
             line="timeout connect 2s",
         ),

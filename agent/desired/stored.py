@@ -5,8 +5,13 @@ ValueError or TypeError where a value is not as it was written.
 
 from __future__ import annotations
 
-from attrs import Attribute
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from attrs import Attribute, fields_dict
 from attrs.validators import and_, ge, instance_of, le
+
+T = TypeVar("T")
 
 _LATEST = 253_402_300_799.0  # the last second datetime can name
 
@@ -26,3 +31,14 @@ def texts(value: object) -> tuple[str, ...]:
     if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) for item in value):
         raise TypeError(f"{value!r} is no list of texts")
     return tuple(value)
+
+
+def read_as(kind: type[T], document: object) -> T:
+    """A value of an attrs class out of a JSON object. Raises TypeError, ValueError.
+
+    Keys that the class does not know are ignored: a later version wrote them, before it was reverted to this one.
+    """
+    if not isinstance(document, Mapping):
+        raise TypeError(f"{document!r} is no object")
+    known: dict[str, Any] = fields_dict(kind)  # type: ignore[arg-type]  # attrs' own type of its classes is internal
+    return kind(**{name: value for name, value in document.items() if name in known})

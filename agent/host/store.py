@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import asdict, field, frozen
 
 from agent.desired.identity import Key, digest_of
+from agent.desired.stored import read_as
 from agent.errors import StoreError
 from agent.host.files import read_json, read_regular
 from agent.host.lock import ServiceLock, held, holder_pid, locked, make_private
@@ -213,7 +214,7 @@ class Store:
     def _generation_in(self, folder: Path, number: int) -> Generation | None:
         report = read_json(folder / "report.json")
         try:
-            generation = Generation(**{**(report or {}), "reasons": tuple((report or {})["reasons"])})
+            generation = read_as(Generation, {**(report or {}), "reasons": tuple((report or {})["reasons"])})
             digests = tuple(digest_of(self._read(folder / name)) for name in ("desired.yaml", "haproxy.cfg"))
         except (StoreError, ValueError, TypeError, KeyError):
             return None
@@ -319,7 +320,7 @@ class Store:
     def journal(self) -> Journal | None:
         """The switch that was under way when the agent ended, None where none was, or it cannot be read."""
         try:
-            return Journal(**(read_json(self.state / "journal.json") or {}))
+            return read_as(Journal, read_json(self.state / "journal.json"))
         except (TypeError, ValueError):  # absent, or not as we write it
             return None
 
@@ -330,7 +331,7 @@ class Store:
     def hold(self) -> Hold | None:
         """The document that is not to be applied again."""
         try:
-            return Hold(**(read_json(self.state / "hold.json") or {}))
+            return read_as(Hold, read_json(self.state / "hold.json"))
         except (TypeError, ValueError):  # absent, or not as we write it
             return None
 
@@ -382,7 +383,7 @@ class Store:
     def request(self) -> Request | None:
         """How a document is to be treated, None where nothing was said."""
         try:
-            return Request(**(read_json(self.state / "force.json") or {}))
+            return read_as(Request, read_json(self.state / "force.json"))
         except (TypeError, ValueError):  # absent, or not as we write it
             return None
 
@@ -450,7 +451,7 @@ def _dumped(handshakes: tuple[Handshake, ...]) -> bytes:
 def _events(data: bytes) -> tuple[Event, ...]:
     """Kept, because every status asks for them."""
     try:
-        return tuple(Event(**entry) for entry in json.loads(data))
+        return tuple(read_as(Event, entry) for entry in json.loads(data))
     except (ValueError, TypeError, RecursionError):  # a crash, or a person
         return ()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from attrs import field, frozen
 from attrs.validators import in_
 
-from agent.desired.stored import is_number, is_seconds, is_text
+from agent.desired.stored import is_number, is_seconds, is_text, read_as
 from agent.proxy_protocol.greetings import Result
 
 Asked = tuple[str, str, str, str, str]
@@ -54,4 +54,4 @@ def handshakes(value: object) -> tuple[Handshake, ...]:
     """Handshakes out of values or of JSON objects. Raises TypeError, ValueError."""
     if not isinstance(value, (list, tuple)):
         raise TypeError(f"handshakes: {value!r} is no list")
-    return tuple(item if isinstance(item, Handshake) else Handshake(**item) for item in value)
+    return tuple(item if isinstance(item, Handshake) else read_as(Handshake, item) for item in value)

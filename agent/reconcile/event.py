@@ -25,7 +25,7 @@ class Kind(enum.StrEnum):
     FRONTEND_UP = "frontend_up"
     """it serves again"""
     ROLLED_BACK = "rolled_back"
-    """a document was tried and rolled back"""
+    """a document was tried and rolled back; in the history only, `notify.command` receives the outcome"""
     DRIFT_CORRECTED = "drift_corrected"
     """something was changed by hand, and was corrected"""
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 from attrs import field, frozen
 from attrs.validators import deep_iterable, instance_of, optional
 
-from agent.desired.stored import is_number, is_seconds, is_text, texts
+from agent.desired.stored import is_number, is_seconds, is_text, read_as, texts
 from agent.haproxy.quarantine import Quarantined
 
 
 def _quarantines(value: object) -> tuple[Quarantined, ...]:
     if not isinstance(value, (list, tuple)):
         raise TypeError(f"quarantined: {value!r} is no list")
-    return tuple(item if isinstance(item, Quarantined) else Quarantined(**item) for item in value)
+    return tuple(item if isinstance(item, Quarantined) else read_as(Quarantined, item) for item in value)
 
 
 @frozen(kw_only=True)

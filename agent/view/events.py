@@ -52,9 +52,9 @@ def log(logger: logging.Logger, report: Report) -> None:
         logger.warning("and %d more; `agent check` names them all", len(report.findings) - _MOST_LOGGED)
     logger.log(
         logging.INFO if quiet else logging.ERROR,
-        "%s: generation %s is live, desired sha256 %s, %.0f ms%s",
+        "%s: %s, desired sha256 %s, %.0f ms%s",
         report.outcome.value,
-        report.generation,
+        "nothing is live" if report.generation is None else f"generation {report.generation} is live",
         (report.digest or "none")[:12],
         report.seconds * 1000,
         f": {'; '.join(report.reasons)}" if report.reasons else "",

@@ -7,13 +7,16 @@ import importlib.util
 import json
 import re
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
+import hypothesis
 import pytest
+import yaml
+from kit import strategies
 
 from agent.desired import schema
 from agent.desired.state import parse
-from agent.desired.structure import keys_of
+from agent.desired.structure import is_named, keys_of
 from agent.haproxy.config import CONFIG_TEMPLATE, Process, render
 from agent.host import templates
 
@@ -104,3 +107,28 @@ def test_each_example_becomes_its_line(cls: type, name: str):
     if line := key.metadata["line"]:
         pattern = rf"(?<!\S){re.escape(line)}(?!\S)"
         assert len(re.findall(pattern, after)) > len(re.findall(pattern, before)), after
+
+
+def test_every_key_is_in_the_golden_file():
+    """It is what every HAProxy has to accept: a key that is not in it is tried on none."""
+    found: set[tuple[type, str]] = set()
+
+    def walk(cls: type, tree: dict[str, Any]) -> None:
+        types = get_type_hints(cls)
+        for key in keys_of(cls):
+            if key.name in tree:
+                found.add((cls, key.name))
+                inner = [part for part in (types[key.name], *get_args(types[key.name])) if part in PLACES]
+                values = tree[key.name]
+                for part in inner:
+                    listed = values.values() if is_named(part) else values if isinstance(values, list) else [values]
+                    for value in listed:
+                        walk(part, value)
+
+    walk(schema.DesiredState, yaml.safe_load((Path(__file__).parent / "every-key.yaml").read_text()))
+    assert {(cls, key.name) for cls in PLACES for key in keys_of(cls)} - found == set()
+
+
+@pytest.mark.parametrize("name", sorted(key.name for key in keys_of(schema.Backend)))
+def test_the_properties_use_every_key_of_a_backend(name: str):
+    assert hypothesis.find(strategies.backends, lambda backend: name in backend)

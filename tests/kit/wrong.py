@@ -1,4 +1,7 @@
-"""One wrong value each, in an otherwise valid document, and what `agent check` says of it (None: not held here)."""
+"""One wrong value each, in an otherwise valid document, and what `agent check` says of it.
+
+None: any message with a hint (`did you mean`, `such as`, ...).
+"""
 
 from __future__ import annotations
 

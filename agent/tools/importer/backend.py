@@ -264,11 +264,11 @@ class BackendReader:
         proxy = skipped.most([value for value, _ in self.proxies])
         if proxy is not None and proxy != "v2":
             self.keys["proxy_protocol"] = proxy
-        closing = skipped.most([restricts_clients for restricts_clients, _ in self.closing])
+        closing = skipped.most([closes for closes, _ in self.closing])
         if closing:
             self.keys["on_down"] = "close"
-        for restricts_clients, line in self.closing:
-            if restricts_clients != closing:
+        for closes, line in self.closing:
+            if closes != closing:
                 self.work.skip(line, "on-marked-down is one for the whole backend here")
         for value, line in self.proxies:
             if value != proxy:
