@@ -383,8 +383,8 @@ def _status() -> Page:
         """
         # status.json
 
-        Schema 1: what `agent status --json` prints, and the file `status.json` in `paths.run`, replaced atomically after
-        every reconcile and at least every few seconds. Times are ISO 8601 in UTC. New
+        Schema 1: what `agent status --json` prints, and the file `status.json` in `paths.run`, replaced atomically
+        after every reconcile and at least every few seconds. Times are ISO 8601 in UTC. New
         keys may be added; a key that stands here is not removed or changed within schema 1.
         """
     )
@@ -426,7 +426,8 @@ def _notifications() -> Page:
         # What notify.command receives
 
         One JSON document on standard input for each event, and for each change of outcome, generation, document,
-        message or findings; so an `unchanged` follows each `committed` at the next resync. The same is a line in syslog.
+        message or findings; so an `unchanged` follows each `committed` at the next resync. The same is a line in
+        syslog.
 
         ## A change of the outcome
         """

@@ -55,11 +55,11 @@ class Intake:
         """Which files stand in the places of the document and its signature."""
         return identity(self.file), identity(self.signature_file)
 
-    def put(self, data: bytes, signature: bytes) -> None:
+    def put(self, data: bytes, signature: bytes) -> Identity:
         """Put a document in its place, and its signature (b"": none is needed here). The caller holds the lock.
 
-        The signature first: a reader between the two finds a document that was accepted already. Raises StoreError,
-        UsageError.
+        The signature first: a reader between the two finds a document that was accepted already. Returns the identity
+        of the file. Raises StoreError, UsageError.
         """
         if signature:
             write(self.signature_file, signature, mode=0o640)
@@ -69,7 +69,7 @@ class Intake:
             mode = target.stat().st_mode & 0o777 if target.exists() else 0o640
         except (OSError, RuntimeError) as error:  # a link that leads to itself is a RuntimeError
             raise UsageError(f"cannot write {self.file}: {error}") from None
-        write(target, data, mode=mode)
+        return write(target, data, mode=mode)
 
     @property
     def signed(self) -> bool:

@@ -66,17 +66,21 @@ def identity(path: Path) -> Identity | None:
     return about.st_ino, about.st_mtime_ns
 
 
-def write(path: Path, data: bytes, *, mode: int = _FILE_MODE, durable: bool = True) -> None:
-    """Replace a file whole: a reader sees the old bytes or the new ones. `durable`: they survive a power cut."""
+def write(path: Path, data: bytes, *, mode: int = _FILE_MODE, durable: bool = True) -> Identity:
+    """Replace a file whole: a reader sees the old bytes or the new ones. `durable`: they survive a power cut.
+
+    Returns the identity of the new file, whatever stands in its place by then.
+    """
     fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         fresh.unlink(missing_ok=True)  # of a crash; a FIFO there would wait for a reader, a link would be followed
         descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
+            file.flush()
+            about = os.fstat(descriptor)
             if durable:
-                file.flush()
-                os.fsync(file.fileno())
+                os.fsync(descriptor)
         fresh.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):
@@ -84,6 +88,7 @@ def write(path: Path, data: bytes, *, mode: int = _FILE_MODE, durable: bool = Tr
         raise StoreError(f"cannot write {path}: {error.strerror}", remedy=_remedy(error)) from error
     if durable:
         _sync(path.parent)
+    return about.st_ino, about.st_mtime_ns
 
 
 def _sync(path: Path) -> None:

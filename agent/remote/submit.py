@@ -125,7 +125,7 @@ class Submission:
 
     parsed: Parsed
     """the document"""
-    file: Identity | None
+    file: Identity
     """identity of that very file: a status about another one is no answer"""
     number: int
     """the last generation before it"""
@@ -148,8 +148,7 @@ def submit(host: Host, request: SyncRequest, *, deadline: float) -> Submission:
                 number, served = live.number if live else 0, host.store.service_running()
                 progress = identity(host.store.progress_file)
                 host.store.set_request(request.request(parsed.digest))
-                host.intake.put(request.data, request.signature)
-                file = identity(host.intake.file)
+                file = host.intake.put(request.data, request.signature)
                 return Submission(parsed=parsed, file=file, number=number, served=served, progress=progress)
         if time.monotonic() > deadline:
             raise NoAnswerError("another change is under way, and takes too long", remedy="try again")

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from kit import ssh
 from kit.servers import EchoServer, echo
-from kit.ssh import Client, Cluster, Firewall, firewall
+from kit.ssh import Client, Cluster, Firewall
 
 
 @pytest.fixture
@@ -22,12 +23,12 @@ def backend() -> Iterator[EchoServer]:
 
 
 @pytest.fixture
-def one(any_haproxy: Path, client: Client, tmp_path: Path) -> Iterator[Firewall]:
-    with firewall(any_haproxy, client, tmp_path / "a") as found:
+def firewall(any_haproxy: Path, client: Client, tmp_path: Path) -> Iterator[Firewall]:
+    with ssh.firewall(any_haproxy, client, tmp_path / "a") as found:
         yield found
 
 
 @pytest.fixture
 def pair(any_haproxy: Path, client: Client, tmp_path: Path) -> Iterator[tuple[Firewall, Firewall]]:
-    with firewall(any_haproxy, client, tmp_path / "a") as a, firewall(any_haproxy, client, tmp_path / "b") as b:
+    with ssh.firewall(any_haproxy, client, tmp_path / "a") as a, ssh.firewall(any_haproxy, client, tmp_path / "b") as b:
         yield a, b

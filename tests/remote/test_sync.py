@@ -19,7 +19,10 @@ from kit.edge import Edge, first_line, until
 from kit.servers import EchoServer, free_port
 from kit.ssh import state
 
+from agent import settings
 from agent.desired.identity import digest_of
+from agent.remote.submit import SyncRequest, submit, wait
+from agent.service.wiring import Host
 
 
 def sync(edge: Edge, content: Any, *words: str, name: str = "new.yaml") -> tuple[int, dict[str, Any]]:
@@ -260,6 +263,29 @@ def test_a_file_that_is_taken_away_is_said(served: Edge, backend: EchoServer):
         code, answer = waiting.result(30)
     assert (code, answer["result"]) == (9, "overtaken")
     assert "was taken away" in answer["message"]
+
+
+def test_a_file_that_is_taken_away_at_once_is_said(served: Edge, backend: EchoServer, monkeypatch: pytest.MonkeyPatch):
+    """Between the rename and the next look at it: it was waited for until the time was over."""
+    host = Host(settings.load(served.settings), command="sync")
+    put = type(host.intake).put
+
+    def taken(intake: Any, *arguments: Any) -> Any:
+        result = put(intake, *arguments)
+        intake.file.unlink()
+        return result
+
+    monkeypatch.setattr(type(host.intake), "put", taken)
+    (service,) = served.services
+    service.send_signal(signal.SIGSTOP)
+    try:
+        request = SyncRequest(data=json.dumps(state(backend.address)).encode())
+        deadline = time.monotonic() + 20
+        submission = submit(host, request, deadline=deadline)
+        answer = wait(host, submission, deadline=deadline, timeout=20, on_stage=lambda _: None)
+    finally:
+        service.send_signal(signal.SIGCONT)
+    assert (answer.word, "was taken away" in answer.message) == ("overtaken", True)
 
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
