@@ -100,11 +100,14 @@ _PLAIN_KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """One reason why a document is refused: what is wrong, where, on which line (None: not known)."""
+    """One reason why a document is refused."""
 
     path: Path
+    """where in the document"""
     message: str
+    """what is wrong"""
     line: int | None = None
+    """1-based; None: not known"""
 
     def text(self, file: str) -> str:
         """`desired.yaml:14: frontends.smtp.bind[0]: ...`"""
@@ -113,12 +116,16 @@ class Violation:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something an operator should know that is no reason to refuse; `remedy` says what to do about it."""
+    """Something an operator should know that is no reason to refuse."""
 
     where: str
+    """the path in the document, or what it is about"""
     message: str
+    """what was found"""
     remedy: str = ""
+    """what to do"""
     line: int | None = None
+    """1-based; None: not about a line"""
 
     def text(self, file: str) -> str:
         """`desired.yaml:9: backends.old: no frontend uses it (remove it, or ...)`"""

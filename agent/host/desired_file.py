@@ -27,10 +27,12 @@ MOST_OF_A_SIGNATURE = 65_536  # bytes that are read; fewer are taken
 
 @frozen
 class Intake:
-    """Of one host, by its settings."""
+    """The desired file of this host, and what is accepted into it."""
 
     settings: Settings
+    """of this host"""
     store: Store
+    """of this host"""
 
     @property
     def file(self) -> Path:

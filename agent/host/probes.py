@@ -24,9 +24,10 @@ Linux refuses it; FreeBSD's in_pcbbind_setup() (sys/netinet/in_pcb.c) looks for 
 
 @frozen
 class HostProber:
-    """`config`: the file by which our own HAProxy processes are known."""
+    """The Prober of this host."""
 
     config: Path
+    """the file by which our own HAProxy processes are known"""
 
     def unbound(self, endpoints: Collection[Endpoint]) -> Mapping[Endpoint, BindFailure]:
         """Those that cannot be bound, and why, with the name of their holder where the system shows it.

@@ -131,11 +131,14 @@ class Expected:
 
 @frozen(kw_only=True)
 class Applier:
-    """Takes a planned step. `verify_seconds`: how long it has to show that it did not hurt."""
+    """Takes a planned step."""
 
     environment: Environment
+    """what it needs of this host"""
     pace: Pace
+    """how often a reload may come"""
     verify_seconds: float
+    """how long a step may take until every frontend serves as well as before"""
 
     def run_commands(self, report: ReportBuilder, assessment: Assessment, step: Runtime) -> None:
         """Commands to the running process, with `haproxy -c` of the new file beside them.

@@ -69,20 +69,24 @@ class Preview:
 
 @frozen(kw_only=True)
 class Assessor:
-    """Reads documents, files, HAProxy and the servers. `file` names the desired state in messages.
-
-    `probe`: whether new servers are asked if they speak PROXY. `believe_seconds`: how long an answer is believed
-    while the same document is looked at again.
-    """
+    """Reads documents, files, HAProxy and the servers. Changes nothing."""
 
     file: Path
+    """the desired file, for messages"""
     max_bytes: int
+    """size of the largest document"""
     limits: Limits
+    """what this host allows"""
     process: Process
+    """the global section of haproxy.cfg"""
     template: Callable[[], Template]
+    """reads the template"""
     environment: Environment
+    """what it needs of this host"""
     probe: ProbeMode = ProbeMode.MISMATCH
+    """what is done with a server that does not speak PROXY as it should"""
     believe_seconds: float = 0.0
+    """how long the answer of a probe is believed while the same document is looked at again"""
 
     # --- documents
 

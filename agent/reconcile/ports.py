@@ -85,9 +85,13 @@ class Clock(Protocol):
 
 @frozen(kw_only=True)
 class Environment:
-    """All of them."""
+    """What the reconcile needs of this host."""
 
     proxy: Proxy
+    """HAProxy"""
     store: Files
+    """the agent's files"""
     prober: Prober
+    """asks addresses and servers"""
     clock: Clock
+    """time"""

@@ -68,21 +68,23 @@ class Failure:
 
 @frozen(kw_only=True)
 class Reconciler:
-    """Turns desired bytes into a live HAProxy, or says why not.
-
-    `verify_seconds`: how long a step has to show that it did not hurt. `burst`: reloads that need not be paced.
-    `verify`: raises PolicyError for bytes whose signature is not good, before they are parsed; returns whether the
-    document is a request, not only what is live anyway. `admit`: raises PolicyError for a valid document that policy
-    rejects.
-    """
+    """Turns desired bytes into a live HAProxy, or says why not."""
 
     assessor: Assessor
+    """reads and asks"""
     environment: Environment
+    """what it needs of this host"""
     verify_seconds: float = 10.0
+    """how long a step may take until every frontend serves as well as before"""
     burst: int = 1_000_000
+    """reloads that need not be paced"""
     on_stage: Callable[[str], None] = field(default=lambda _: None)
+    """called with each stage as it begins"""
     verify: Callable[[bytes], bool] = field(default=lambda _: True)
+    """raises PolicyError for bytes whose signature is not good, before they are parsed; returns whether the document
+    is a request, not only what is live anyway"""
     admit: Callable[[Parsed], None] = field(default=lambda _: None)
+    """raises PolicyError for a valid document that policy rejects"""
     _pace: Pace = field(init=False)
     _failed_generations: set[int] = field(init=False, factory=set)  # not reached again as this host is now: it hurt
     _failures: dict[str, Failure] = field(init=False, factory=dict)  # by digest: what the world did to documents

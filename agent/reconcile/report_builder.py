@@ -21,33 +21,44 @@ from agent.reconcile.report import Report
 
 @define(kw_only=True)
 class ReportBuilder:
-    """Gathers what a Report says, and what the next step of the same reconcile has to know.
-
-    `started_generation`: the one that a process was started for, until it is committed. `commands_sent`: whether the
-    running process was changed in a way that is not committed. `cold_start`: no HAProxy ran before. `interrupted`: a
-    step that an earlier agent left undone, until it is settled. `switched`: a step was taken and failed. `restores`:
-    the earlier generation that is put back. `unserved`: frontends that are new and have no server that
-    answers. `observed`: HAProxy after the step.
-    """
+    """Gathers what a Report says, and what the next step of the same reconcile has to know."""
 
     environment: Environment
+    """what it needs of this host"""
     file: str
+    """the document, for messages"""
     on_stage: Callable[[str], None]
+    """called with each stage as it begins"""
     digest: str | None
+    """of the document; None: there is none to read"""
     parsed: Parsed | None = None
+    """the document, once it is valid"""
     step: Plan | None = None
+    """the plan, once there is one"""
     started_generation: int | None = None
+    """the generation that a process was started for, until it is committed"""
     commands_sent: bool = False
+    """the running process was changed in a way that is not committed"""
     cold_start: bool = False
+    """no HAProxy ran before"""
     switched: bool = False
+    """a step was taken and failed"""
     interrupted: Journal | None = None
+    """a step that an earlier agent left undone, until it is settled"""
     restores: int | None = None
+    """the earlier generation that is put back"""
     unserved: tuple[str, ...] = ()
+    """frontends that are new and have no server that answers"""
     observed: Observation | None = None
+    """HAProxy after the step"""
     quarantined: tuple[Quarantined, ...] = ()
+    """addresses that are left out"""
     handshakes: tuple[Handshake, ...] = ()
+    """what new servers were found to be"""
     findings: list[Finding] = field(default=Factory(list))
+    """warnings"""
     drift: list[str] = field(default=Factory(list))
+    """kinds of what was not as this agent had left it, and was corrected"""
     _timings: list[tuple[str, float]] = field(default=Factory(list))
 
     @property

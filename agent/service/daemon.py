@@ -28,21 +28,22 @@ _log = logging.getLogger(__name__)
 
 @frozen(kw_only=True)
 class Service:
-    """The loop of `agent run`, around what the wiring gives it.
-
-    `reconcile` makes the desired state live, or returns in how many seconds that can be tried again. `changed`: is the
-    file another one than at that time. `writing`: for how many seconds more it must not be read, because it is being
-    written. `healthy`: does HAProxy answer. `writes`: receives every event about the file. `keep_lock`: raises
-    LockLostError where another agent has the folders now; returns whether they were made anew.
-    """
+    """The loop of `agent run`, around what the wiring gives it."""
 
     settings: Settings
+    """of this host"""
     reconcile: Callable[[], float]
+    """makes the desired state live, or returns in how many seconds that can be tried again"""
     changed: Callable[[], bool]
+    """whether the file is another one than at that time"""
     healthy: Callable[[], bool]
+    """whether HAProxy answers"""
     writing: Callable[[], float] = lambda: 0.0
+    """for how many seconds more the file must not be read, because it is being written"""
     writes: Writes | None = None
+    """receives every event about the file"""
     keep_lock: Callable[[], bool] = lambda: False
+    """raises LockLostError where another agent has the folders now; returns whether they were made anew"""
 
     def run(self) -> None:
         """Until SIGTERM or SIGINT: the step under way is finished, HAProxy goes on serving."""

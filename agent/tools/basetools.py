@@ -33,27 +33,32 @@ _KNOWN_PORTS = {"smtp": 25, "smtps": 465, "submissions": 465, "submission": 587,
 
 @frozen(kw_only=True)
 class Address:
-    """An address of an interface. `carp`: MASTER, BACKUP or INIT where it is a virtual one, else ""."""
+    """An address of an interface."""
 
     address: str
+    """IP address"""
     interface: str
+    """its name"""
     vhid: int | None = None
+    """of a virtual address (CARP); None: it is none"""
     carp: str = ""
+    """MASTER, BACKUP or INIT of a virtual address"""
 
 
 @frozen(kw_only=True)
 class Redirect:
-    """A pf redirect of TCP, first and last port included.
-
-    `to`: the address that clients connect to, as pfctl prints it. `targets`: one address, table or network, or a pool
-    of them. `target_ports`: None where the port stays as it is.
-    """
+    """A pf redirect of TCP."""
 
     interface: str
+    """its name"""
     to: str
+    """the address that clients connect to, as pfctl prints it"""
     ports: tuple[int, int]
+    """first and last port"""
     targets: tuple[str, ...]
+    """one address, table or network, or a pool of them"""
     target_ports: tuple[int, int] | None = None
+    """first and last; None: the port stays as it is"""
 
     def target_port(self, port: int) -> int:
         """Where `port` leads: pf counts from the first of both ranges, and begins anew at the end (pf_lb.c, PF_RDR)."""
@@ -65,11 +70,14 @@ class Redirect:
 
 @frozen(kw_only=True)
 class Build:
-    """What `haproxy -vv` says of itself. `exporter`: whether it has one for Prometheus."""
+    """What `haproxy -vv` says of itself."""
 
     version: str
+    """of HAProxy"""
     features: frozenset[str]
+    """names that it was built with"""
     exporter: bool
+    """whether it has an exporter for Prometheus"""
 
 
 def addresses(ifconfig: str) -> tuple[Address, ...]:

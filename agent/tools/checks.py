@@ -47,25 +47,36 @@ _REOPENS = {"port-forwarding", "pty", "agent-forwarding", "x11-forwarding", "use
 
 @frozen(kw_only=True)
 class Found:
-    """One finding: how grave (`ok`, `note`, `look`, `broken`), about what, in words, and what to do."""
+    """One finding."""
 
     level: str
+    """`ok`, `note`, `look` or `broken`"""
     what: str
+    """what it is about"""
     message: str
+    """what was found"""
     remedy: str = ""
+    """what to do"""
 
 
 @frozen(kw_only=True)
 class Scene:
-    """This host as the checks see it. `ask`: what a tool of the system prints, "" where it is not there."""
+    """This host as the checks see it."""
 
     settings: Settings
+    """of this host"""
     ask: Callable[[Sequence[str]], str]
+    """what a tool of the system prints, "" where it is not there"""
     root: Path = Path("/")
+    """of the file system"""
     listening: tuple[Listener, ...] = ()
+    """listening TCP sockets"""
     state: DesiredState | None = None
+    """the desired state; None: there is no valid one"""
     addresses: tuple[Address, ...] = ()
+    """of this host's interfaces"""
     now: float = 0.0
+    """seconds since the epoch"""
 
     @property
     def system(self) -> str:

@@ -21,20 +21,26 @@ _DEEPEST, _MOST = 64, 64 << 20  # of elements, in bytes
 
 @define
 class Element:
-    """A tag, its text, its children, and its line. `start`, `end`: bytes, tags included; `inner_end`: its end tag.
-
-    `empty`: it is written `<tag/>`, and has no end tag.
-    """
+    """An element of XML."""
 
     tag: str
+    """its name"""
     line: int
+    """1-based"""
     start: int
+    """first byte of its start tag"""
     text: str = ""
+    """of it, without that of its children"""
     pieces: list[str] = field(factory=list)
+    """the text as the parser reports it"""
     children: list[Element] = field(factory=list)
+    """in order"""
     inner_end: int = 0
+    """first byte of its end tag"""
     end: int = 0
+    """the byte after its end tag"""
     empty: bool = False
+    """it is written `<tag/>`, and has no end tag"""
 
     def all(self, *path: str) -> list[Element]:
         """Every element that a path of tags leads to."""
@@ -105,12 +111,16 @@ class _RefusedError(ValueError):
 
 @frozen(kw_only=True)
 class Entry:
-    """Something that an earlier version put into config.xml: its section and element, and by what it is known again."""
+    """Something that an earlier version put into config.xml."""
 
     section: str
+    """its section"""
     tag: str
+    """its element"""
     what: str
+    """for messages"""
     known: tuple[str, str]
+    """the child that names it and its text; without a child, its own text"""
 
     def is_it(self, element: Element) -> bool:
         """Whether an element is ours."""

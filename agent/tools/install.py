@@ -66,10 +66,12 @@ edgeagent_enable="YES"
 
 @frozen(kw_only=True)
 class Place:
-    """Where everything goes. `root`: the folder taken for /; `platform`: what it was taken for, and why."""
+    """Where everything goes."""
 
     root: Path
+    """the folder that is used as /"""
     platform: Platform
+    """which system was detected"""
 
     @classmethod
     def of(cls, root: Path | None, chosen: str = "") -> Place:

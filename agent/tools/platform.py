@@ -35,10 +35,12 @@ class System(enum.StrEnum):
 
 @frozen
 class Platform:
-    """What a host was taken for, and why. `signs`: paths from its root, or words."""
+    """Which system was detected."""
 
     system: System
+    """the system"""
     signs: tuple[str, ...]
+    """by what: paths from its root, or words"""
 
     @property
     def why(self) -> str:

@@ -50,20 +50,26 @@ def endpoint(text: str) -> str | None:
 
 @frozen
 class Acl:
-    """`kind` sni or src with its patterns; or helper: whether a client has an address of this family (IPV4, IPV6)."""
+    """What an acl tests."""
 
     kind: str
+    """sni, src, hello (a TLS ClientHello is there) or helper (which address family a client has)"""
     patterns: tuple[str, ...]
+    """what it matches"""
 
 
 @frozen
 class Term:
-    """One test. `inline`: it stands in braces; `helped`: a helper stands beside it, and agrees with its patterns."""
+    """One test of a condition."""
 
     positive: bool
+    """it is not negated"""
     acl: Acl
+    """what is tested"""
     inline: bool
+    """it stands in braces"""
     helped: bool
+    """a helper stands beside it, and agrees with its patterns"""
 
 
 def matcher(words: tuple[str, ...]) -> Acl | None:

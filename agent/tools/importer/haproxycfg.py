@@ -15,11 +15,14 @@ KINDS = (
 
 @frozen
 class Line:
-    """A directive. `words`: its parts, quotes resolved; empty where it could not be split."""
+    """A directive."""
 
     place: str
+    """file and line"""
     text: str
+    """as written"""
     words: tuple[str, ...]
+    """its parts, quotes resolved; empty where it could not be split"""
 
     @classmethod
     def of(cls, place: str, text: str) -> Line:
@@ -29,17 +32,20 @@ class Line:
 
 @define
 class Section:
-    """`kind` and `name` ("": it has none) of a section, where it begins, and its lines.
-
-    `parent`: the defaults section that it names; `lost`: its head cannot be read, so nothing in it can be relied on.
-    """
+    """A section."""
 
     kind: str
+    """frontend, backend, listen, defaults, ..."""
     name: str
+    """empty: it has none"""
     place: str
+    """where it begins"""
     lines: list[Line] = field(factory=list)
+    """its directives"""
     parent: str = ""
+    """the defaults section that it names"""
     lost: bool = False
+    """its head cannot be read, so nothing in it can be relied on"""
 
 
 def _words(text: str) -> list[str]:

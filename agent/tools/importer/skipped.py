@@ -29,11 +29,14 @@ OF_BACKENDS += (("timeout",),)
 
 @frozen
 class SkippedLine:
-    """A line that is not in the desired state, and why."""
+    """A line that is not in the desired state."""
 
     place: str
+    """file and line"""
     text: str
+    """as written"""
     why: str
+    """a sentence"""
 
     def __str__(self) -> str:
         return f"{self.place}: {self.text}: {self.why}"

@@ -25,10 +25,12 @@ Skip = Callable[[Line, str], None]
 
 @define
 class Timing:
-    """The timeouts of one frontend or backend, in milliseconds, with their lines: `own`, and `inherited`."""
+    """The timeouts of one frontend or backend, in milliseconds, with their lines."""
 
     own: dict[str, tuple[int, Line]] = field(factory=dict)
+    """by name"""
     inherited: dict[str, tuple[int, Line]] = field(factory=dict)
+    """by name, from defaults"""
 
     @classmethod
     def of(cls, defaults: Section | None) -> Timing:

@@ -28,10 +28,12 @@ _SECRETS = re.compile(r"(\bstats\s+auth\s+|\bpassword\s+).*", re.IGNORECASE | re
 
 @define
 class Translation:
-    """`document`: the desired state, as YAML has it. `left`: what is not in it."""
+    """What became of a configuration."""
 
     document: dict[str, Any]
+    """the desired state, as YAML has it"""
     left: list[skipped.SkippedLine] = field(factory=list)
+    """what is not in it"""
 
 
 def translate(sections: list[Section], resolve: Callable[[str], str | None] | None = None) -> Translation:
