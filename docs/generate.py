@@ -146,15 +146,15 @@ def _class(title: str, cls: type, done: set[type]) -> Page:
         rows.append(
             (
                 code(key.name),
+                key.metadata["about"],
                 _type(kind),
                 "required" if required else code(default),
                 code(key.metadata["example"]),
                 code(key.metadata["line"] or None),
-                key.metadata["about"],
             )
         )
         inner += [(key.name, part) for part in _classes(kind) if part not in done]
-    yield from table(("key", "type", "default", "example", "in haproxy.cfg", "what"), rows)
+    yield from table(("key", "what", "type", "default", "example", "in haproxy.cfg"), rows)
     for name, part in inner:
         if part not in done:
             yield from _class(f"{_article(part)} `{name}`", part, done)

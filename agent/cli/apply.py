@@ -33,18 +33,22 @@ def check(settings_file: Path | None, file: Path | None) -> None:
     invalid.
     """
     from agent.desired.state import Limits, parse
-    from agent.haproxy.config import CONFIG_TEMPLATE, render
-    from agent.host import templates
+    from agent.haproxy.config import CONFIG_TEMPLATE, render, require_authorities
     from agent.host.desired_file import label, read
-    from agent.host.haproxy_process import file_limit
-    from agent.service.wiring import process_of
+    from agent.host.global_section import file_limit, process_of
 
     settings = load_settings(settings_file)
     path = file or settings.desired
     data = read(path, settings)
     limits = Limits(process_maxconn=settings.haproxy.maxconn, file_limit=file_limit())
     parsed = parse(data, file=label(path), max_bytes=settings.sync.max_bytes, limits=limits)
-    render(parsed.state, process_of(settings), templates.load(CONFIG_TEMPLATE, settings.paths.templates))
+    process = process_of(settings)
+    if settings.paths.templates:
+        from agent.host import templates
+
+        render(parsed.state, process, templates.load(CONFIG_TEMPLATE, settings.paths.templates))
+    else:  # the built-in template takes every valid state
+        require_authorities(parsed.state, process)
     for finding in parsed.findings:
         click.echo(f"warning: {finding.text(label(path))}", err=True)
     state = parsed.state

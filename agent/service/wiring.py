@@ -10,15 +10,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from agent.desired.state import Limits
-from agent.haproxy.config import CONFIG_TEMPLATE, Process
+from agent.haproxy.config import CONFIG_TEMPLATE
 from agent.host import templates
 from agent.host.desired_file import Intake
 from agent.host.event_log import EventLog
 from agent.host.file_writes import Writes
-from agent.host.haproxy_process import HAProxy, file_limit, find_ca_file, peers_socket
+from agent.host.global_section import file_limit, process_of
+from agent.host.haproxy_process import HAProxy
 from agent.host.notifier import Notices
 from agent.host.probes import HostProber
 from agent.host.store import Store
@@ -134,20 +135,3 @@ class Host:
             staged.write_bytes(preview.config)
             self.proxy.check_aside(staged)
         return preview
-
-
-def process_of(settings: Settings) -> Process:
-    """What haproxy.cfg says of the process itself."""
-    chosen = settings.haproxy
-    return Process(
-        socket=PurePosixPath(settings.run / "haproxy.sock"),
-        server_state=PurePosixPath(settings.run / "server-state"),
-        maxconn=chosen.maxconn,
-        hard_stop_after=chosen.hard_stop_after,
-        user=chosen.user,
-        group=chosen.group,
-        chroot=chosen.chroot,
-        log=chosen.log,
-        ca_file=chosen.ca_file or find_ca_file(),
-        peers=peers_socket(settings.run, chosen.chroot),
-    )

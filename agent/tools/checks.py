@@ -27,7 +27,8 @@ from agent.errors import AgentError, InvalidError, UsageError
 from agent.host import listeners
 from agent.host.desired_file import read
 from agent.host.files import read_regular
-from agent.host.haproxy_process import HAProxy, file_limit
+from agent.host.global_section import file_limit
+from agent.host.haproxy_process import HAProxy
 from agent.host.listener import Listener
 from agent.host.store import Store
 from agent.settings import Settings

@@ -14,7 +14,7 @@ import pytest
 from agent.desired.state import parse
 from agent.haproxy.config import CONFIG_TEMPLATE, Config, Process, render
 from agent.host import templates
-from agent.host.haproxy_process import find_ca_file
+from agent.host.global_section import find_ca_file
 
 HERE = Path(__file__).parent
 EXAMPLE = HERE.parents[1] / "examples/mail-edge.yaml"

@@ -23,7 +23,7 @@ from agent.desired.state import Parsed, parse
 from agent.errors import InvalidError
 from agent.haproxy.config import CONFIG_TEMPLATE, Process, render
 from agent.host import templates
-from agent.host.haproxy_process import find_ca_file
+from agent.host.global_section import find_ca_file
 
 PLACE = re.compile(r"d\.(yaml|json)(:\d+)?: \S")
 PLAIN = settings(max_examples=max(300, settings.default.max_examples), deadline=None)

@@ -9,7 +9,7 @@ from typing import Any
 from attrs import frozen
 
 from agent.desired.scalars import duration
-from agent.host.haproxy_process import CA_FILES
+from agent.host.global_section import CA_FILES
 from agent.tools.importer import skipped
 from agent.tools.importer.conditions import endpoint, milliseconds, number
 from agent.tools.importer.haproxycfg import Line, Section
