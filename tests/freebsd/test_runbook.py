@@ -69,6 +69,6 @@ def test_the_runbook(pfsense: Box):
 def test_the_tutorial(pfsense: Box):
     """Nobody answers at its nodes here, and the plan says so."""
     assert played(pfsense, "docs/tutorials/pfsense.md") == [
-        "python3.11 /root/edgeagent.pyz", "cat >", "agent check", "agent doctor", "agent plan",
-        "cp /root/new.yaml", "/usr/local/etc/rc.d/edgeagent.sh start", "agent status",
+        "python3.11 /root/edgeagent.pyz", "cat >", "agent check", "agent plan",
+        "cp /root/new.yaml", "agent doctor", "/usr/local/etc/rc.d/edgeagent.sh start", "agent status",
     ]  # fmt: skip
