@@ -259,6 +259,21 @@ class HAProxy:
         for pid in ours if old is None else ():
             self._retire(pid, config)
 
+    def wait_for_start(self, config: Path) -> None:
+        """Wait for a start that a killed agent has left under way: it takes over when it is through, whoever serves then.
+
+        Such a process is younger than the one that answers; those that finish their sessions are older. Within
+        `start_timeout`. Without psutil it is seen only where a second lies between them (`ps`).
+        """
+        deadline = time.monotonic() + self.start_timeout
+        while self._starting(config) and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)  # not our child: there is no event for its end
+
+    def _starting(self, config: Path) -> bool:
+        running, ours = self.running(), self._ours(config)
+        serving = next((process for process in ours if running is not None and process.pid == running.pid), None)
+        return serving is not None and any(process.started > serving.started for process in ours)
+
     def _make_room(self, draining: list[int]) -> None:
         """One more is about to drain: end the oldest where there are `max_draining` already (facts.md, HAProxy 7)."""
         for pid in draining[: max(len(draining) - self.max_draining + 1, 0)]:

@@ -413,7 +413,9 @@ class Reconciler:
         with report.stage("recover"):
             with contextlib.suppress(StoreError):
                 proxy.end_trial()
-            live, running, journal = store.live(), proxy.running(), store.journal()
+            if (journal := store.journal()) is not None:
+                proxy.wait_for_start(store.config)
+            live, running = store.live(), proxy.running()
             number = running.generation if running is not None else None
             if number is not None and (live is None or number > live.number):
                 live = self._finish(report, number, journal) or live

@@ -10,9 +10,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from kit.binaries import VERSIONS
 from kit.edge import first_line, until
@@ -22,6 +24,7 @@ from kit.zygote import Zygote
 
 from agent.desired.identity import digest_of
 from agent.host.store import Store
+from agent.reconcile.generation import Journal
 from tests.faults.conftest import Scene
 
 TEMPLATE = (Path(__file__).parents[2] / "templates/haproxy.cfg.j2").read_text()
@@ -29,6 +32,7 @@ STATIC = TEMPLATE.replace("{{ line }}", '{{ line | replace("balance roundrobin",
 
 NEVER = 10**9
 KILLED = -signal.SIGKILL
+FIFO_WAITS = ("wait_for_partner", "fifo_open")  # fs/pipe.c
 
 
 def consistent(scene: Scene) -> None:
@@ -328,3 +332,46 @@ def test_a_clock_that_is_set_back(scene: Scene):
             assert edge.agent("apply").stdout.startswith("unchanged: generation 2 is live")
             assert "1970-01-12" in edge.agent("history").stdout
             after("the new state")
+
+
+def waits_for_a_writer(pid: int) -> bool:
+    """HAProxy 3.2 reads the file in a child (`-D`), earlier ones before they fork."""
+    pids = [pid, *(child.pid for child in psutil.Process(pid).children())]
+    return any(Path(f"/proc/{one}/wchan").read_text() in FIFO_WAITS for one in pids)
+
+
+def test_a_start_that_a_killed_agent_has_left_under_way(scene: Scene):
+    """It takes over when it is through: before that, nothing that is live is so for good.
+
+    HAProxy reads its configuration, then its server-state file. Of a FIFO there it waits for a writer, so that this
+    start is as slow as the test wants it.
+    """
+    edge, port = scene.edge, free_port()
+    with echo("a") as a, echo("b") as b:
+        edge.live(scene.with_pool(port, a))
+        store = Store(edge.folder / "state", edge.folder / "run")
+        live, running = store.live(), edge.haproxy.running()
+        assert live is not None
+        assert running is not None
+        fifo = edge.folder / "run/fifo"
+        os.mkfifo(fifo)
+        store.server_state.unlink(missing_ok=True)
+        os.link(fifo, store.server_state)
+        store.write_journal(Journal(before=live.number, after=live.number + 1))
+        with subprocess.Popen(
+            [edge.folder / "state/bin/edge-haproxy", "-D", "-f", store.config, "-p", edge.folder / "run/haproxy.pid",
+             "-x", edge.folder / "run/haproxy.sock", "-sf", str(running.pid)],
+            start_new_session=True,
+        ) as left:  # fmt: skip
+            until(lambda: waits_for_a_writer(left.pid), "it waits for a writer")
+            store.server_state.unlink()
+            with scene.fault("a start of HAProxy that a killed agent has left under way") as after:
+                through = threading.Timer(1.0, lambda: fifo.write_bytes(b"1\n"))
+                through.start()
+                done = edge.apply(scene.with_pool(port, b, balance="leastconn"))
+                assert done.returncode == 0, done.stdout + done.stderr
+                assert left.wait(10) == 0
+                through.join()
+                consistent(scene)
+                after("the new state")
+        assert first_line(port).startswith("b")
