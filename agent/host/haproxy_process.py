@@ -260,7 +260,7 @@ class HAProxy:
             self._retire(pid, config)
 
     def wait_for_start(self, config: Path) -> None:
-        """Wait for a start that a killed agent has left under way: it takes over when it is through, whoever serves then.
+        """Wait for a start that a killed agent has left under way: it takes over when it is through.
 
         Such a process is younger than the one that answers; those that finish their sessions are older. Within
         `start_timeout`. Without psutil it is seen only where a second lies between them (`ps`).
