@@ -65,7 +65,7 @@ class _Commands(click.Group):
         return result
 
     def list_commands(self, _ctx: click.Context) -> list[str]:
-        return list(COMMANDS)  # in the order of the story, not of the alphabet
+        return list(COMMANDS)  # in the order in which a person needs them, not of the alphabet
 
     def get_command(self, _ctx: click.Context, name: str) -> click.Command | None:
         """Only the command that is called is imported."""

@@ -1,4 +1,4 @@
-"""Asks this host and the servers before anything is touched: the story's Prober."""
+"""Asks this host and the servers before anything is touched: the Prober of the reconcile."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ def usage(config: Path) -> dict[str, Any]:
 def alive(pid: int) -> bool:
     """Whether a process runs; one that ended and was not reaped does not (without psutil: it counts as running)."""
     if psutil is None:
-        known = {pid_of for pid_of, _, _ in _command_lines()}
+        known = {listed for listed, _, _ in _command_lines()}
         return pid in known or not known
     with contextlib.suppress(*_LOST):
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)

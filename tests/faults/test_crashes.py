@@ -337,7 +337,7 @@ def test_a_clock_that_is_set_back(scene: Scene):
 def waits_for_a_writer(pid: int) -> bool:
     """HAProxy 3.2 reads the file in a child (`-D`), earlier ones before they fork."""
     pids = [pid, *(child.pid for child in psutil.Process(pid).children())]
-    return any(Path(f"/proc/{one}/wchan").read_text() in FIFO_WAITS for one in pids)
+    return any(Path(f"/proc/{each}/wchan").read_text() in FIFO_WAITS for each in pids)
 
 
 def test_a_start_that_a_killed_agent_has_left_under_way(scene: Scene):

@@ -20,7 +20,7 @@ SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
 
 
 @dataclass
-class ProbeResult:
+class SentHeader:
     """One connection: the command (LOCAL, PROXY, none), the client's address, what came after the header."""
 
     command: str
@@ -28,7 +28,7 @@ class ProbeResult:
     rest: bytes = b""
 
 
-def parse_header(stream: socket.socket) -> ProbeResult:
+def parse_header(stream: socket.socket) -> SentHeader:
     """Read a PROXY header, v1 or v2, and nothing behind it. `none` where the first bytes are no header."""
     first = stream.recv(12, socket.MSG_PEEK | socket.MSG_WAITALL)
     if first.startswith(SIGNATURE):
@@ -36,16 +36,16 @@ def parse_header(stream: socket.socket) -> ProbeResult:
         version, family, length = struct.unpack("!BBH", head[12:])
         body = stream.recv(length, socket.MSG_WAITALL) if length else b""
         if version & 0xF == 0:
-            return ProbeResult("LOCAL")
+            return SentHeader("LOCAL")
         if family == 0x11:
-            return ProbeResult("PROXY", socket.inet_ntop(socket.AF_INET, body[:4]))
-        return ProbeResult("PROXY", socket.inet_ntop(socket.AF_INET6, body[:16]))
+            return SentHeader("PROXY", socket.inet_ntop(socket.AF_INET, body[:4]))
+        return SentHeader("PROXY", socket.inet_ntop(socket.AF_INET6, body[:16]))
     if first.startswith(b"PROXY "):
         line = b""
         while not line.endswith(b"\r\n"):
             line += stream.recv(1)
-        return ProbeResult("PROXY", line.split()[2].decode())
-    return ProbeResult("none", rest=first)
+        return SentHeader("PROXY", line.split()[2].decode())
+    return SentHeader("none", rest=first)
 
 
 @dataclass
@@ -55,7 +55,7 @@ class EchoServer:
     name: str
     port: int = 0
     host: str = "127.0.0.1"
-    seen: list[ProbeResult] = field(default_factory=list)
+    seen: list[SentHeader] = field(default_factory=list)
     expects_header: bool = True
 
     @property
@@ -75,7 +75,7 @@ def echo(name: str, *, header: bool = True, port: int = 0, host: str = "127.0.0.
         def handle(self) -> None:
             with contextlib.suppress(OSError):
                 self.request.settimeout(10)
-                found = parse_header(self.request) if header else ProbeResult("none", self.client_address[0])
+                found = parse_header(self.request) if header else SentHeader("none", self.client_address[0])
                 record.seen.append(found)
                 self.request.settimeout(None)  # a session may sit quiet for as long as its client likes
                 self.request.sendall(f"{name} {found.command} {found.client}\n".encode())
