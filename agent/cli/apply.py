@@ -32,16 +32,16 @@ def check(settings_file: Path | None, file: Path | None) -> None:
     FILE is the configured desired state where it is left out, standard input where it is `-`. Exit 3 when
     invalid.
     """
-    from agent.desired.state import Limits, parse
+    from agent.desired.state import parse
     from agent.haproxy.config import CONFIG_TEMPLATE, render, require_authorities
     from agent.host.desired_file import label, read
-    from agent.host.global_section import file_limit, process_of
+    from agent.host.global_section import process_of
+    from agent.host.limits import limits_of
 
     settings = load_settings(settings_file)
     path = file or settings.desired
     data = read(path, settings)
-    limits = Limits(process_maxconn=settings.haproxy.maxconn, file_limit=file_limit())
-    parsed = parse(data, file=label(path), max_bytes=settings.sync.max_bytes, limits=limits)
+    parsed = parse(data, file=label(path), max_bytes=settings.sync.max_bytes, limits=limits_of(settings))
     process = process_of(settings)
     if settings.paths.templates:
         from agent.host import templates
@@ -199,7 +199,7 @@ def rollback(settings_file: Path | None, generation: int | None) -> None:
 
 def _progress() -> Any:
     """Names the stage under way, on a terminal, in one line that the next one overwrites."""
-    from agent.reconcile.report import STAGE_WORDS
+    from agent.reconcile.stages import STAGE_WORDS
 
     if sys.stderr is None or not sys.stderr.isatty():
         return None

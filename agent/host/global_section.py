@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
-import resource
 import stat
 from pathlib import Path, PurePosixPath
 
@@ -19,7 +17,6 @@ CA_FILES = (
 )
 PEERS_SOCKET = "peers"
 _LONGEST_SOCKET = 90  # HAProxy takes 97 bytes on FreeBSD, and puts its pid behind the name while it binds
-_CAP_SYS_RESOURCE = 24  # linux/capability.h
 
 
 def process_of(settings: Settings) -> Process:
@@ -62,20 +59,3 @@ def peers_socket(run: Path, chroot: str) -> PurePosixPath | None:
         if flags & (stat.UF_IMMUTABLE | stat.SF_IMMUTABLE) or not os.access(chroot, os.W_OK | os.X_OK):
             return None
     return path
-
-
-def file_limit() -> int | None:
-    """How many files a process of ours may open at most; None where that is not known to be a bound.
-
-    A process with CAP_SYS_RESOURCE raises its own limit, up to the kernel's; root without it (a container) cannot. On
-    FreeBSD root can, and the kernel's own bound is not looked at here.
-    """
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    try:
-        effective = re.search(r"^CapEff:\s*([0-9a-f]+)$", Path("/proc/self/status").read_text(), re.MULTILINE)
-        if effective is not None and int(effective[1], 16) >> _CAP_SYS_RESOURCE & 1:
-            return int(Path("/proc/sys/fs/nr_open").read_text())
-    except (OSError, ValueError):
-        if os.geteuid() == 0:
-            return None
-    return None if hard == resource.RLIM_INFINITY else hard

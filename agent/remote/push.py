@@ -14,20 +14,19 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from attrs import evolve, frozen
 
 from agent.desired.identity import digest_of
 from agent.errors import ExitCode, Outcome
+from agent.remote.answer import STAGE
 
 CONNECT_SECONDS = 10
 GRACE_SECONDS = 15.0  # beyond the time the other side has: for connecting, and for its start
 MOST = 8_388_608  # bytes of an answer
 LAST_WORDS_SECONDS = 2.0
-STAGE = "stage: "
-"""How the other side's progress begins on its stderr."""
 
 _TARGET = re.compile(
     r"(?:([A-Za-z0-9_][A-Za-z0-9._-]{0,63})@)?(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9][A-Za-z0-9._-]*)(?::(\d+))?"
@@ -107,25 +106,29 @@ def push(
     on_stage: Callable[[Target, str], None],
     on_end: Callable[[Result], None],
     more: Mapping[str, tuple[str, ...]] = {},
+    check: Callable[[], None] = lambda: None,
 ) -> tuple[Result, ...]:
     """Send it everywhere at once, or (`ordered`) to one after the other until one is not live.
 
-    `on_end`: called for each as it finishes. `more`: further options, by a target's text. Returns one result for each
-    target, in their order.
+    `on_end`: called for each as it finishes. `more`: further options, by a target's text. `check`: runs in a thread
+    while ssh connects; nothing of the document leaves before it has returned, and what it raises is raised here.
+    Returns one result for each target, in their order.
     """
 
-    async def send(where: Target) -> Result:
+    async def send(where: Target, checked: asyncio.Future[None]) -> Result:
         try:
             arguments = (*payload.arguments, *more.get(where.text, ()))
-            result = await _send(where, evolve(payload, arguments=arguments), on_stage)
+            result = await _send(where, evolve(payload, arguments=arguments), checked, on_stage)
         except (OSError, ValueError) as error:  # of one host; the others go on
             result = Result(target=where, exit_code=ExitCode.SSH, message=f"ssh failed: {error}", remedy=AGAIN)
+        await asyncio.shield(checked)
         on_end(result)
         return result
 
     async def everyone() -> tuple[Result, ...]:
+        checked = asyncio.ensure_future(asyncio.to_thread(check))
         if not ordered:
-            return tuple(await asyncio.gather(*map(send, targets)))
+            return tuple(await asyncio.gather(*(send(where, checked) for where in targets)))
         results: list[Result] = []
         for where in targets:
             if results and results[-1].exit_code not in (ExitCode.LIVE, ExitCode.DEGRADED):
@@ -136,7 +139,7 @@ def push(
                 on_end(left)
                 results.append(left)
                 continue
-            results.append(await send(where))
+            results.append(await send(where, checked))
         return tuple(results)
 
     return asyncio.run(everyone())
@@ -155,7 +158,7 @@ def status(targets: Sequence[Target], *, seconds: float) -> tuple[dict[str, Any]
 
     async def ask(where: Target) -> dict[str, Any] | str:
         try:
-            code, out, stderr = await _session(where, "agent status --json", b"", seconds, lambda _: None)
+            code, out, stderr = await _session(where, "agent status --json", _nothing(), seconds, lambda _: None)
         except OSError as error:
             return f"ssh does not run: {error.strerror}"
         with contextlib.suppress(ValueError, RecursionError):
@@ -174,11 +177,21 @@ def status(targets: Sequence[Target], *, seconds: float) -> tuple[dict[str, Any]
     return asyncio.run(everyone())
 
 
-async def _send(where: Target, payload: Payload, on_stage: Callable[[Target, str], None]) -> Result:
+async def _nothing() -> bytes:
+    return b""
+
+
+async def _send(
+    where: Target, payload: Payload, checked: asyncio.Future[None], on_stage: Callable[[Target, str], None]
+) -> Result:
+    async def data() -> bytes:
+        await asyncio.shield(checked)  # of all targets: one that ends takes it from nobody
+        return payload.data
+
     begin = time.monotonic()
     try:
         code, out, stderr = await _session(
-            where, payload.command, payload.data, payload.seconds, lambda word: on_stage(where, word)
+            where, payload.command, data(), payload.seconds, lambda word: on_stage(where, word)
         )
     except OSError as error:
         return Result(
@@ -191,9 +204,12 @@ async def _send(where: Target, payload: Payload, on_stage: Callable[[Target, str
 
 
 async def _session(
-    where: Target, command: str, data: bytes, seconds: float, on_stage: Callable[[str], None]
+    where: Target, command: str, data: Coroutine[None, None, bytes], seconds: float, on_stage: Callable[[str], None]
 ) -> tuple[int | None, bytes, list[str]]:
-    """Run it over there: its exit code (None: it hangs), what it answered, what it or ssh said. Raises OSError."""
+    """Run it over there: its exit code (None: it hangs), what it answered, what it or ssh said. Raises OSError.
+
+    `data`: becomes its standard input, once it is there.
+    """
     port = ("-p", str(where.port)) if where.port is not None else ()
     arguments = (
         "ssh", "-T", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_SECONDS}", "-o", "ServerAliveInterval=5",
@@ -229,10 +245,11 @@ async def _session(
     return code, out, stderr
 
 
-async def _feed(process: asyncio.subprocess.Process, data: bytes) -> None:
+async def _feed(process: asyncio.subprocess.Process, data: Coroutine[None, None, bytes]) -> None:
     assert process.stdin is not None
+    standard_input = await data
     with contextlib.suppress(ConnectionError):  # it ended before it had read all: its exit code says why
-        process.stdin.write(data)
+        process.stdin.write(standard_input)
         await process.stdin.drain()
     process.stdin.close()
     with contextlib.suppress(ConnectionError):

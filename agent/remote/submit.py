@@ -9,23 +9,25 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any
 
 from attrs import frozen
 
 from agent.desired.identity import digest_of
-from agent.desired.state import Parsed
-from agent.errors import AgentError, ExitCode, InvalidError, NoAnswerError, Outcome, PolicyError
+from agent.desired.state import Parsed, parse
+from agent.errors import ExitCode, InvalidError, NoAnswerError, Outcome, PolicyError
 from agent.host.desired_file import STALE_REMEDY, Intake
+from agent.host.limits import limits_of
 from agent.host.store import Identity, Store, identity
 from agent.reconcile import policy
-from agent.reconcile.assessor import Assessor
 from agent.reconcile.generation import Request
+from agent.remote.answer import Answer
+from agent.settings import Settings
 from agent.view.status import Status, as_json, from_json
 
 POLL_SECONDS = 0.01  # status.json gives no event; a look at its name costs microseconds
 GONE_SECONDS = 2.0  # that long an agent may be away while it is started anew
-_REFUSALS = {ExitCode.INVALID: "invalid", ExitCode.POLICY: "policy", ExitCode.NO_ANSWER: "no_answer"}
 _CODES = {result.value: result.exit_code for result in Outcome}
 _REPORTED = (
     "outcome", "message", "remedy", "violations", "violations_total", "findings", "desired", "live", "held", "plan",
@@ -34,31 +36,30 @@ _REPORTED = (
 _OF_FRONTENDS = ("name", "state", "binds", "servers_up", "servers_total")
 
 
-class Backup(Protocol):
-    """Accepts or rejects a document by what is live. See `service.live_backup`."""
+@frozen(kw_only=True)
+class Destination:
+    """The desired file of this host, and what a submission needs to put a document there."""
 
-    def admit(self, parsed: Parsed) -> None:
-        """Raises PolicyError, StoreError."""
+    store: Store
+    """the agent's files"""
+    intake: Intake
+    """the desired file and its signature"""
+    read: Callable[[bytes], Parsed]
+    """checks a document against the schema and the limits of this host; raises InvalidError"""
 
 
-class Host(Protocol):
-    """The parts of this host that a submission needs. See `service.wiring`."""
+def destination(settings: Settings, file: Path) -> Destination:
+    """Of this host. `file`: how messages name the document.
 
-    @property
-    def store(self) -> Store:
-        """The agent's files."""
-
-    @property
-    def intake(self) -> Intake:
-        """The desired file and its signature."""
-
-    @property
-    def assessor(self) -> Assessor:
-        """Reads documents."""
-
-    @property
-    def backup(self) -> Backup:
-        """What is live."""
+    Made here and not by `service.wiring`, which imports all that a reconcile needs: a sync waits for this start.
+    """
+    store = Store(settings.state, settings.run, keep=settings.apply.keep_generations)
+    limits = limits_of(settings)
+    return Destination(
+        store=store,
+        intake=Intake(settings, store),
+        read=lambda data: parse(data, file=str(file), max_bytes=settings.sync.max_bytes, limits=limits),
+    )
 
 
 @frozen(kw_only=True)
@@ -84,42 +85,6 @@ class SyncRequest:
 
 
 @frozen(kw_only=True)
-class Answer:
-    """The outcome of a sync."""
-
-    word: str
-    """an Outcome, or `stored`, `no_answer`, `policy`, `overtaken`"""
-    exit_code: ExitCode
-    """of the command"""
-    digest: str = ""
-    """of the document"""
-    serial: int | None = None
-    """its serial"""
-    message: str = ""
-    """what happened"""
-    remedy: str = ""
-    """what to do"""
-    report: dict[str, Any] | None = None
-    """what the agent reported, whole"""
-    seconds: float = 0.0
-    """duration"""
-
-    def document(self) -> dict[str, Any]:
-        """For programs, and for the other side of an ssh connection."""
-        return {
-            "protocol": 1,
-            "result": self.word,
-            "exit_code": int(self.exit_code),
-            "digest": self.digest,
-            "serial": self.serial,
-            "message": self.message,
-            "remedy": self.remedy,
-            "seconds": round(self.seconds, 3),
-            "report": self.report,
-        }
-
-
-@frozen(kw_only=True)
 class Submission:
     """A document that stands in the desired file, and what was so when it was put there."""
 
@@ -135,72 +100,72 @@ class Submission:
     """identity of the progress file before it"""
 
 
-def submit(host: Host, request: SyncRequest, *, deadline: float) -> Submission:
+def submit(to: Destination, request: SyncRequest, *, deadline: float) -> Submission:
     """Put the document in its place. Raises InvalidError, PolicyError, NoAnswerError; then nothing was touched."""
-    host.intake.verify(request.data, request.signature)
-    parsed = host.assessor.read(request.data)
-    host.store.prepare()
+    to.intake.verify(request.data, request.signature)
+    parsed = to.read(request.data)
+    to.store.prepare()
     while True:
-        with host.store.try_lock() as ours:
+        with to.store.try_lock() as ours:
             if ours:
-                admit(host, parsed, request)
-                live = host.store.live()
-                number, served = live.number if live else 0, host.store.service_running()
-                progress = identity(host.store.progress_file)
-                host.store.set_request(request.request(parsed.digest))
-                file = host.intake.put(request.data, request.signature)
+                admit(to, parsed, request)
+                live = to.store.live()
+                number, served = live.number if live else 0, to.store.service_running()
+                progress = identity(to.store.progress_file)
+                to.store.set_request(request.request(parsed.digest))
+                file = to.intake.put(request.data, request.signature)
                 return Submission(parsed=parsed, file=file, number=number, served=served, progress=progress)
         if time.monotonic() > deadline:
             raise NoAnswerError("another change is under way, and takes too long", remedy="try again")
         time.sleep(POLL_SECONDS)  # a lock gives no event
 
 
-def admit(host: Host, parsed: Parsed, request: SyncRequest) -> None:
+def admit(to: Destination, parsed: Parsed, request: SyncRequest) -> None:
     """Raises PolicyError for a document that is not taken on these terms."""
-    live = host.store.live()
+    live = to.store.live()
     if request.if_live and (moved := policy.moved_on(request.if_live, live)):
         raise PolicyError(moved, remedy="somebody else was faster: look at what is live, and decide again")
-    host.backup.admit(parsed)
-    for other in (policy.newest(live), _waiting(host)):
+    to.intake.admit(parsed, live)
+    for other in (policy.newest(live), _waiting(to)):
         if stale := policy.stale(parsed, other):
             raise PolicyError(stale, remedy=STALE_REMEDY)
 
 
-def _waiting(host: Host) -> policy.Newest | None:
+def _waiting(to: Destination) -> policy.Newest | None:
     """What stands in the desired file, where no agent has said anything of it yet; None for what cannot be read."""
-    data = host.intake.desired()
+    data = to.intake.desired()
     if not isinstance(data, bytes):
         return None
-    status, hold = from_json(host.store.status(), Status), host.store.hold()
+    status, hold = from_json(to.store.status(), Status), to.store.hold()
     reported = status.desired.digest if status and status.desired else None
     if digest_of(data) in (reported, hold.digest if hold else None):
         return None
     with contextlib.suppress(InvalidError):
-        waiting = host.assessor.read(data)
+        waiting = to.read(data)
         return policy.Newest(digest=waiting.digest, serial=waiting.state.serial, how="waits to be applied")
     return None
 
 
 def wait(
-    host: Host, submission: Submission, *, deadline: float, timeout: float, on_stage: Callable[[str], None]
+    to: Destination, submission: Submission, *, deadline: float, timeout: float, on_stage: Callable[[str], None]
 ) -> Answer:
     """Until the agent has looked at it, has looked at a later one, or does not answer in time.
 
     `deadline`: by the monotonic clock; `timeout`: what the caller has given for all of it, in seconds.
     """
-    store, digest = host.store, submission.parsed.digest
+    store, digest = to.store, submission.parsed.digest
     begin, status_seen, gone, stage = time.monotonic(), None, None, ""
     while True:
-        now, present = identity(store.status_file), identity(host.intake.file)
+        now, present = identity(store.status_file), identity(to.intake.file)
         if now != status_seen or present is None:
-            status_seen, status = now, from_json(host.store.status(), Status)
+            status_seen, status = now, from_json(to.store.status(), Status)
             desired = status.desired if status else None
             looked = desired.file_id if desired else None
             if status and looked and desired and desired.digest == digest and looked in (submission.file, present):
                 # Of the very file, or of the very same document that another one has handed over since.
                 return _answer(submission, status, time.monotonic() - begin)
             if present != submission.file and (present is None or looked == present):
-                return _superseded(host, submission, status, time.monotonic() - begin)
+                return _superseded(to, submission, status, time.monotonic() - begin)
         if identity(store.progress_file) != submission.progress:
             at = store.progress()
             if at is not None and at[0] == digest and at[1] != stage:
@@ -236,7 +201,7 @@ def _report(status: Status) -> dict[str, Any]:
     return {**document, "frontends": not_up}
 
 
-def _superseded(host: Host, submission: Submission, status: Status | None, seconds: float) -> Answer:
+def _superseded(to: Destination, submission: Submission, status: Status | None, seconds: float) -> Answer:
     """Another document took its place: after it was live, or before the outcome could be read."""
     later = status.desired if status else None
     serial = f", serial {later.serial}" if later and later.serial is not None else ""
@@ -245,11 +210,11 @@ def _superseded(host: Host, submission: Submission, status: Status | None, secon
     digest = submission.parsed.digest
     mine = [
         generation
-        for generation in host.store.generations()
+        for generation in to.store.generations()
         if generation.number > submission.number and generation.digest == digest
     ]
     if not mine:
-        gone = identity(host.intake.file) is None
+        gone = identity(to.intake.file) is None
         return Answer(
             word="overtaken",
             exit_code=ExitCode.POLICY,
@@ -294,22 +259,4 @@ def stored(submission: Submission) -> Answer:
         digest=submission.parsed.digest,
         serial=submission.parsed.state.serial,
         message="the document is stored; the outcome was not waited for",
-    )
-
-
-def refused(error: AgentError, digest: str) -> Answer:
-    """What was not even stored."""
-    word = _REFUSALS.get(error.exit_code, "refused")
-    violations = error.violations if isinstance(error, InvalidError) else ()
-    return Answer(
-        word=word,
-        exit_code=error.exit_code,
-        digest=digest,
-        message=str(error),
-        remedy=error.remedy,
-        report={
-            "violations": [{"line": violation.line, "message": violation.message} for violation in violations[:100]]
-        }
-        if violations
-        else None,
     )

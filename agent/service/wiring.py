@@ -12,14 +12,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from agent.desired.state import Limits
 from agent.haproxy.config import CONFIG_TEMPLATE
 from agent.host import templates
 from agent.host.desired_file import Intake
 from agent.host.event_log import EventLog
 from agent.host.file_writes import Writes
-from agent.host.global_section import file_limit, process_of
+from agent.host.global_section import process_of
 from agent.host.haproxy_process import HAProxy
+from agent.host.limits import limits_of
 from agent.host.notifier import Notices
 from agent.host.probes import HostProber
 from agent.host.store import Store
@@ -83,7 +83,7 @@ class Host:
         self.assessor: Assessor = Assessor(
             file=file or settings.desired,
             max_bytes=settings.sync.max_bytes,
-            limits=Limits(process_maxconn=settings.haproxy.maxconn, file_limit=file_limit()),
+            limits=limits_of(settings),
             process=process_of(settings),
             template=lambda: templates.load(CONFIG_TEMPLATE, settings.paths.templates),
             environment=environment,

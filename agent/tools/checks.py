@@ -22,13 +22,13 @@ from attrs import frozen
 from agent import __version__
 from agent.desired.addresses import Endpoint, endpoint
 from agent.desired.schema import DesiredState
-from agent.desired.state import Limits, parse
+from agent.desired.state import parse
 from agent.errors import AgentError, InvalidError, UsageError
 from agent.host import listeners
 from agent.host.desired_file import read
 from agent.host.files import read_regular
-from agent.host.global_section import file_limit
 from agent.host.haproxy_process import HAProxy
+from agent.host.limits import file_limit, limits_of
 from agent.host.listener import Listener
 from agent.host.store import Store
 from agent.settings import Settings
@@ -279,7 +279,7 @@ def _running(scene: Scene) -> Iterator[Found]:
 
 def desired(settings: Settings) -> tuple[DesiredState | None, list[Found]]:
     """The desired state where it is valid, and what is to be said of it."""
-    limits = Limits(process_maxconn=settings.haproxy.maxconn, file_limit=file_limit())
+    limits = limits_of(settings)
     file = settings.desired
     if not file.exists():
         live = Store(settings.state, settings.run).live()

@@ -26,7 +26,8 @@ from agent.proxy_protocol.canary import CanaryResult
 from agent.proxy_protocol.greetings import mismatch
 from agent.proxy_protocol.record import Asked, Handshake
 from agent.reconcile.generation import Generation, Hold
-from agent.reconcile.report import STAGES, Report
+from agent.reconcile.report import Report
+from agent.reconcile.stages import STAGES
 from agent.view.assemble import Index, frontend_state
 
 PREFIX = "edgeagent_"

@@ -13,7 +13,7 @@ import pytest
 from kit.edge import first_line, until
 from kit.servers import echo, free_port
 
-from agent.host.global_section import file_limit
+from agent.host.limits import file_limit
 from tests.faults.conftest import Scene
 
 TEMPLATE = (Path(__file__).parents[2] / "templates/haproxy.cfg.j2").read_text()

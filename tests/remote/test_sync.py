@@ -21,8 +21,7 @@ from kit.ssh import state
 
 from agent import settings
 from agent.desired.identity import digest_of
-from agent.remote.submit import SyncRequest, submit, wait
-from agent.service.wiring import Host
+from agent.remote.submit import SyncRequest, destination, submit, wait
 
 
 def sync(edge: Edge, content: Any, *words: str, name: str = "new.yaml") -> tuple[int, dict[str, Any]]:
@@ -267,22 +266,22 @@ def test_a_file_that_is_taken_away_is_said(served: Edge, backend: EchoServer):
 
 def test_a_file_that_is_taken_away_at_once_is_said(served: Edge, backend: EchoServer, monkeypatch: pytest.MonkeyPatch):
     """Between the rename and the next look at it: it was waited for until the time was over."""
-    host = Host(settings.load(served.settings), command="sync")
-    put = type(host.intake).put
+    to = destination(settings.load(served.settings), served.desired)
+    put = type(to.intake).put
 
     def taken(intake: Any, *arguments: Any) -> Any:
         result = put(intake, *arguments)
         intake.file.unlink()
         return result
 
-    monkeypatch.setattr(type(host.intake), "put", taken)
+    monkeypatch.setattr(type(to.intake), "put", taken)
     (service,) = served.services
     service.send_signal(signal.SIGSTOP)
     try:
         request = SyncRequest(data=json.dumps(state(backend.address)).encode())
         deadline = time.monotonic() + 20
-        submission = submit(host, request, deadline=deadline)
-        answer = wait(host, submission, deadline=deadline, timeout=20, on_stage=lambda _: None)
+        submission = submit(to, request, deadline=deadline)
+        answer = wait(to, submission, deadline=deadline, timeout=20, on_stage=lambda _: None)
     finally:
         service.send_signal(signal.SIGCONT)
     assert (answer.word, "was taken away" in answer.message) == ("overtaken", True)
