@@ -34,7 +34,7 @@ def check(settings_file: Path | None, file: Path | None) -> None:
     """
     from agent.desired.state import parse
     from agent.haproxy.config import CONFIG_TEMPLATE, render, require_authorities
-    from agent.host.desired_file import label, read
+    from agent.host.documents import label, read
     from agent.host.global_section import process_of
     from agent.host.limits import limits_of
 
@@ -85,7 +85,7 @@ def plan(settings_file: Path | None, file: Path | None, *, as_json: bool, from_g
     Addresses are tried, new servers are asked whether they answer, and the result is put before `haproxy -c`.
     Exit 3 when invalid, 4 when it would be refused.
     """
-    from agent.host.desired_file import GATE_SECONDS, label, read, read_in_time
+    from agent.host.documents import GATE_SECONDS, label, read, read_in_time
     from agent.service.wiring import Host
     from agent.view import tables
 
@@ -129,7 +129,7 @@ def apply(settings_file: Path | None, file: Path | None, *, force: bool, retry: 
     is refused.
     """
     from agent.desired.state import parse
-    from agent.host.desired_file import label, read, read_signature
+    from agent.host.documents import label, read, read_signature
     from agent.host.file_writes import writer
     from agent.host.signals import deferred
     from agent.service.wiring import Host

@@ -15,7 +15,7 @@ from agent.desired.state import parse
 from agent.errors import ExitCode, UsageError
 from agent.host import canary_probe
 from agent.host import proxy_probe as asking
-from agent.host.desired_file import read
+from agent.host.documents import read
 from agent.host.store import Store
 from agent.proxy_protocol import canary, greetings
 from agent.settings import Settings

@@ -13,7 +13,7 @@ from agent.cli.output import clear_line, end, print_json
 from agent.cli.sync import Options, finish
 from agent.desired.identity import digest_of
 from agent.errors import ExitCode, InvalidError
-from agent.host.desired_file import label
+from agent.host.documents import label
 from agent.reconcile.stages import STAGE_WORDS
 from agent.remote import push as pushes
 from agent.remote.answer import refused

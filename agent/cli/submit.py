@@ -15,7 +15,7 @@ import click
 from agent.cli.sync import Options, finish
 from agent.desired.identity import digest_of
 from agent.errors import AgentError, ExitCode, PolicyError
-from agent.host.desired_file import label
+from agent.host.documents import label
 from agent.reconcile.stages import STAGE_WORDS, STAGES
 from agent.remote import submit as submissions
 from agent.remote.answer import STAGE, Answer, refused
@@ -48,7 +48,9 @@ def submit(settings: Settings, path: Path, data: bytes, signed: bytes, options: 
     if options.no_wait and submission.served:
         finish(submissions.stored(submission), options)
     progress = _progress(from_gate=options.from_gate)
-    answer = submissions.wait(to, submission, deadline=deadline, timeout=options.timeout, on_stage=progress)
+    from agent.remote import outcome  # while the service works
+
+    answer = outcome.wait(to, submission, deadline=deadline, timeout=options.timeout, on_stage=progress)
     finish(answer, options)
 
 

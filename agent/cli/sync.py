@@ -15,7 +15,7 @@ from attrs import frozen
 
 from agent.cli.output import end, print_json
 from agent.errors import ExitCode, UsageError
-from agent.host.desired_file import read, read_in_time, read_signature
+from agent.host.documents import read, read_in_time, read_signature
 from agent.remote.answer import Answer
 from agent.settings import Settings
 

@@ -5,7 +5,6 @@ Only commands import this, each where it needs it: so `agent --version` does not
 
 from __future__ import annotations
 
-import gc
 import sys
 import tempfile
 import time
@@ -63,8 +62,6 @@ class Host:
         file: Path | None = None,
         on_stage: Callable[[str], None] | None = None,
     ) -> None:
-        # A large state is half a million objects that live on; collecting among them costs a tenth of each reconcile.
-        gc.set_threshold(100_000, 20, 20)
         is_service = command == "run"
         self.settings: Settings = settings
         self.store: Store = Store(settings.state, settings.run, keep=settings.apply.keep_generations)

@@ -25,7 +25,7 @@ from agent.desired.schema import DesiredState
 from agent.desired.state import parse
 from agent.errors import AgentError, InvalidError, UsageError
 from agent.host import listeners
-from agent.host.desired_file import read
+from agent.host.documents import read
 from agent.host.files import read_regular
 from agent.host.haproxy_process import HAProxy
 from agent.host.limits import file_limit, limits_of

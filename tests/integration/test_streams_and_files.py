@@ -199,7 +199,7 @@ def test_the_gate_does_not_wait_for_ever_for_a_plan(one_edge: Edge, monkeypatch:
 
     So that is a Python with the package, not the one file, whose modules nobody outside can reach.
     """
-    code = "import agent.host.desired_file as i; i.GATE_SECONDS = 0.3; from agent.cli import main; main()"
+    code = "import agent.host.documents as i; i.GATE_SECONDS = 0.3; from agent.cli import main; main()"
     read, write = os.pipe()
     begin = time.monotonic()
     done = subprocess.run(

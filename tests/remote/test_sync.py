@@ -21,7 +21,8 @@ from kit.ssh import state
 
 from agent import settings
 from agent.desired.identity import digest_of
-from agent.remote.submit import SyncRequest, destination, submit, wait
+from agent.remote.outcome import wait
+from agent.remote.submit import SyncRequest, destination, submit
 
 
 def sync(edge: Edge, content: Any, *words: str, name: str = "new.yaml") -> tuple[int, dict[str, Any]]:
