@@ -44,13 +44,12 @@ class Document:
     """what could be read and must be refused: the first MOST_VIOLATIONS"""
     more: int
     """how many further ones there are"""
-    _lines: Callable[[], dict[Path, int]] = field(eq=False, repr=False)
+    _line_at: Callable[[Path], int | None] = field(eq=False, repr=False)
 
     def line(self, path: Path) -> int | None:
         """The 1-based line of `path`, or of the nearest thing around it that has one."""
-        lines = self._lines()
         for length in range(len(path), -1, -1):
-            if (line := lines.get(path[:length])) is not None:
+            if (line := self._line_at(path[:length])) is not None:
                 return line
         return None
 
@@ -119,15 +118,9 @@ def _read_json(text: str) -> Document:
 
     value = json.loads(text, object_pairs_hook=unique, parse_int=_json_int, parse_constant=_json_constant)
     _check_depth(value)
-    known: list[dict[Path, int]] = []
-
-    def lines() -> dict[Path, int]:
-        if not known:
-            known.append(_json_lines(text)[0])
-        return known[0]
-
-    duplicates = _json_lines(text)[1] if duplicated else ()
-    return Document(value, duplicates[:MOST_VIOLATIONS], max(len(duplicates) - MOST_VIOLATIONS, 0), lines)
+    places = _JsonPlaces(text)
+    duplicates = places.duplicates() if duplicated else []
+    return Document(value, tuple(duplicates[:MOST_VIOLATIONS]), max(len(duplicates) - MOST_VIOLATIONS, 0), places.line)
 
 
 def _json_int(digits: str) -> int:
@@ -153,41 +146,65 @@ def _check_depth(value: object, depth: int = 0) -> None:
                 _check_depth(item, depth + 1)
 
 
-def _json_lines(text: str) -> tuple[dict[Path, int], tuple[Violation, ...]]:
-    """Lines and duplicate keys of a text that is known to be JSON. Only walked when there is something to say."""
-    lines: dict[Path, int] = {}
-    violations: list[Violation] = []
-    stack: list[tuple[Path, set[str] | None]] = []  # each open container, and for an object the keys seen
-    path: Path = ()
-    line, at, expect_key = 1, 0, False
-    for token in _JSON_TOKEN.finditer(text):
-        line += text.count("\n", at, token.start())
-        at, word = token.start(), token.group()
-        if word in "}]":
-            path = stack.pop()[0]
-        elif word == ":":
-            expect_key = False
-        elif word == ",":
-            container, keys = stack[-1]
-            expect_key = keys is not None
-            if keys is None:
-                path = (*container, int(path[-1]) + 1)
-        elif expect_key:
-            container, keys = stack[-1]
-            key = json.loads(word, strict=False)
-            path = (*container, key)
-            if keys is not None and key in keys:
-                violations.append(Violation(path, f"duplicate key (first on line {lines[path]})", line))
-            elif keys is not None:
-                keys.add(key)
-            lines.setdefault(path, line)
-        else:
-            lines.setdefault(path, line)
-            if word in "{[":
-                stack.append((path, set() if word == "{" else None))
-                expect_key = word == "{"
-                path = path if expect_key else (*path, 0)
-    return lines, tuple(violations)
+class _JsonPlaces:
+    """Lines and duplicate keys of a text that is known to be JSON.
+
+    Only walked when there is something to say, and no further than that takes: 100,000 servers too many are refused
+    for a line that stands at the top.
+    """
+
+    def __init__(self, text: str) -> None:
+        self._lines: dict[Path, int] = {}
+        self._duplicates: list[Violation] = []
+        self._walk = self._places(text)
+
+    def line(self, path: Path) -> int | None:
+        """Where `path` stands first; None where it does not."""
+        while path not in self._lines and next(self._walk, None):
+            pass
+        return self._lines.get(path)
+
+    def duplicates(self) -> list[Violation]:
+        """Each key that its object has already."""
+        for _ in self._walk:
+            pass
+        return self._duplicates
+
+    def _places(self, text: str) -> Iterator[bool]:
+        """Take one token after the other. Yields True at each that has a place."""
+        stack: list[tuple[Path, set[str] | None]] = []  # each open container, and for an object the keys seen
+        path: Path = ()
+        line, at, expect_key = 1, 0, False
+        for token in _JSON_TOKEN.finditer(text):
+            line += text.count("\n", at, token.start())
+            at, word = token.start(), token.group()
+            if word in "}]":
+                path = stack.pop()[0]
+            elif word == ":":
+                expect_key = False
+            elif word == ",":
+                container, keys = stack[-1]
+                expect_key = keys is not None
+                if keys is None:
+                    path = (*container, int(path[-1]) + 1)
+            elif expect_key:
+                container, keys = stack[-1]
+                key = json.loads(word, strict=False)
+                path = (*container, key)
+                if keys is not None and key in keys:
+                    message = f"duplicate key (first on line {self._lines[path]})"
+                    self._duplicates.append(Violation(path, message, line))
+                elif keys is not None:
+                    keys.add(key)
+                self._lines.setdefault(path, line)
+                yield True
+            else:
+                self._lines.setdefault(path, line)
+                if word in "{[":
+                    stack.append((path, set() if word == "{" else None))
+                    expect_key = word == "{"
+                    path = path if expect_key else (*path, 0)
+                yield True
 
 
 # --- YAML -------------------------------------------------------------------------------------------------------
@@ -215,8 +232,7 @@ def _read_yaml(text: str, file: str) -> Document:
         raise _refusal(file, str(error), error.line) from None
     if builder.root is None:
         raise _refusal(file, "the document is empty; an empty state is written as `version: 1`")
-    lines = builder.lines
-    return Document(builder.root.value, tuple(builder.violations), builder.more, lambda: lines)
+    return Document(builder.root.value, tuple(builder.violations), builder.more, builder.lines.get)
 
 
 def _events(text: str) -> Iterator[yaml.Event]:
