@@ -30,4 +30,5 @@ def load(name: str, folder: str) -> Template:
 
 @functools.cache
 def _built_in(name: str) -> Template:
-    return Template(file=name, text=resources.files("agent.templates").joinpath(name).read_text(encoding="utf-8"))
+    text = resources.files("agent.templates").joinpath(name).read_text(encoding="utf-8")
+    return Template(file=name, text=text, built_in=True)

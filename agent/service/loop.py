@@ -50,6 +50,7 @@ class Loop:
         self._unread = ""  # why the desired file is not read now
         self._files: tuple[Identity | None, Identity | None] | None = None  # document and signature, when read last
         self._marks: tuple[Identity | None, ...] | None = None  # of generations and hold, after the last reconcile
+        self._has_live = False  # whether a generation was live then
 
     # --- once
 
@@ -112,7 +113,7 @@ class Loop:
                 self._publisher.waiting, self._marks = str(later), self._store.marks()
                 self._publisher.publish()
                 return later.seconds
-            self._marks = self._store.marks()
+            self._marks, self._has_live = self._store.marks(), report.generation is not None
             self._backup.remember()
             self._publisher.write_events()
         self._publisher.try_canaries()
@@ -165,9 +166,10 @@ class Loop:
     def healthy(self) -> bool:
         """Whether HAProxy answers, and no command of another process has put a generation or a hold in place."""
         self._publisher.tick()
-        if self._store.live() is None:
-            return True  # nothing to keep alive yet
         if self._marks is not None and self._store.marks() != self._marks:
             self._publisher.publish()
             return False
+        # Generations are read whole only where none was live: once a second they need not be.
+        if not self._has_live and self._store.live() is None:
+            return True  # nothing to keep alive yet
         return self._publisher.refresh()

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import jinja2
 from attrs import frozen
 
 from agent.reconcile.generation import Generation
 from agent.view.status import SCHEMA, AgentStatus, BackendStatus, FrontendStatus, ServerStatus, Status, when
+
+if TYPE_CHECKING:
+    import jinja2
 
 T = TypeVar("T")
 
@@ -274,6 +276,8 @@ _EMPTY = Status(
 
 @functools.cache
 def _template() -> jinja2.Template:
+    import jinja2  # of a service whose page nobody opens it would be a sixth of the memory
+
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("agent.templates", ""),
         autoescape=True,
