@@ -22,6 +22,7 @@ from stage import edge, greeter, seconds
 
 from agent.desired.identity import digest_of
 from agent.desired.rules import MAX_ALL_SERVERS, MAX_FRONTENDS
+
 from kit.edge import Edge  # isort: skip
 from kit.servers import free_port  # isort: skip
 
@@ -79,7 +80,7 @@ def measure(size: Size, server: str) -> dict[str, float]:
         binary = json.dumps(str(host.binary))
         host.configure(
             f'[haproxy]\nbinary = {binary}\nmaxconn = 1_000\n[metrics]\nlisten = "127.0.0.1:{port}"\n'
-            "[sync]\nmax_bytes = 33_554_432\n[apply]\nverify_timeout = \"60s\""
+            '[sync]\nmax_bytes = 33_554_432\n[apply]\nverify_timeout = "60s"'
         )
         first = host.file(document(size, server), "first.yaml")
         results = {

@@ -154,7 +154,7 @@ class Edge:
             found = {"outcome": None, "live": None, "desired": None}
         return found
 
-    def wait(self, outcome: str, digest: str | None = None) -> dict[str, Any]:
+    def wait(self, outcome: str, digest: str | None = None, timeout: float = WAIT) -> dict[str, Any]:
         """Until the status tells of `outcome` (for the document with this digest)."""
 
         def so() -> dict[str, Any] | None:
@@ -163,7 +163,7 @@ class Edge:
             return status if fits else None
 
         try:
-            found: dict[str, Any] = until(so, outcome)
+            found: dict[str, Any] = until(so, outcome, timeout)
         except AssertionError as error:
             raise AssertionError(f"{error}; status: {self.status()}; log:\n{self.log}") from None
         return found
