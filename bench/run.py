@@ -9,10 +9,12 @@ from pathlib import Path
 import beside
 import changes
 import cluster
+import commands
 import dying
 import paths
 import readers
 import remote
+import scale
 import scrape
 import startup
 
@@ -20,7 +22,7 @@ import startup
 def main() -> None:
     """Each prints as it ends; the whole takes a few minutes."""
     results: dict[str, float] = {}
-    for part in (startup, paths, changes, dying, beside, remote, cluster, scrape, readers):
+    for part in (startup, commands, paths, changes, dying, beside, remote, cluster, scrape, readers, scale):
         print(f"{part.__name__} ...", file=sys.stderr)
         found = part.main()
         for name, value in found.items():

@@ -29,7 +29,6 @@ from kit.servers import free_port  # isort: skip
 PATIENCE = 300.0  # seconds that a change may take before the benchmark gives up
 MEBIBYTE = 1_048_576
 PORT = 10_025
-WORKS = ("check", "plan", "apply by a reload", "apply at runtime", "status", "scrape", "page")
 
 
 @frozen(kw_only=True)
@@ -156,20 +155,14 @@ def stopped(service: subprocess.Popen[bytes]) -> None:
     service.wait(PATIENCE)
 
 
-def main(sizes: tuple[Size, ...] = SIZES) -> dict[str, dict[str, float]]:
-    """Each size's figures."""
+def main(sizes: tuple[Size, ...] = SIZES) -> dict[str, float]:
+    """Each size's figures: seconds, where no other unit is named."""
     with greeter("g") as server:
-        results = {}
-        for size in sizes:
-            print(f"scale: {size.label} ...", file=sys.stderr)
-            results[size.label] = measure(size, server)
-        return results
+        return {
+            f"{size.label} servers: {name}": figure for size in sizes for name, figure in measure(size, server).items()
+        }
 
 
 if __name__ == "__main__":
-    chosen = tuple(size for size in SIZES if len(sys.argv) < 2 or size.label in sys.argv[1:])
-    results = main(chosen)
-    names = next(iter(results.values()))
-    print(f"| | {' | '.join(results)} |\n|---|{'--:|' * len(results)}")
-    for name in names:
-        print(f"| {name} | {' | '.join(f'{figures[name]:,.2f}' for figures in results.values())} |")
+    for name, value in main(tuple(size for size in SIZES if len(sys.argv) < 2 or size.label in sys.argv[1:])).items():
+        print(f"{name:<92}{value:>12.2f}", flush=True)

@@ -20,6 +20,7 @@ from kit.edge import Edge
 from kit.servers import free_port
 
 from agent import settings
+from agent.cli.commands import collect_seldom
 from agent.service.wiring import Host
 
 BINARY = binaries()[min(binaries())]
@@ -37,6 +38,7 @@ def edge(binary: Path = BINARY) -> Iterator[Edge]:
 
 def host(one: Edge) -> Host:
     """The service's own parts, in this process."""
+    collect_seldom()
     made = Host(settings.load(one.settings), command="apply")
     made.store.prepare()
     return made

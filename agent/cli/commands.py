@@ -46,7 +46,7 @@ class _Commands(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:  # click's own signature
         prepare_streams()
-        _collect_seldom()
+        collect_seldom()
         try:
             return super().main(*args, **kwargs)
         except OSError as error:  # of --help and --version, which click writes before any command runs
@@ -79,7 +79,7 @@ class _Commands(click.Group):
         return command
 
 
-def _collect_seldom() -> None:
+def collect_seldom() -> None:
     """Garbage collection, set for processes that end at once, and for one whose state is large and lives on.
 
     Collecting among modules that are being imported, and once more among all of them at the end of the process, takes

@@ -2,6 +2,8 @@
 
 The JSON is the type, name by name, and is written and read here alone. Times are ISO 8601 in UTC. A reader can do
 without a field that has a default: an older agent did not write it, and commands of a newer version read its status.
+
+The classes have neither `==` nor a repr of their own: attrs would compile both for each at every start of a command.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ MAX_NAMED = 5  # frontends in the headline
 T = TypeVar("T")
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, eq=False, repr=False)
 class AgentStatus:
     """Which agent wrote the status, as which command."""
 
@@ -38,7 +40,7 @@ class AgentStatus:
     """when that process began"""
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, eq=False, repr=False)
 class DesiredStatus:
     """The document of the last reconcile. `file_id`: inode and modification time (ns) of that very file."""
 
@@ -56,7 +58,7 @@ class DesiredStatus:
     """identity of that very file: inode and modification time (ns)"""
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, eq=False, repr=False)
 class LiveStatus:
     """The live generation."""
 
@@ -72,7 +74,7 @@ class LiveStatus:
     """when it was committed"""
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, eq=False, repr=False)
 class HoldStatus:
     """The document that is not applied again until it changes."""
 
@@ -84,7 +86,7 @@ class HoldStatus:
     """when"""
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, eq=False, repr=False)
 class NotInSync:
     """Why the desired state is not live. `state`: in one word; `reason`: a sentence, "" where that says all."""
 
@@ -96,7 +98,7 @@ class NotInSync:
     """details; empty where `state` says all"""
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, eq=False, repr=False)
 class ViolationStatus:
     """A mistake in the document."""
 
@@ -110,7 +112,7 @@ class ViolationStatus:
     """what is wrong"""
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, eq=False, repr=False)
 class FindingStatus:
     """What people should know."""
 
@@ -124,7 +126,7 @@ class FindingStatus:
     """1-based; null: not about a line"""
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, eq=False, repr=False)
 class BindStatus:
     """An address of a frontend. `state`: listening, closed or quarantined."""
 
@@ -136,7 +138,7 @@ class BindStatus:
     """why it does not listen"""
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, eq=False, repr=False)
 class RouteStatus:
     """Where clients go that send one of these names; none: all others. `backend` None: they are refused."""
 
@@ -146,7 +148,7 @@ class RouteStatus:
     """null: such connections are refused"""
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, eq=False, repr=False)
 class CanaryStatus:
     """A canary probe: the address that was used, and the one that the echo reported."""
 
@@ -164,7 +166,7 @@ class CanaryStatus:
     """duration"""
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, eq=False, repr=False)
 class FrontendStatus:
     """`state`: up, degraded, down or quarantined. `client_ip_preserved` None: not known."""
 
@@ -197,7 +199,7 @@ class FrontendStatus:
         return "; ".join(closed[:2]) + rest or f"{self.servers_up} of {self.servers_total} servers up"
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, eq=False, repr=False)
 class HandshakeStatus:
     """What a server was last found to be. `mismatch`: it provably does not take what it is sent."""
 
@@ -215,7 +217,7 @@ class HandshakeStatus:
     """when it was probed"""
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, eq=False, repr=False)
 class ServerStatus:
     """`status`, `check`: HAProxy's own words. `handshake` None: it was not probed as it is now."""
 
@@ -237,7 +239,7 @@ class ServerStatus:
     """whether it is a backup"""
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, eq=False, repr=False)
 class BackendStatus:
     """A backend and its servers."""
 
@@ -255,7 +257,7 @@ class BackendStatus:
     """servers that should"""
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, eq=False, repr=False)
 class HAProxyStatus:
     """The running process. `uptime`: seconds."""
 
@@ -269,7 +271,7 @@ class HAProxyStatus:
     """the generation that the process runs; null: not ours"""
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, eq=False, repr=False)
 class EventStatus:
     """What happened between changes, `count` times."""
 
@@ -287,7 +289,7 @@ class EventStatus:
     """when it happened last"""
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, eq=False, repr=False)
 class Status:
     """All of status.json. `desired` and `outcome` None: nothing was reconciled yet. `haproxy` None: no answer."""
 
