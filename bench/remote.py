@@ -76,7 +76,7 @@ def main() -> dict[str, float]:
         "`ssh HOST true` (ms)": true * 1_000,
         "the example state, a weight changed: `agent apply` on the host (ms)": apply * 1_000,
         "the same by `agent sync --to HOST`, to live (ms)": sync * 1_000,
-        "sync over `ssh HOST true` and three times apply (target 1)": sync / (true + 3 * apply),
+        "sync over `ssh HOST true` and one apply (target 1)": sync / (true + apply),
     }
 
 
