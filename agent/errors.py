@@ -176,11 +176,29 @@ class InvalidError(AgentError):
         return len(self.violations) + self.more
 
 
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """One part of a document for which the whole of it is refused: for programs that can do without that part."""
+
+    kind: str
+    """`frontend`, `backend` or `server`"""
+    name: str
+    """of the frontend, or of the backend"""
+    reason: str
+    """why, in a sentence"""
+    server: str = ""
+    """of `kind: server`: its name in the backend"""
+
+
 class RefusedError(AgentError):
-    """Refused before anything that serves was touched."""
+    """Refused before anything that serves was touched. `refused`: for which parts of the document, where it is that."""
 
     exit_code = ExitCode.REFUSED
     outcome = Outcome.REFUSED
+
+    def __init__(self, message: str, *, remedy: str = "", refused: tuple[Refusal, ...] = ()) -> None:
+        super().__init__(message, remedy=remedy)
+        self.refused = refused
 
 
 class PolicyError(RefusedError):

@@ -102,7 +102,8 @@ def plan(settings_file: Path | None, file: Path | None, *, as_json: bool, from_g
         document = tables.plan_document(*step) | {
             "digest": preview.parsed.digest,
             "findings": [finding.text(label(path)) for finding in findings],
-            "refused": list(refused),
+            "refused": tables.refused_document(preview.refused),
+            "message": "; ".join(refused),
         }
         show(json.dumps(document, indent=2) + "\n", code)
     else:

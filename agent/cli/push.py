@@ -88,6 +88,7 @@ def _arguments(options: Options) -> list[str]:
             ("--no-wait", options.no_wait),
             ("--force", options.force),
             ("--retry", options.retry),
+            ("--withdraw", options.withdraw),
         )
         if so
     ]

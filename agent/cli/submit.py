@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import click
+from attrs import evolve
 
 from agent.cli.sync import Options, finish
 from agent.desired.identity import digest_of
@@ -23,6 +24,7 @@ from agent.remote.submit import SyncRequest
 from agent.settings import Settings
 
 CUT_MILLISECONDS = 300
+WITHDRAW_SECONDS = 10.0  # the agent may be trying the document once more
 _BAR = 18
 
 
@@ -51,7 +53,20 @@ def submit(settings: Settings, path: Path, data: bytes, signed: bytes, options: 
     from agent.remote import outcome  # while the service works
 
     answer = outcome.wait(to, submission, deadline=deadline, timeout=options.timeout, on_stage=progress)
+    if options.withdraw and answer.exit_code is ExitCode.REFUSED:
+        answer = _withdrawn(to, submission, answer)
     finish(answer, options)
+
+
+def _withdrawn(to: submissions.Destination, submission: submissions.Submission, answer: Answer) -> Answer:
+    """The answer, once the desired file is what it was before."""
+    try:
+        withdrawn = submissions.withdraw(to, submission, deadline=time.monotonic() + WITHDRAW_SECONDS)
+    except AgentError as error:
+        return evolve(answer, message=f"{answer.message}; it stays the desired state: {error}")
+    if not withdrawn:
+        return answer
+    return evolve(answer, message=f"{answer.message}; the desired file is what it was before")
 
 
 def _dry_run(
@@ -81,7 +96,13 @@ def _dry_run(
         digest=digest,
         serial=preview.parsed.state.serial,
         message=outages or f"{plan['plan']}: nothing was touched",
-        report={"plan": plan},
+        report={
+            "plan": plan,
+            # With --force what a serving frontend would lose is no reason.
+            "refused": tables.refused_document(
+                refusal for refusal in preview.refused if not (options.force and refusal.kind == "frontend")
+            ),
+        },
     )
     finish(answer, options)
 

@@ -33,6 +33,7 @@ class Options:
     key: Path | None
     force: bool
     retry: bool
+    withdraw: bool
     as_json: bool
     digest: str
     signature: str

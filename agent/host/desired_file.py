@@ -67,6 +67,21 @@ class Intake:
             raise UsageError(f"cannot write {self.file}: {error}") from None
         return write(target, data, mode=mode)
 
+    def restore(self, data: bytes | None, signature: bytes) -> None:
+        """Put back what stood there before a `put`; None: nothing did. The caller holds the lock.
+
+        Raises StoreError, UsageError.
+        """
+        try:
+            if data is None:
+                self.file.unlink(missing_ok=True)
+            if not signature:
+                self.signature_file.unlink(missing_ok=True)
+        except OSError as error:
+            raise UsageError(f"cannot take {self.file} back: {error.strerror}") from None
+        if data is not None:
+            self.put(data, signature)
+
     @property
     def signed(self) -> bool:
         """Whether documents must be."""

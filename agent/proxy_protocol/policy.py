@@ -8,11 +8,11 @@ is remembered.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from agent.desired.identity import Key
 from agent.desired.schema import Application, Backend, DesiredState, ProxyProtocol
-from agent.errors import Finding
+from agent.errors import Finding, Refusal
 from agent.proxy_protocol.greetings import ProbeResult, Question, Result, mismatch, questions
 from agent.proxy_protocol.record import Asked, Handshake
 
@@ -127,25 +127,40 @@ def remembered(
 # --- what is made of it
 
 
-def mismatches(handshakes: Iterable[Handshake]) -> tuple[str, ...]:
+def mismatches(handshakes: Iterable[Handshake]) -> tuple[Refusal, ...]:
     """Why a change is refused: the servers that provably do not take what they would be sent, and what was seen."""
-    wrong = [
-        f"server {handshake.server} of backend {handshake.backend} ({handshake.address}) {_fault(handshake)}"
+    return tuple(
+        Refusal(
+            kind="server",
+            name=handshake.backend,
+            server=handshake.server,
+            reason=f"server {handshake.server} of backend {handshake.backend} ({handshake.address}) "
+            f"{_fault(handshake)}",
+        )
         for handshake in handshakes
         if mismatch(handshake.version, handshake.result)
-    ]
-    more = len(wrong) - _MOST_NAMED
-    return (*wrong[:_MOST_NAMED], *((f"and {more} more",) if more > 0 else ()))
+    )
 
 
-def unproven(live: DesiredState | None, wanted: DesiredState, handshakes: Iterable[Handshake]) -> tuple[str, ...]:
+def in_words(objections: Sequence[Refusal]) -> tuple[str, ...]:
+    """The first of them, a sentence each, and how many more there are."""
+    more = len(objections) - _MOST_NAMED
+    sentences = (objection.reason for objection in objections[:_MOST_NAMED])
+    return (*sentences, *((f"and {more} more",) if more > 0 else ()))
+
+
+def unproven(live: DesiredState | None, wanted: DesiredState, handshakes: Iterable[Handshake]) -> tuple[Refusal, ...]:
     """Why a change is refused where proof is required: new backends of which no server was seen to speak PROXY."""
     before = {(pool.name, pool.proxy_protocol) for pool in live.backends} if live else set()
     answers: dict[str, list[Handshake]] = {}
     for handshake in handshakes:
         answers.setdefault(handshake.backend, []).append(handshake)
     return tuple(
-        f"no server of the new backend {pool.name} was seen to speak PROXY: {_evidence(pool, answers)}"
+        Refusal(
+            kind="backend",
+            name=pool.name,
+            reason=f"no server of the new backend {pool.name} was seen to speak PROXY: {_evidence(pool, answers)}",
+        )
         for pool in wanted.backends
         if pool.proxy_protocol is not ProxyProtocol.NONE
         and (pool.name, pool.proxy_protocol) not in before

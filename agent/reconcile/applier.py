@@ -19,6 +19,7 @@ from agent.errors import (
     Finding,
     NoAnswerError,
     Outcome,
+    Refusal,
     RefusedError,
     StoreError,
     SwitchError,
@@ -67,8 +68,8 @@ class Assessment:
     """what must not get worse"""
     handshakes: tuple[Handshake, ...] = ()
     """what new servers were found to be"""
-    objections: tuple[str, ...] = ()
-    """why that speaks against the target"""
+    objections: tuple[Refusal, ...] = ()
+    """what speaks against the target in that"""
     dirty: frozenset[Key] = frozenset()
     """servers that an interrupted step has changed"""
 

@@ -13,7 +13,7 @@ from agent.desired.addresses import Endpoint
 from agent.desired.identity import Key
 from agent.desired.schema import DesiredState
 from agent.desired.state import Limits, Parsed, parse
-from agent.errors import Finding, InvalidError, NoAnswerError, RefusedError, UsageError
+from agent.errors import Finding, InvalidError, NoAnswerError, Refusal, RefusedError, UsageError
 from agent.haproxy.config import Config, Process, Template, digest_of_template, render
 from agent.haproxy.observed import Observation
 from agent.haproxy.plan import LiveGeneration, Plan, Reload, Target, Unchanged, diff, plan
@@ -49,6 +49,8 @@ class Preview:
     """why it would be refused without `--force`"""
     objections: tuple[str, ...] = ()
     """why it would be refused with `--force` too"""
+    refused: tuple[Refusal, ...] = ()
+    """the parts of the document behind both, for programs"""
     silent: tuple[Key, ...] = ()
     """new servers that do not answer"""
     running: bool = True
@@ -252,7 +254,7 @@ class Assessor:
 
     def _objections(
         self, live: DesiredState | None, target: DesiredState, handshakes: tuple[Handshake, ...]
-    ) -> tuple[str, ...]:
+    ) -> tuple[Refusal, ...]:
         if self.probe is ProbeMode.OFF:
             return ()
         required = policy.unproven(live, target, handshakes) if self.probe is ProbeMode.REQUIRE else ()
@@ -269,6 +271,7 @@ class Assessor:
         assessment = self.assess(parsed, data, live, observed)
         step, number, hold = plan_of(assessment), store.next_number(), store.hold()
         config = assessment.config(number)
+        outages = {} if isinstance(step, Unchanged) else outages_of(assessment)
         return Preview(
             parsed=parsed,
             plan=step,
@@ -278,8 +281,9 @@ class Assessor:
             if isinstance(step, Reload) and observed
             else 0,
             quarantined=assessment.target.quarantined,
-            outages=() if isinstance(step, Unchanged) else outage_sentences(outages_of(assessment)),
-            objections=assessment.objections,
+            outages=outage_sentences(outages),
+            objections=policy.in_words(assessment.objections),
+            refused=(*assessment.objections, *preflight.refusals(outages)),
             handshakes=assessment.handshakes,
             silent=tuple(sorted(assessment.down)),
             running=observed is not None,

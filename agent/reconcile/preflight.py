@@ -14,7 +14,7 @@ from attrs import evolve, field, frozen
 from agent.desired.addresses import WILDCARDS, Endpoint
 from agent.desired.identity import Key
 from agent.desired.schema import Backend, DesiredState, HealthType, Server
-from agent.errors import Finding
+from agent.errors import Finding, Refusal
 from agent.haproxy.observed import Observation, ServerStats
 from agent.haproxy.quarantine import Quarantined
 from agent.proxy_protocol import policy
@@ -335,6 +335,14 @@ def silent(down: Iterable[Key]) -> list[Finding]:
     if len(names) > _MAX_SILENT:
         silent.append(Finding("backends", f"{len(names) - _MAX_SILENT:,} more servers do not answer"))
     return silent
+
+
+def refusals(outages: Mapping[ServingBackend, str]) -> tuple[Refusal, ...]:
+    """Outages, for programs: one for each frontend."""
+    return tuple(
+        Refusal(kind="frontend", name=lost.frontend, reason=f"it serves now, and {reason}")
+        for lost, reason in outages.items()
+    )
 
 
 def sentences(reasons: Iterable[tuple[ServingBackend, str]], *, singular: str, plural: str) -> tuple[str, ...]:

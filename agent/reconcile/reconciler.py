@@ -237,7 +237,8 @@ class Reconciler:
             report.quarantined, report.handshakes = assessment.target.quarantined, assessment.handshakes
             self._remember(assessment.handshakes, assessment.before, parsed.state)
         if assessment.objections and proven:
-            raise RefusedError("; ".join(assessment.objections), remedy=policy.REMEDY)
+            why = "; ".join(policy.in_words(assessment.objections))
+            raise RefusedError(why, remedy=policy.REMEDY, refused=assessment.objections)
         with report.stage("plan"):
             step = report.step = plan_of(assessment)
         if isinstance(step, Unchanged) and report.interrupted is None:
@@ -246,7 +247,8 @@ class Reconciler:
         outages = outages_of(assessment)
         if outages and not force:
             why = "; ".join(outage_sentences(outages))
-            raise RefusedError(why, remedy=f"nothing was touched of what is live; {FORCE}")
+            remedy = f"nothing was touched of what is live; {FORCE}"
+            raise RefusedError(why, remedy=remedy, refused=preflight.refusals(outages))
         judged = () if assessment.target.is_live(live) else assessment.serving  # there is nothing to go back to
         assessment = evolve(assessment, serving=tuple(serving for serving in judged if serving not in outages))
         report.unserved = self._unserved(assessment)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from attrs import frozen
 
-from agent.errors import ExitCode, Finding, Outcome, Violation
+from agent.errors import ExitCode, Finding, Outcome, Refusal, Violation
 from agent.haproxy.observed import Observation
 from agent.proxy_protocol.record import Handshake
 
@@ -43,6 +43,8 @@ class Report:
     """the first hundred mistakes in the document"""
     violations_total: int = 0
     """how many there are"""
+    refused: tuple[Refusal, ...] = ()
+    """the parts of the document for which it is refused, where it is for parts of it"""
     message: str = ""
     """what went wrong"""
     remedy: str = ""

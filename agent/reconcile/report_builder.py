@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from attrs import Factory, define, evolve, field
 
 from agent.desired.state import Parsed
-from agent.errors import AgentError, Finding, InvalidError, Outcome, StoreError
+from agent.errors import AgentError, Finding, InvalidError, Outcome, RefusedError, StoreError
 from agent.haproxy.observed import Observation
 from agent.haproxy.plan import Plan, Reload, Runtime
 from agent.haproxy.quarantine import Quarantined
@@ -132,4 +132,5 @@ class ReportBuilder:
             remedy=error.remedy,
             violations=error.violations if isinstance(error, InvalidError) else (),
             violations_total=error.total if isinstance(error, InvalidError) else 0,
+            refused=error.refused if isinstance(error, RefusedError) else (),
         )

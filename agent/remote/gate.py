@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from agent.errors import PolicyError
 
 FLAGS: Mapping[str, frozenset[str]] = {
-    "sync": frozenset({"--json", "--no-wait", "--dry-run", "--force", "--retry"}),
+    "sync": frozenset({"--json", "--no-wait", "--dry-run", "--force", "--retry", "--withdraw"}),
     "plan": frozenset({"--json"}),
     "status": frozenset({"--json"}),
     "history": frozenset({"--json"}),

@@ -19,8 +19,8 @@ from agent.view.status import Status, as_json, from_json
 GONE_SECONDS = 2.0  # that long an agent may be away while it is started anew
 _CODES = {result.value: result.exit_code for result in Outcome}
 _REPORTED = (
-    "outcome", "message", "remedy", "violations", "violations_total", "findings", "desired", "live", "held", "plan",
-    "reasons", "timings",
+    "outcome", "message", "remedy", "violations", "violations_total", "refused", "findings", "desired", "live", "held",
+    "plan", "reasons", "timings",
 )  # fmt: skip
 _OF_FRONTENDS = ("name", "state", "binds", "servers_up", "servers_total")
 

@@ -18,6 +18,7 @@ from agent.desired.identity import digest_of
 from agent.desired.state import Parsed, parse
 from agent.errors import ExitCode, InvalidError, NoAnswerError, PolicyError
 from agent.host.desired_file import STALE_REMEDY, Intake
+from agent.host.documents import read_signature
 from agent.host.limits import limits_of
 from agent.host.store import Identity, Store, identity
 from agent.reconcile import policy
@@ -90,6 +91,10 @@ class Submission:
     """whether an agent ran"""
     progress: Identity | None
     """identity of the progress file before it"""
+    before: bytes | None
+    """the document that stood there before; None: there was none that could be read"""
+    signature_before: bytes
+    """its signature; empty: none"""
 
 
 def submit(to: Destination, request: SyncRequest, *, deadline: float) -> Submission:
@@ -104,9 +109,18 @@ def submit(to: Destination, request: SyncRequest, *, deadline: float) -> Submiss
                 live = to.store.live()
                 number, served = live.number if live else 0, to.store.service_running()
                 progress = identity(to.store.progress_file)
+                before, signature_before = to.intake.desired(), read_signature(to.intake.file)
                 to.store.set_request(request.request(parsed.digest))
                 file = to.intake.put(request.data, request.signature)
-                return Submission(parsed=parsed, file=file, number=number, served=served, progress=progress)
+                return Submission(
+                    parsed=parsed,
+                    file=file,
+                    number=number,
+                    served=served,
+                    progress=progress,
+                    before=before if isinstance(before, bytes) else None,
+                    signature_before=signature_before,
+                )
         if time.monotonic() > deadline:
             raise NoAnswerError("another change is under way, and takes too long", remedy="try again")
         time.sleep(POLL_SECONDS)  # a lock gives no event
@@ -141,6 +155,23 @@ def _reported(status: dict[str, Any] | None) -> object:
     """The digest of the document that a status.json is about. Its types cost a start, and are not needed for that."""
     desired = (status or {}).get("desired")
     return desired.get("digest") if isinstance(desired, dict) else None
+
+
+def withdraw(to: Destination, submission: Submission, *, deadline: float) -> bool:
+    """Put the desired file back as it was before, unless it was replaced since. Returns whether it was put back.
+
+    `deadline`: by the monotonic clock; the service may be at it. Raises StoreError, UsageError.
+    """
+    while True:
+        with to.store.try_lock() as ours:
+            if ours:
+                if identity(to.intake.file) != submission.file:
+                    return False
+                to.intake.restore(submission.before, submission.signature_before)
+                return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(POLL_SECONDS)  # a lock gives no event
 
 
 def stored(submission: Submission) -> Answer:

@@ -8,7 +8,7 @@ from attrs import frozen
 
 from agent.desired.addresses import Endpoint
 from agent.desired.schema import Backend, DesiredState, Frontend, Server
-from agent.errors import Finding, dotted
+from agent.errors import Finding, Refusal, dotted
 from agent.haproxy.observed import FrontendStats, Observation, ServerStats
 from agent.haproxy.quarantine import Quarantined
 from agent.proxy_protocol import canary
@@ -32,6 +32,7 @@ from agent.view.status import (
     HoldStatus,
     LiveStatus,
     NotInSync,
+    RefusalStatus,
     RouteStatus,
     ServerStatus,
     Status,
@@ -84,6 +85,7 @@ def assemble(
         held=HoldStatus(digest=hold.digest, reason=hold.reason, since=when(hold.since)) if hold else None,
         violations=_violations(report) if report else (),
         violations_total=report.violations_total if report else 0,
+        refused=tuple(refusal_status(refusal) for refusal in report.refused[:MAX_LISTED]) if report else (),
         findings=tuple(_finding(finding) for finding in findings),
         frontends=tuple(_frontend(frontend, backends, index, quarantined, canary_results) for frontend in frontends),
         backends=tuple(_backend(backend, index, handshakes or {}) for backend in backends.values()),
@@ -118,6 +120,11 @@ def _violations(report: Report) -> tuple[ViolationStatus, ...]:
         ViolationStatus(file=report.file, line=violation.line, path=dotted(violation.path), message=violation.message)
         for violation in report.violations[:MAX_LISTED]
     )
+
+
+def refusal_status(refusal: Refusal) -> RefusalStatus:
+    """As status.json and answers have it."""
+    return RefusalStatus(kind=refusal.kind, name=refusal.name, server=refusal.server, reason=refusal.reason)
 
 
 def _finding(finding: Finding) -> FindingStatus:

@@ -113,6 +113,20 @@ class ViolationStatus:
 
 
 @frozen(kw_only=True, eq=False, repr=False)
+class RefusalStatus:
+    """A part of the document for which the whole of it is refused."""
+
+    kind: str
+    """`frontend`, `backend` or `server`"""
+    name: str
+    """of the frontend, or of the backend"""
+    server: str
+    """of `kind: server`: its name in the backend; else empty"""
+    reason: str
+    """why, in a sentence"""
+
+
+@frozen(kw_only=True, eq=False, repr=False)
 class FindingStatus:
     """What people should know."""
 
@@ -329,6 +343,8 @@ class Status:
     """the first 100 mistakes in the document"""
     violations_total: int = 0
     """how many there are"""
+    refused: tuple[RefusalStatus, ...] = ()
+    """the first 100 parts of the document for which it is refused, where it is for parts of it"""
     timings: Mapping[str, float] = attrs.field(factory=dict)
     """seconds of each stage of the last reconcile"""
     plan: str | None = None

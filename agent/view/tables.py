@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import click
 
 from agent.desired.identity import Key
+from agent.errors import Refusal
 from agent.haproxy.plan import Plan, Runtime, Unchanged
 from agent.proxy_protocol.canary import CanaryResult
 from agent.proxy_protocol.greetings import ProbeResult, Question, mismatch
 from agent.proxy_protocol.record import Handshake
-from agent.view.assemble import handshake_status
+from agent.view.assemble import handshake_status, refusal_status
 from agent.view.status import as_json
 from agent.view.status_table import table
 
@@ -99,6 +100,11 @@ def plan_document(step: Plan, difference: str, sessions: int, handshakes: Sequen
         ],
         "diff": difference,
     }
+
+
+def refused_document(refused: Iterable[Refusal]) -> list[object]:
+    """The parts of a document for which it would be refused, as status.json has them."""
+    return [as_json(refusal_status(refusal)) for refusal in refused]
 
 
 def plan(

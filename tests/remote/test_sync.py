@@ -124,8 +124,34 @@ def test_a_dry_run_is_the_plan_and_touches_nothing(served: Edge, backend: EchoSe
     code, answer = sync(served, loss, "--dry-run")
     assert (code, answer["result"]) == (4, "would be refused")
     assert "no server of backend pool answers" in answer["message"]
-    assert sync(served, loss, "--dry-run", "--force")[0] == 0
+    (frontend,) = loss["frontends"]
+    reason = "it serves now, and no server of backend pool answers"
+    assert answer["report"]["refused"] == [{"kind": "frontend", "name": frontend, "server": "", "reason": reason}]
+    code, answer = sync(served, loss, "--dry-run", "--force")
+    assert (code, answer["report"]["refused"]) == (0, [])
+    planned = json.loads(served.agent("plan", served.file(loss), "--json").stdout)
+    assert [(part["kind"], part["name"]) for part in planned["refused"]] == [("frontend", frontend)]
     assert served.desired.read_bytes() == before
+
+
+def test_what_is_refused_names_its_parts_and_is_withdrawn_where_the_caller_says_so(served: Edge, backend: EchoServer):
+    document = state(backend.address)
+    sync(served, document)
+    before = served.desired.read_bytes()
+    (frontend,) = document["frontends"]
+    lost = {"servers": {"a": {"address": f"127.0.0.1:{free_port()}"}}, "health": {"type": "none"}}
+    loss = document | {"serial": 2, "backends": {"pool": lost}}
+    code, answer = sync(served, loss, "--withdraw")
+    assert (code, answer["result"], answer["message"].endswith("the desired file is what it was before")) == (
+        4, "refused", True,
+    )  # fmt: skip
+    assert [(part["kind"], part["name"]) for part in answer["report"]["refused"]] == [("frontend", frontend)]
+    assert served.desired.read_bytes() == before
+    served.wait("unchanged", digest_of(before))
+    assert served.agent("status").returncode == 0  # all is live
+    code, answer = sync(served, loss)
+    assert (code, served.desired.read_bytes() == before) == (4, False)
+    assert served.status()["refused"] == answer["report"]["refused"]
 
 
 def test_force_goes_past_what_is_forceable_and_only_for_this_document(served: Edge, backend: EchoServer):
