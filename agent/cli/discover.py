@@ -23,6 +23,7 @@ from agent.discover import merge, objects
 from agent.discover.api import Api, Where
 from agent.discover.controller import Controller, Sources
 from agent.discover.election import Election
+from agent.discover.finalizers import Finalizers
 from agent.discover.firewalls import Firewalls
 from agent.discover.fragments import Before
 from agent.discover.merge import Base
@@ -185,7 +186,13 @@ def _watch(api: Api, terms: _Terms, options: Options) -> NoReturn:
         return Election(api, namespace=namespace, identity=identity, changed=woken, end=done)
 
     controller = Controller(
-        sources=sources, terms=terms.now, firewalls=firewalls, election=election, reporter=reporter, end=ended
+        sources=sources,
+        terms=terms.now,
+        firewalls=firewalls,
+        election=election,
+        reporter=reporter,
+        finalizers=Finalizers(api),
+        end=ended,
     )
     control.append(controller)
 

@@ -41,9 +41,7 @@ from agent.cli.options import DESIRED, hex_digits, load_settings, seconds
 @click.option(
     "--retry", is_flag=True, help="Even if it is held: it was rolled back, or `agent rollback` put another back."
 )
-@click.option(
-    "--withdraw", is_flag=True, help="If it is refused, put the desired file back as it was."
-)
+@click.option("--withdraw", is_flag=True, help="If it is refused, put the desired file back as it was.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 @click.option(
     "--digest",

@@ -19,9 +19,10 @@ from attrs import evolve, frozen
 
 from agent.discover.annotations import Mistake
 from agent.discover.election import Election
+from agent.discover.finalizers import Finalizers
 from agent.discover.firewalls import Firewalls, Verdict
 from agent.discover.fragments import Before, Fragment, disjoint, normalized, skeleton
-from agent.discover.objects import Key, Node, Service, Slice
+from agent.discover.objects import FINALIZER, Key, Node, Service, Slice
 from agent.discover.reflector import Backoff, Reflector
 from agent.discover.reports import Reporter
 from agent.discover.service_status import ServiceStatus, told
@@ -106,11 +107,12 @@ class Controller:
         firewalls: Firewalls,
         election: Callable[[Callable[[], None]], Election],
         reporter: Reporter,
+        finalizers: Finalizers,
         end: threading.Event,
     ) -> None:
         self._sources, self._read_terms, self._firewalls = sources, terms, firewalls
         self._terms = terms()
-        self._reporter, self._end = reporter, end
+        self._reporter, self._finalizers, self._end = reporter, finalizers, end
         self._dirty = threading.Event()
         self._last_event = 0.0
         self.election = election(self.wake)
@@ -205,10 +207,10 @@ class Controller:
         if due and (found.violations or not self._rehearsed(found, due, snapshot)):
             self._held |= {key: one for key, one in due.items() if found.violations and key not in self._held}
             found = self._wanted(snapshot)
-        tree = document(self._terms, found.fragments)
+        tree = self._document(found.fragments)
         self._firewalls.knows(tree)
         pushed = False
-        empty = (_EMPTY,) if self._ends_all(found, tree) else ()
+        empty = (_EMPTY,) if self._firewalls.outdated(tree) and self._ends_all(found, tree, snapshot) else ()
         self._remark(found, *empty)
         if found.violations or empty:
             verdict = Verdict(code=ExitCode.SSH, message="; ".join((*found.violations, *empty)))
@@ -219,9 +221,11 @@ class Controller:
             verdict = Verdict(code=ExitCode.SSH, message=_ROLLED_BACK)
         else:
             pushed = True
-            verdict = self._settle(self._push(tree), tree, found, snapshot, search=True)
+            verdict = self._settle(self._push(tree, found, snapshot), tree, found, snapshot, search=True)
             if verdict.live and found.mistakes:
                 self.wake()  # what a Service has given up just now may be another's
+        if verdict.complete:
+            self._let_go(snapshot)
         self._report(snapshot, found, verdict)
         if asked or pushed:
             before = self._at
@@ -230,10 +234,24 @@ class Controller:
             self._at = self._at if asked else min(before, self._at)
         self._at = min(self._at, *(one.until for one in self._held.values()), math.inf)
 
-    def _ends_all(self, found: Wanted, tree: Mapping[str, Any]) -> bool:
-        """Whether it would end all that the cluster serves."""
+    def _ends_all(self, found: Wanted, tree: Mapping[str, Any], snapshot: Snapshot) -> bool:
+        """Whether it would end all that the cluster serves, and that was not meant.
+
+        A deletion is meant: such a Service is there until its finalizer goes. One that vanished without that, or lost
+        its annotations, may be a mistake.
+        """
         some = any(fragment.frontends for fragment in found.fragments.values())
-        return not tree.get("frontends") or (not some and any(one.frontends for one in self._live.values()))
+        serving = {key for key, one in self._live.items() if one.frontends}
+        if tree.get("frontends") and (some or not serving):
+            return False
+        deleted = {service.key for service in snapshot.services if service.deleted and service.released}
+        return not (deleted and serving <= deleted)
+
+    def _let_go(self, snapshot: Snapshot) -> None:
+        """Of Services that no firewall serves any more."""
+        for service in snapshot.services:
+            if service.released and service.key not in self._live:
+                self._finalizers.remove(service)
 
     def _look_at_base(self) -> None:
         """A base that hurt is put aside until its file changes again."""
@@ -244,6 +262,11 @@ class Controller:
         for key, held in list(self._held.items()):
             if held.state == "refused":  # perhaps for the base
                 del self._held[key]
+
+    def _document(self, fragments: Mapping[Key, Fragment]) -> dict[str, Any]:
+        """As it is pushed. Without a frontend it says that this is meant: `_ends_all` has seen to that."""
+        tree = document(self._terms, fragments)
+        return tree if tree.get("frontends") else {**tree, "allow_empty": True}
 
     def _wanted(self, snapshot: Snapshot) -> Wanted:
         held = {key: (one.level, Mistake("", one.message)) for key, one in self._held.items()}
@@ -330,10 +353,13 @@ class Controller:
                 _log.log(logging.ERROR if one in found.violations else logging.WARNING, "%s", one)
         self._said = said
 
-    def _push(self, tree: Mapping[str, Any]) -> Verdict:
+    def _push(self, tree: Mapping[str, Any], found: Wanted, snapshot: Snapshot) -> Verdict:
         self.last_loop = time.monotonic()
         if self._term != self.election.term or not self.election.leads:  # it was lost while we were at it
             return Verdict(code=ExitCode.SSH, message="another replica leads")
+        for service in snapshot.services:
+            if service.key in found.fragments and FINALIZER not in service.finalizers:
+                self._finalizers.add(service)
         self._sent = tree
         return self._firewalls.push_all(tree)
 
@@ -408,10 +434,10 @@ class Controller:
                     return verdict
                 self._hold(culprits, found, snapshot)
             found = self._wanted(snapshot)
-            tree = document(self._terms, found.fragments)
-            if found.violations or self._ends_all(found, tree):
+            tree = self._document(found.fragments)
+            if found.violations or self._ends_all(found, tree, snapshot):
                 return verdict
-            verdict = self._push(tree)
+            verdict = self._push(tree, found, snapshot)
             if verdict.live:
                 self._took(tree, found, snapshot)
             suspects = self._suspects(found, tree)
@@ -435,7 +461,7 @@ class Controller:
 
     def _culprits(self, found: Wanted, suspects: Sequence[Key]) -> dict[Key, Verdict] | None:
         """By halves, in rehearsals: who is not taken, and what is said of each. None where nobody can tell."""
-        tree = document(self._terms, found.fragments)
+        tree = self._document(found.fragments)
         good: dict[Key, Fragment] = {}
         for key, one in found.fragments.items():
             if key not in suspects and self._is_live(key, one, tree):
@@ -451,7 +477,7 @@ class Controller:
             if self._end.is_set() or not self.election.leads:
                 verdict = Verdict(code=ExitCode.SSH)
             else:
-                verdict = self._firewalls.rehearse(document(self._terms, {**good, **more}))
+                verdict = self._firewalls.rehearse(self._document({**good, **more}))
             lost = lost or not (verdict.live or verdict.refused)
             return verdict
 
@@ -492,7 +518,7 @@ class Controller:
 
     def _report(self, snapshot: Snapshot, found: Wanted, verdict: Verdict) -> None:
         states: dict[str, int] = {}
-        tree = document(self._terms, found.fragments)
+        tree = self._document(found.fragments)
         for service in snapshot.services:
             if not service.wants:
                 if service.status:

@@ -16,6 +16,7 @@ from agent.discover.selector import Labels
 
 PREFIX = "edgeagent.io/"
 STATUS = f"{PREFIX}status"
+FINALIZER = f"{PREFIX}edge"
 EXCLUDED = (
     "node.kubernetes.io/exclude-from-external-load-balancers",
     "node.kubernetes.io/exclude-from-load-balancers",  # as it was called before 1.19
@@ -70,6 +71,10 @@ class Service:
     kind: str = "ClusterIP"
     local: bool = False
     sticky: bool = False
+    deleted: bool = False
+    """It is about to go, once its finalizers are gone."""
+    finalizers: tuple[str, ...] = field(default=(), eq=False)
+    version: str = field(default="", eq=False)
 
     @property
     def key(self) -> Key:
@@ -83,8 +88,13 @@ class Service:
 
     @property
     def wants(self) -> bool:
-        """Whether it says anything to edgeagent."""
-        return bool(self.annotations)
+        """Whether it asks edgeagent for anything."""
+        return bool(self.annotations) and not self.deleted
+
+    @property
+    def released(self) -> bool:
+        """Whether it was served, and asks for nothing any more: its deletion, or that of its annotations, was meant."""
+        return FINALIZER in self.finalizers and not self.wants
 
 
 @frozen(kw_only=True)
@@ -182,6 +192,9 @@ def service(found: Mapping[str, Any]) -> Service:
         kind=_text(spec, "type") or "ClusterIP",
         local=spec.get("externalTrafficPolicy") == "Local",
         sticky=spec.get("sessionAffinity") == "ClientIP",
+        deleted="deletionTimestamp" in meta,
+        finalizers=tuple(str(one) for one in meta.get("finalizers") or ()),
+        version=_text(meta, "resourceVersion"),
     )
 
 

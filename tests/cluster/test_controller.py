@@ -476,6 +476,38 @@ def test_an_empty_cluster_takes_nothing_away(site: Site):
             assert first_line(port, host=site.bind)
 
 
+def gone(site: Site, name: str) -> bool:
+    return all(one["metadata"]["name"] != name for one in site.kube.items("Service"))
+
+
+@pytest.mark.parametrize("where", ["while it watches", "while it is away", "while the firewall is away"])
+def test_the_last_service_that_is_deleted_leaves_the_firewall(site: Site, where: str):
+    """Else another Service, given the same NodePort, would be led to although it never asked for that."""
+    with node_servers(site.hosts[:1], 30025):
+        site.nodes("node1")
+        port = site.smtp()
+        with site.watched() as control:
+            site.live(control, "mail")
+            assert site.kube.get("Service", "mail")["metadata"]["finalizers"] == ["edgeagent.io/edge"]
+            if where == "while the firewall is away":
+                site.wall.sshd.kill()
+            if where == "while it is away":
+                assert control.stop() == 0
+            site.kube.delete("Service", "mail")
+            if where == "while it watches":
+                until(lambda: gone(site, "mail"), "its finalizer goes")
+        if where == "while it watches":
+            assert not reached(site.bind, port)
+            return
+        assert first_line(port, host=site.bind)
+        assert not gone(site, "mail")
+        if where == "while the firewall is away":
+            site.wall.sshd.start()
+        with site.watched(name="again"):
+            until(lambda: gone(site, "mail"), "its finalizer goes")
+            assert not reached(site.bind, port)
+
+
 def test_a_service_that_asks_no_more_loses_what_was_written_there(site: Site):
     with node_servers(site.hosts[:1], 30025, 30026):
         site.nodes("node1")

@@ -28,6 +28,10 @@ from kit.kube import ACCOUNT, ADMIN, CONTROLLER, KINDS, STRANGER, Kube
 from kit.servers import free_port
 
 RECORDED: dict[str, Any] = json.loads((Path(__file__).parents[1] / "cluster/recorded.json").read_text())
+LATER: dict[str, Any] = {
+    one["title"]: one for one in json.loads((Path(__file__).parents[1] / "cluster/kubernetes-1.36.json").read_text())
+}
+"""What kube-apiserver 1.36.2 answered to requests of our own kind, by title."""
 BOOKMARK_SECONDS = 2.0  # the real one: a minute
 _BOOKMARK = next(one for one in RECORDED["watched"]["body"] if one["type"] == "BOOKMARK")
 _USERS = {ADMIN: "admin", CONTROLLER: ACCOUNT, STRANGER: "stranger"}
@@ -65,6 +69,17 @@ class AnswerError(Exception):
         for word, value in words.items():
             text = text.replace(word.replace("_", "-"), value)
         self.status, self.body = int(found["status"]), json.loads(text)
+
+
+class RecordedError(AnswerError):
+    """Likewise, of LATER."""
+
+    def __init__(self, status: int, body: dict[str, Any], **words: str) -> None:
+        Exception.__init__(self, body.get("message"))
+        text = json.dumps(body)
+        for word, value in words.items():
+            text = text.replace(f'"{word}"', f'"{value}"')
+        self.status, self.body = status, json.loads(text)
 
 
 @dataclass
@@ -157,10 +172,24 @@ class Recorded(Kube):
                 raise AnswerError("not found", services=self._full(call), recorded_other=call.name)
             if call.verb == "get":
                 return 200, found
+            if call.verb == "delete" and found["metadata"].get("finalizers"):
+                return 200, self._terminating(found, call)
             if call.verb == "delete":
                 self.store.put("DELETED", call.resource, found)
                 raise AnswerError("deleted", services=call.resource, recorded_name=call.name)
             return 200, self._change(call, found, body)
+
+    def _terminating(self, found: dict[str, Any], call: Call) -> dict[str, Any]:
+        """As "delete with a finalizer: it stays" has it."""
+        recorded = LATER["delete with a finalizer: it stays"]["answer"]["metadata"]
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        more = {"deletionTimestamp": now, "deletionGracePeriodSeconds": recorded["deletionGracePeriodSeconds"]}
+        meta = found["metadata"]
+        return (
+            found
+            if "deletionTimestamp" in meta
+            else self.store.put("MODIFIED", call.resource, {**found, "metadata": meta | more})
+        )
 
     @staticmethod
     def _full(call: Call) -> str:
@@ -246,12 +275,26 @@ class Recorded(Kube):
             if body["metadata"].get("resourceVersion") not in (None, found["metadata"]["resourceVersion"]):
                 raise AnswerError("conflict", leases=call.resource, recorded_name=call.name)
             return self.store.put("MODIFIED", call.resource, {**body, "metadata": found["metadata"] | body["metadata"]})
+        self._precondition(call, found, body)
         changed = _merged(found, body)
         if call.sub == "status":  # there the rest is what it was; annotations are taken (recorded of 1.20)
             changed = {**changed, **{key: value for key, value in found.items() if key == "spec"}}
         elif "status" in found and call.resource in ("services", "nodes"):
             changed["status"] = found["status"]
-        return changed if changed == found else self.store.put("MODIFIED", call.resource, changed)
+        if changed == found:
+            return changed
+        # "... until the finalizer goes, by way of status": the answer is the object, and then it is gone.
+        ends = "deletionTimestamp" in changed["metadata"] and not changed["metadata"].get("finalizers")
+        return self.store.put("DELETED" if ends else "MODIFIED", call.resource, changed)
+
+    def _precondition(self, call: Call, found: dict[str, Any], body: Any) -> None:
+        """A patch may say of which object, and of which version of it, it is meant."""
+        meta = body.get("metadata") or {}
+        if meta.get("uid") not in (None, found["metadata"]["uid"]):
+            recorded = LATER["a wrong uid is a precondition that fails"]
+            raise RecordedError(recorded["status"], recorded["answer"], lb=call.name)
+        if meta.get("resourceVersion") not in (None, found["metadata"]["resourceVersion"]):
+            raise AnswerError("conflict", leases=call.resource, recorded_name=call.name)
 
     def events(self, call: Call, gone: threading.Event) -> Iterator[dict[str, Any]]:
         """A watch."""

@@ -15,7 +15,7 @@ from agent.discover import controller as module
 from agent.discover import merge, objects
 from agent.discover.controller import Controller
 from agent.discover.firewalls import Verdict
-from agent.discover.objects import Service
+from agent.discover.objects import FINALIZER, Service
 from agent.discover.service_status import ServiceStatus
 from agent.discover.state import Config, Snapshot
 from agent.errors import ExitCode
@@ -108,6 +108,25 @@ class Reporter:
         """Likewise."""
 
 
+class Finalizers:
+    """Written at once, as a watch would tell."""
+
+    def __init__(self, sources: Sources) -> None:
+        self.sources = sources
+
+    def add(self, service: Service) -> bool:
+        self.sources.services[service.name] = evolve(service, finalizers=(*service.finalizers, FINALIZER))
+        return True
+
+    def remove(self, service: Service) -> bool:
+        left = tuple(name for name in service.finalizers if name != FINALIZER)
+        if service.deleted and not left:
+            del self.sources.services[service.name]
+        else:
+            self.sources.services[service.name] = evolve(service, finalizers=left)
+        return True
+
+
 class Election:
     """As a test says."""
 
@@ -154,6 +173,7 @@ class Bench:
             firewalls=self.firewalls,  # type: ignore[arg-type]
             election=lambda _: self.election,  # type: ignore[arg-type,return-value]
             reporter=self.reporter,  # type: ignore[arg-type]
+            finalizers=Finalizers(self.sources),  # type: ignore[arg-type]
             end=threading.Event(),
         )
 
@@ -496,6 +516,69 @@ def test_an_empty_cluster_is_not_pushed():
     bench.sources.services.clear()
     assert bench.turn() == []
     assert bench.serves == {"a"}
+
+
+def deleted(bench: Bench, *names: str) -> None:
+    for name in names:
+        bench.sources.services[name] = evolve(bench.sources.services[name], deleted=True)
+
+
+@pytest.mark.parametrize("restart", [False, True])
+@pytest.mark.parametrize("base", [{}, {"frontends": {"own": {"bind": ["192.0.2.9:443"], "backend": "own"}}}])
+def test_the_last_service_that_is_deleted_is_let_go(base: dict[str, Any], restart: bool):  # noqa: FBT001
+    """It served for ever: nothing was pushed without a frontend, and another Service may be given its NodePort."""
+    if base:
+        base = {**base, "backends": {"own": {"servers": {"a": {"address": "192.0.2.200:443"}}}}}
+    bench = Bench()
+    bench.terms = Config(base=merge.Base(tree={"version": 1, **base}))
+    bench.fresh()
+    bench.add("a")
+    bench.turn()
+    assert (bench.serves - {"own"}, bench.sources.services["a"].finalizers) == ({"a"}, (FINALIZER,))
+    bench.turn()
+    deleted(bench, "a")
+    if restart:
+        bench.fresh()
+    (handed,) = bench.turn()
+    assert handed == ({"own"} if base else set())
+    assert bench.firewalls.live.get("allow_empty", False) is not bool(base)
+    assert not bench.sources.services, "its finalizer is gone"
+    assert bench.turn() == []
+    bench.fresh()
+    assert bench.turn() == []
+
+
+def test_a_deleted_service_stays_until_no_firewall_serves_it():
+    bench = Bench()
+    bench.add("a", "b")
+    bench.turn()
+    bench.firewalls.away = "it is off"
+    deleted(bench, "a")
+    bench.turn()
+    assert "a" in bench.sources.services
+    bench.firewalls.away = ""
+    bench.later()
+    bench.turn()
+    assert (bench.serves, set(bench.sources.services)) == ({"b"}, {"b"})
+
+
+def test_one_that_is_deleted_does_not_speak_for_one_that_has_vanished():
+    bench = Bench()
+    bench.add("a", "b")
+    bench.turn()
+    deleted(bench, "a")
+    del bench.sources.services["b"]
+    assert bench.turn() == []
+    assert bench.serves == {"a", "b"}
+
+
+def test_a_service_that_asks_no_more_has_its_finalizer_taken_off():
+    bench = Bench()
+    bench.add("a", "b")
+    bench.turn()
+    bench.sources.services["a"] = evolve(bench.sources.services["a"], annotations={})
+    bench.turn()
+    assert (bench.serves, bench.sources.services["a"].finalizers) == ({"b"}, ())
 
 
 def test_what_a_refused_service_serves_and_nobody_can_write_down_is_not_taken_away():
