@@ -21,8 +21,9 @@ from agent.discover.annotations import Mistake
 from agent.discover.election import Election
 from agent.discover.finalizers import Finalizers
 from agent.discover.firewalls import Firewalls, Verdict
-from agent.discover.fragments import Before, Fragment, disjoint, normalized, skeleton
+from agent.discover.fragments import Before, Fragment, disjoint, fragment, normalized, skeleton
 from agent.discover.objects import FINALIZER, Key, Node, Service, Slice
+from agent.discover.pools import View
 from agent.discover.reflector import Backoff, Reflector
 from agent.discover.reports import Reporter
 from agent.discover.service_status import ServiceStatus, told
@@ -32,7 +33,7 @@ from agent.errors import ExitCode
 QUIET_SECONDS, PATIENCE_SECONDS = 0.1, 1.0  # events come in bursts: a rollout, a node with all its endpoints
 ASK_SECONDS = 30.0  # while not all is live: the agent there tries again by itself
 RESYNC_SECONDS = 600.0
-HELD_SECONDS = 300.0  # a Service that was refused is tried again, although nothing about it has changed
+HELD_SECONDS = (5.0, 300.0)  # after which what was refused is tried again as it is: at first, and at most
 ROLLED_BACK_SECONDS = 1800.0  # where nodes alone have changed, and it hurt
 FRESH_SECONDS = 10.0  # who begins to lead has read the cluster within that time
 DEAF_SECONDS = 60.0  # without a word of a kind, nobody can say that all is in step
@@ -84,12 +85,15 @@ class Sources:
 
 @frozen(kw_only=True)
 class Held:
-    """A Service that was refused as it is, why, and until when (monotonic seconds) it is not tried again.
+    """What was refused of a Service, why, and until when (monotonic seconds) it is not tried again.
 
-    `level`: what was refused of it (`fragments.Found`): that, and what comes before it, is not tried.
+    `level`: what was refused of it (`fragments.Found`): that, and what comes before it, is not tried. `fragment`: what
+    it would have added to the desired state; None: not known. Another Service, or (where it was refused, and not rolled
+    back) another fragment of it is tried at once: a pod that has moved makes one.
     """
 
     service: Service
+    fragment: Fragment | None = None
     level: int = 0
     state: str
     message: str
@@ -125,6 +129,7 @@ class Controller:
         self._good: dict[Key, Mapping[str, str]] = {}  # the annotations it is made of
         self._sent: Mapping[str, Any] | None = None  # what they were handed last, whatever became of it
         self._held: dict[Key, Held] = {}
+        self._patience: dict[Key, Backoff] = {}  # with those that were refused
         self._backoff = Backoff(first=1.0, most=60.0)
         self._said: tuple[str, ...] = ()
         self._begin_at = 0.0  # when to try (again) to begin
@@ -327,9 +332,20 @@ class Controller:
     def _release(self, snapshot: Snapshot) -> dict[Key, Held]:
         """Whoever has changed is tried again; who has waited long enough too, but not on the firewalls at first."""
         now, services = time.monotonic(), {service.key: service for service in snapshot.services}
+        view, ground = View(snapshot.nodes, snapshot.slices), self._terms.base.ground(self._terms.bind)
         due: dict[Key, Held] = {}
+
+        def changed(held: Held, service: Service | None) -> bool:
+            if service != held.service:
+                return True
+            if service is None or held.state != "refused" or held.fragment is None or held.level > 1:
+                return False
+            annotations = service.annotations if held.level == 0 else self._good.get(service.key, {})
+            made, _ = fragment(evolve(service, annotations=annotations), view, ground)
+            return made is None or made.document != held.fragment.document
+
         for key, held in list(self._held.items()):
-            if services.get(key) != held.service:
+            if changed(held, services.get(key)):
                 del self._held[key]
             elif now >= held.until:
                 due[key] = self._held.pop(key)
@@ -397,6 +413,8 @@ class Controller:
 
     def _took(self, tree: Mapping[str, Any], found: Wanted, snapshot: Snapshot) -> None:
         self._live = {key: normalized(one, tree) for key, one in found.fragments.items()}
+        for key in self._patience.keys() - self._held.keys():
+            del self._patience[key]
         self._sent, self._live_terms, self._rolled_back = tree, self._terms, None
         for service in snapshot.services:
             if found.levels.get(service.key) == 0:
@@ -424,7 +442,7 @@ class Controller:
                 asked = [key for key in suspects if self._good.get(key) != services[key].annotations]
                 self._hold(dict.fromkeys(asked or suspects, verdict), found, snapshot)
             else:
-                culprits = self._culprits(found, suspects)
+                culprits = self._blamed(verdict, suspects, found) or self._culprits(found, suspects)
                 if not culprits:  # the base, or nobody can tell
                     return verdict
                 if unknown := self._unknown(culprits, snapshot):
@@ -459,8 +477,28 @@ class Controller:
                 found += [service.key] if any(name in known and name not in ours for name in said.frontends) else []
         return found
 
+    @staticmethod
+    def _blamed(verdict: Verdict, suspects: Collection[Key], found: Wanted) -> dict[Key, Verdict]:
+        """Whose parts of the document were refused, and what is said of each; {} where that is not known of all."""
+        owners = {
+            (kind, name): key
+            for key, one in found.fragments.items()
+            for kind, names in (("frontend", one.frontends), ("backend", one.backends), ("server", one.backends))
+            for name in names
+        }
+        reasons: dict[Key, list[str]] = {}
+        for part in verdict.parts:
+            key = owners.get((part.kind, part.name))
+            if key is None or key not in suspects:
+                return {}
+            reasons.setdefault(key, []).append(part.reason)
+        return {key: evolve(verdict, message="; ".join(dict.fromkeys(said))) for key, said in reasons.items()}
+
     def _culprits(self, found: Wanted, suspects: Sequence[Key]) -> dict[Key, Verdict] | None:
-        """By halves, in rehearsals: who is not taken, and what is said of each. None where nobody can tell."""
+        """Who is not taken, and what is said of each; by halves where no answer names them. All in rehearsals.
+
+        None where nobody can tell.
+        """
         tree = self._document(found.fragments)
         good: dict[Key, Fragment] = {}
         for key, one in found.fragments.items():
@@ -486,8 +524,12 @@ class Controller:
                 return
             trial = {key: found.fragments[key] for key in batch}
             verdict = known or rehearse(trial)
+            blamed = self._blamed(verdict, batch, found) if verdict.refused else {}
             if verdict.live:
                 good.update(trial)
+            elif blamed:
+                culprits.update(blamed)
+                attempt([key for key in batch if key not in blamed], None)
             elif verdict.refused and len(batch) == 1:
                 culprits[batch[0]] = verdict
             elif verdict.refused:
@@ -504,13 +546,19 @@ class Controller:
         now, services = time.monotonic(), {service.key: service for service in snapshot.services}
         for key, verdict in culprits.items():
             rolled_back = verdict.code is ExitCode.ROLLED_BACK
-            until = now + HELD_SECONDS
+            first, most = HELD_SECONDS
+            until = now + self._patience.setdefault(key, Backoff(first=first, most=most)).next()
             if rolled_back:  # until it asks for something else; where only nodes have changed, for long
                 until = math.inf if self._good.get(key) != services[key].annotations else now + ROLLED_BACK_SECONDS
             state = "rolled_back" if rolled_back else "refused"
             level = found.levels.get(key, 0)
             self._held[key] = Held(
-                service=services[key], level=level, state=state, message=verdict.message, until=until
+                service=services[key],
+                fragment=found.fragments.get(key),
+                level=level,
+                state=state,
+                message=verdict.message,
+                until=until,
             )
             _log.warning("held back: Service %s/%s: %s", *key, verdict.message)
 

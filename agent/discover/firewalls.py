@@ -16,7 +16,7 @@ from agent.discover.pools import NOBODY
 from agent.errors import AgentError, ExitCode
 from agent.host import signature
 from agent.remote import push
-from agent.view.status import FrontendStatus, from_json
+from agent.view.status import FrontendStatus, RefusalStatus, from_json
 
 _LIVE = (ExitCode.LIVE, ExitCode.DEGRADED)
 _ANSWERS = (*_LIVE, ExitCode.REFUSED, ExitCode.INVALID, ExitCode.ROLLED_BACK)
@@ -38,6 +38,8 @@ class Verdict:
     message: str = ""
     away: str = ""
     down: Mapping[str, str] = field(factory=dict)
+    parts: tuple[RefusalStatus, ...] = ()
+    """those of the document for which it was refused, by each firewall that refused it; (): none was named"""
 
     @property
     def live(self) -> bool:
@@ -76,6 +78,7 @@ class Firewall:
     servers: Mapping[str, Mapping[str, Any]] | None = None
     away: str = ""
     by_hand: bool = False
+    refused: tuple[RefusalStatus, ...] = ()
 
 
 class Firewalls:
@@ -111,7 +114,11 @@ class Firewalls:
         if not judged:
             return Verdict(code=ExitCode.SSH, message="; ".join(_named(result) for result in results))
         worst = push.worst([one.exit_code for one in judged])
-        return Verdict(code=worst, message=next(_named(one) for one in judged if one.exit_code == worst))
+        return Verdict(
+            code=worst,
+            message=next(_named(one) for one in judged if one.exit_code == worst),
+            parts=tuple(part for one in judged for part in _refused(one)),
+        )
 
     def _push(
         self, to: Sequence[Firewall], tree: Mapping[str, Any], words: tuple[str, ...]
@@ -128,7 +135,7 @@ class Firewalls:
                 for one in to
             ]
             return serial, tuple(failed)
-        options = (*words, "--timeout", f"{round(self.seconds * 1000)}ms")
+        options = (*words, "--withdraw", "--timeout", f"{round(self.seconds * 1000)}ms")
         payload = push.Payload(data=data, signature=signed, arguments=options, seconds=self.seconds)
         # Only on what it is known to have live: whoever was there in between, a person or a leader, is not undone.
         more = {one.target.text: ("--if-live", one.live) for one in to if one.live}
@@ -151,10 +158,10 @@ class Firewalls:
             firewall.digest, firewall.live, firewall.away = "", "", result.message
             return
         firewall.code, firewall.message, firewall.away = result.exit_code, result.message, ""
-        # Unless it was not even stored, it stands in the desired file, whatever became of it.
-        firewall.digest, firewall.serial = (
-            (firewall.digest, firewall.serial) if firewall.code is ExitCode.INVALID else (digest, serial)
-        )
+        firewall.refused = _refused(result)
+        # What is refused is withdrawn, what is invalid not even stored; anything else is the desired file now.
+        if firewall.code not in (ExitCode.INVALID, ExitCode.REFUSED):
+            firewall.digest, firewall.serial = digest, serial
         if good:
             firewall.down = _down(((result.answer or {}).get("report") or {}).get("frontends"))
 
@@ -213,7 +220,8 @@ class Firewalls:
             "" if worst in _LIVE else next(f"{one.target.text}: {one.message}" for one in there if one.code == worst)
         )
         down = {name: reason for one in there for name, reason in one.down.items()}
-        return Verdict(code=worst, message=message, away=self.away, down=down)
+        parts = tuple(part for one in there if one.code is ExitCode.REFUSED for part in one.refused)
+        return Verdict(code=worst, message=message, away=self.away, down=down, parts=parts)
 
 
 def _read(firewall: Firewall, found: Mapping[str, Any] | str) -> None:
@@ -261,6 +269,13 @@ def _server(found: Mapping[str, Any]) -> dict[str, Any]:
     if found["name"] == NOBODY:
         made["disabled"] = True
     return made
+
+
+def _refused(result: push.Result) -> tuple[RefusalStatus, ...]:
+    """The parts of the document for which it was refused, as far as the answer names them."""
+    parts = ((result.answer or {}).get("report") or {}).get("refused")
+    read = (from_json(part, RefusalStatus) for part in (parts if isinstance(parts, list) else ()))
+    return tuple(part for part in read if part is not None)
 
 
 def _named(result: push.Result) -> str:

@@ -9,16 +9,17 @@ from typing import Any
 
 import pytest
 from attrs import evolve
-from kit.discover import node, service
+from kit.discover import endpoints, node, service
 
 from agent.discover import controller as module
 from agent.discover import merge, objects
 from agent.discover.controller import Controller
 from agent.discover.firewalls import Verdict
-from agent.discover.objects import FINALIZER, Service
+from agent.discover.objects import FINALIZER, Service, Slice
 from agent.discover.service_status import ServiceStatus
 from agent.discover.state import Config, Snapshot
 from agent.errors import ExitCode
+from agent.view.status import RefusalStatus
 
 LIVE = Verdict(code=ExitCode.LIVE)
 
@@ -147,10 +148,13 @@ class Sources:
 
     def __init__(self) -> None:
         self.services: dict[str, Service] = {}
+        self.slices: Callable[[], list[Slice]] = list
         self.nodes = {"n1": objects.node(node("n1", "192.0.2.101"))}
 
     def now(self) -> Snapshot:
-        return Snapshot(services=list(self.services.values()), nodes=list(self.nodes.values()))
+        return Snapshot(
+            services=list(self.services.values()), nodes=list(self.nodes.values()), slices=list(self.slices())
+        )
 
 
 class Bench:
@@ -260,9 +264,9 @@ def test_a_service_that_was_live_and_is_refused_stays_as_it_was():
     assert told is not None
     assert (told.state, told.good["bind"]) == ("refused", "192.0.2.1")
     assert told.message.endswith("what was live before goes on")
-    # Nodes come meanwhile: it gets them, without another try.
+    # Nodes come meanwhile: it gets them; since it would be another document, it is tried once more.
     bench.sources.nodes["n2"] = objects.node(node("n2", "192.0.2.102"))
-    assert len(bench.turn()) == 1
+    assert len(bench.turn()) == 2
     assert bench.firewalls.live["nodes"]["workers"] == {"n1": "192.0.2.101", "n2": "192.0.2.102"}
     assert bench.firewalls.live["backends"]["a-x"]["nodes"] == "workers"
     # And after a restart it is as it was, again.
@@ -518,6 +522,78 @@ def test_an_empty_cluster_is_not_pushed():
     assert bench.serves == {"a"}
 
 
+def names_parts(*bad: str) -> Callable[[set[str]], Verdict]:
+    """An agent that says of which servers it refuses a document."""
+
+    def judge(names: set[str]) -> Verdict:
+        wrong = sorted(names & {f"{name}-x" for name in bad})
+        parts = tuple(RefusalStatus(kind="server", name=name, server="n1", reason=f"{name} is mute") for name in wrong)
+        return Verdict(code=ExitCode.REFUSED, message="root@fw: no", parts=parts) if parts else LIVE
+
+    return judge
+
+
+def test_twelve_refused_services_are_named_and_cost_one_more_push():
+    bad = [f"bad{number}" for number in range(12)]
+    bench = Bench(names_parts(*bad))
+    bench.add("a", *bad)
+    assert len(bench.turn()) == 2
+    assert (bench.serves, bench.firewalls.rehearsed) == ({"a"}, [])
+    told = bench.reporter.told["bad3"]
+    assert told is not None
+    assert (told.state, told.message) == ("refused", "bad3-x is mute")  # of itself, and of no firewall
+    bench.sources.nodes["n2"] = objects.node(node("n2", "192.0.2.102"))
+    assert (len(bench.turn()), bench.firewalls.rehearsed) == (2, [])
+
+
+def test_what_is_refused_is_tried_again_after_seconds_and_then_less_and_less_often(monkeypatch: pytest.MonkeyPatch):
+    now = [1_000.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    bench = Bench(names_parts("b"))
+    bench.add("a", "b")
+    bench.controller.look(heard=True)
+    tries = []
+    for _ in range(1_200):
+        now[0] += 1
+        bench.firewalls.rehearsed.clear()
+        bench.controller.look(heard=False)
+        if {"a-x", "b-x"} in bench.firewalls.rehearsed:
+            tries.append(now[0] - 1_000)
+    waits = [later - earlier for earlier, later in zip([0.0, *tries], tries, strict=False)]
+    assert waits[0] <= 6
+    assert waits[-1] <= 301
+    assert 5 <= len(tries) <= 16
+    bench.firewalls.judge = lambda _: LIVE
+    now[0] += 301
+    bench.controller.look(heard=False)
+    assert (bench.serves, bench.state("b")) == ({"a", "b"}, "live")
+
+
+def test_a_pod_that_is_back_elsewhere_is_tried_at_once():
+    """A Local Service between two pods: what was refused is a backend without a server, not the Service."""
+    bench = Bench()
+    bench.add("a")
+    bench.sources.services["a"] = evolve(bench.sources.services["a"], local=True)
+    bench.sources.nodes["n2"] = objects.node(node("n2", "192.0.2.102"))
+    at = {"n1": "10.0.0.1"}
+    bench.sources.slices = lambda: [
+        objects.endpoint_slice(endpoints("a", *((ip, where, True) for where, ip in at.items()), x=8080))
+    ]
+    bench.turn()
+
+    def judge(tree: Mapping[str, Any]) -> Verdict:
+        return Verdict(code=ExitCode.REFUSED, message="no") if "nobody" in str(tree["backends"]["a-x"]) else LIVE
+
+    bench.firewalls.judge_tree = judge  # type: ignore[method-assign]
+    at.clear()
+    bench.turn()
+    assert (bench.state("a"), list(bench.firewalls.live["backends"]["a-x"]["servers"])) == ("refused", ["n1"])
+    assert bench.turn() == []
+    at["n2"] = "10.0.0.2"
+    assert len(bench.turn()) == 1
+    assert (bench.state("a"), list(bench.firewalls.live["backends"]["a-x"]["servers"])) == ("live", ["n2"])
+
+
 def deleted(bench: Bench, *names: str) -> None:
     for name in names:
         bench.sources.services[name] = evolve(bench.sources.services[name], deleted=True)
@@ -625,7 +701,7 @@ def test_it_is_asked_again_in_time_although_nothing_happens(monkeypatch: pytest.
     idle(360)
     assert bench.serves == {"a", "b"}
     bench.firewalls.away = "fw: gone"
-    assert idle(300) == 0  # nothing new, nothing to ask
+    assert idle(200) == 0  # nothing new, nothing to ask
     idle(400)
     bench.add("c")
     bench.controller.look(heard=True)
