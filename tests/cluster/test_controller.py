@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,7 +58,7 @@ class Site:
     bind: str
     hosts: list[str]
 
-    @contextmanager
+    @contextlib.contextmanager
     def watched(self, *words: str, name: str = "log") -> Iterator[Controller]:
         with controller(self.kube, self.client, self.folder, "--to", self.wall.to, *words, name=name) as one:
             yield one
@@ -267,7 +267,7 @@ def test_a_service_that_the_firewall_refuses_is_held_back_and_the_others_go_on(s
             assert reached(site.bind, ports["bad"])
 
 
-@contextmanager
+@contextlib.contextmanager
 def Mute(host: str, port: int) -> Iterator[EchoServer]:  # noqa: N802  # stands beside the other servers
     """A plain SMTP server: it takes a header for nonsense, says so, and hangs up."""
     import socketserver
@@ -395,6 +395,59 @@ def test_pods_that_come_and_go_take_the_frontend_with_them_never(site: Site):
             until(lambda: list(pools(site.wall)["smtp"]) == ["node2"], "node 2 has it")
             assert first_line(port, host=site.bind).startswith(site.hosts[1])
             assert reloads(site.wall) == before
+
+
+RECOVERY_SECONDS = 10.0
+"""Beyond the time without a pod; it was five minutes, since the Service had been refused meanwhile."""
+
+
+def test_the_only_pod_of_a_local_service_moves_with_a_gap(site: Site):
+    """One Postfix with a volume that only one node can have: the old pod is gone before the new one is there."""
+    site.nodes("node1", "node2")
+    local = service("mail", {"smtp": 25}, expose=f"smtp={(port := free_port(site.bind))}", bind=site.bind)
+    local["spec"]["externalTrafficPolicy"] = "Local"
+    site.kube.create(local)
+    site.kube.create(endpoints("mail", ("198.51.100.1", "node1", True), smtp=2525))
+    with site.watched() as control:
+        with node_servers(site.hosts[:1], 30025):
+            site.live(control, "mail")
+        site.kube.patch("EndpointSlice", "mail-ipv4", {"endpoints": []})
+        until(lambda: told(site.kube, "mail").get("state") != "live", "the gap is noticed")
+        before = reloads(site.wall)
+        with node_servers(site.hosts[1:2], 30025):
+            moved = endpoints("mail", ("198.51.100.2", "node2", True), smtp=2525)
+            site.kube.patch("EndpointSlice", "mail-ipv4", {"endpoints": moved["endpoints"]})
+            until(lambda: reached(site.bind, port).startswith(site.hosts[1]), "clients are served", RECOVERY_SECONDS)
+            site.live(control, "mail")
+            assert reloads(site.wall) == before
+
+
+def test_twelve_refused_services_stop_nobody(site: Site):
+    """The agent names what it refuses: a node is drained with two pushes, where it took 27 sessions."""
+    refused = {f"bad{number}": 200 + number for number in range(12)}
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(node_servers(site.hosts[:2], 30025))
+        for number in refused.values():
+            for host in site.hosts[:2]:
+                stack.enter_context(Mute(host, 30_000 + number))
+        site.nodes("node1", "node2")
+        site.smtp(application="smtp")
+        with site.watched() as control:
+            site.live(control, "mail")
+            for name, number in refused.items():
+                site.smtp(name, number, prefix=name, application="smtp")
+            for name in refused:
+                site.told(control, name, "refused")
+                message = told(site.kube, name)["message"]
+                assert f"of backend {name}-smtp " in message
+                assert not any(other in message for other in refused if other not in (name, name[:-1]))
+                assert site.wall.to not in message
+            before = control.pushes
+            site.kube.patch("Node", "node1", {"spec": {"unschedulable": True}})
+            until(lambda: pools(site.wall)["smtp"]["node1"][1] == 0, "node1 drains", 5)
+            control.wait(" push to ", count=before + 2)
+            assert set(pools(site.wall)) == {"smtp"}
+            assert control.pushes <= before + 3  # one more where the twelve come due just then
 
 
 def test_what_somebody_else_has_synced_is_put_right_by_whoever_leads_next(site: Site):
