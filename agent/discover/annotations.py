@@ -158,13 +158,14 @@ class _Reader:
 
     def _known(self, ports: Mapping[str, Port]) -> None:
         """Each annotation is one of ours, and of a port that is exposed."""
+        own = {text for port in self.service.ports for text in (port.name, str(port.number))}
         for key in sorted(self.said):
             name, dot, port = key.partition(".")
             if key in _WHOLE or (name in _EACH and not dot):
                 continue
             if name not in _EACH:
                 self.wrong(key, f"unknown annotation{did_you_mean(name, [*_WHOLE, *_EACH])}")
-            elif port not in ports:
+            elif port not in ports and not (self.mistakes and port in own):  # one typo is one complaint
                 self.wrong(key, f"port {_word(port)} is not exposed{did_you_mean(port, ports)}")
 
     def _each(self, key: str, port: Port) -> tuple[str, str]:

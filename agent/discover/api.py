@@ -16,6 +16,7 @@ from typing import Any
 
 from attrs import frozen
 
+from agent import __version__
 from agent.errors import AgentError, ExitCode, UsageError
 from agent.remote.push import printable
 
@@ -24,6 +25,7 @@ READ_SECONDS = 30.0
 _LONGEST = 8_388_608  # bytes of one watch event: more than etcd holds of an object
 _IN_CLUSTER = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _MERGE = "application/merge-patch+json"
+_MANAGER = {"fieldManager": "edgeagent"}  # whose the fields are, in `metadata.managedFields`
 
 
 class ApiError(AgentError):
@@ -90,6 +92,7 @@ class Api:
         settings.retries = False  # who asks knows when to ask again
         settings.keep_alive = True  # or a watch whose path is gone hears nothing, for ever
         self._client = client.ApiClient(settings)
+        self._client.user_agent = f"edgeagent/{__version__} (discover)"  # as an audit log shows it
         self.served = f"{settings.host}"
 
     def get(self, path: str, **query: str) -> dict[str, Any]:
@@ -98,15 +101,15 @@ class Api:
 
     def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """Create something."""
-        return self._once("POST", path, body=body)
+        return self._once("POST", path, query=_MANAGER, body=body)
 
     def put(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """Replace something; 409 where it is not what it was any more."""
-        return self._once("PUT", path, body=body)
+        return self._once("PUT", path, query=_MANAGER, body=body)
 
     def patch(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """Change some keys of something (a JSON merge patch)."""
-        return self._once("PATCH", path, body=body, kind=_MERGE)
+        return self._once("PATCH", path, query=_MANAGER, body=body, kind=_MERGE)
 
     def watch(self, path: str, *, read_seconds: float, **query: str) -> Watch:
         """Once the server has agreed: events, as they come, until it ends that."""
@@ -146,7 +149,7 @@ class Api:
         from kubernetes.config.config_exception import ConfigException
         from urllib3.exceptions import HTTPError
 
-        head = {"Accept": "application/json", "User-Agent": "edgeagent-discover"}
+        head = {"Accept": "application/json"}
         if body is not None:
             head["Content-Type"] = kind
         try:

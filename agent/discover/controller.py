@@ -21,7 +21,7 @@ from agent.discover.annotations import Mistake
 from agent.discover.election import Election
 from agent.discover.finalizers import Finalizers
 from agent.discover.firewalls import Firewalls, Verdict
-from agent.discover.fragments import Before, Fragment, disjoint, fragment, normalized, skeleton
+from agent.discover.fragments import Before, Fragment, addresses_of, disjoint, fragment, normalized, skeleton
 from agent.discover.objects import FINALIZER, Key, Node, Service, Slice
 from agent.discover.pools import View
 from agent.discover.reflector import Backoff, Reflector
@@ -32,6 +32,7 @@ from agent.errors import ExitCode
 
 QUIET_SECONDS, PATIENCE_SECONDS = 0.1, 1.0  # events come in bursts: a rollout, a node with all its endpoints
 ASK_SECONDS = 30.0  # while not all is live: the agent there tries again by itself
+AWAY_SECONDS = 10.0  # a firewall that is away is asked again, at most
 RESYNC_SECONDS = 600.0
 HELD_SECONDS = (5.0, 300.0)  # after which what was refused is tried again as it is: at first, and at most
 ROLLED_BACK_SECONDS = 1800.0  # where nodes alone have changed, and it hurt
@@ -129,8 +130,9 @@ class Controller:
         self._good: dict[Key, Mapping[str, str]] = {}  # the annotations it is made of
         self._sent: Mapping[str, Any] | None = None  # what they were handed last, whatever became of it
         self._held: dict[Key, Held] = {}
+        self._unready: dict[Key, str] = {}  # new ones without anybody behind them, and why
         self._patience: dict[Key, Backoff] = {}  # with those that were refused
-        self._backoff = Backoff(first=1.0, most=60.0)
+        self._backoff = Backoff(first=1.0, most=AWAY_SECONDS)
         self._said: tuple[str, ...] = ()
         self._begin_at = 0.0  # when to try (again) to begin
         self._at = 0.0  # when to look again although nothing is heard
@@ -218,12 +220,13 @@ class Controller:
         empty = (_EMPTY,) if self._firewalls.outdated(tree) and self._ends_all(found, tree, snapshot) else ()
         self._remark(found, *empty)
         if found.violations or empty:
-            verdict = Verdict(code=ExitCode.SSH, message="; ".join((*found.violations, *empty)))
+            why = "; ".join((*found.violations, *empty))
+            verdict = Verdict(code=ExitCode.SSH, message=why, reason=why)
         elif not self._firewalls.outdated(tree) or (tree == self._sent and not asked):
             # Nothing new for anybody who is there; or it is not yet time to try again.
             verdict = self._settle(self._firewalls.verdict, tree, found, snapshot, search=asked)
         elif self._hurts(snapshot):
-            verdict = Verdict(code=ExitCode.SSH, message=_ROLLED_BACK)
+            verdict = Verdict(code=ExitCode.SSH, message=_ROLLED_BACK, reason=_ROLLED_BACK)
         else:
             pushed = True
             verdict = self._settle(self._push(tree, found, snapshot), tree, found, snapshot, search=True)
@@ -275,7 +278,18 @@ class Controller:
 
     def _wanted(self, snapshot: Snapshot) -> Wanted:
         held = {key: (one.level, Mistake("", one.message)) for key, one in self._held.items()}
-        return wanted(snapshot, self._terms, Before(good=self._good, live=self._live), held)
+        found = wanted(snapshot, self._terms, Before(good=self._good, live=self._live), held)
+        # A new Service comes a moment before its endpoints: with nobody behind it, it would be degraded at first, and a
+        # reload when they come.
+        self._unready = {
+            key: "; ".join(one.remarks)
+            for key, one in found.fragments.items()
+            if key not in self._live and not any(addresses_of(one).values())
+        }
+        if not self._unready:
+            return found
+        fragments = {key: one for key, one in found.fragments.items() if key not in self._unready}
+        return evolve(found, fragments=fragments, levels={key: found.levels[key] for key in fragments})
 
     def _begin(self, snapshot: Snapshot) -> bool:
         """Somebody else may have led, or we, before: what is live is told by the Services and the firewalls.
@@ -492,7 +506,7 @@ class Controller:
             if key is None or key not in suspects:
                 return {}
             reasons.setdefault(key, []).append(part.reason)
-        return {key: evolve(verdict, message="; ".join(dict.fromkeys(said))) for key, said in reasons.items()}
+        return {key: evolve(verdict, reason="; ".join(dict.fromkeys(said))) for key, said in reasons.items()}
 
     def _culprits(self, found: Wanted, suspects: Sequence[Key]) -> dict[Key, Verdict] | None:
         """Who is not taken, and what is said of each; by halves where no answer names them. All in rehearsals.
@@ -557,10 +571,10 @@ class Controller:
                 fragment=found.fragments.get(key),
                 level=level,
                 state=state,
-                message=verdict.message,
+                message=verdict.reason or verdict.message,
                 until=until,
             )
-            _log.warning("held back: Service %s/%s: %s", *key, verdict.message)
+            _log.warning("held back: Service %s/%s: %s", *key, verdict.reason or verdict.message)
 
     # --- what is told of it
 
@@ -600,9 +614,11 @@ class Controller:
             return tell(held.state, message, **tried)
         if mistakes := found.mistakes.get(service.key):
             return tell("mistake", "; ".join(mistake.text for mistake in mistakes) + goes_on)
+        if service.key in self._unready:
+            return tell("waiting", self._unready[service.key])
         if fragment is None or not self._is_live(service.key, fragment, tree):
             # Of one that is to blame it was told above.
-            return tell("waiting", (verdict.message or verdict.away) + goes_on)
+            return tell("waiting", (self._firewalls.public_away or verdict.public) + goes_on)
         if outdated := self._firewalls.without(fragment.backends, tree):
             return tell("waiting", f"{outdated}; live on the others" if verdict.live else outdated)
         down = [f"{name} is {verdict.down[name]}" for name in names if name in verdict.down]

@@ -20,6 +20,12 @@ from agent.view.status import FrontendStatus, RefusalStatus, from_json
 
 _LIVE = (ExitCode.LIVE, ExitCode.DEGRADED)
 _ANSWERS = (*_LIVE, ExitCode.REFUSED, ExitCode.INVALID, ExitCode.ROLLED_BACK)
+_PUBLIC = {
+    ExitCode.SSH: "nothing is pushed now: the log of `agent discover` says why",
+    ExitCode.REFUSED: "a firewall refused the document, and it is not known for which Service",
+    ExitCode.ROLLED_BACK: "a firewall put the change back, and it is not known for which Service",
+    ExitCode.POLICY: "a firewall has another document by now; this one is made anew",
+}
 _OUTCOMES = ("unchanged", "committed", "degraded")
 _BY_HAND = "by hand"  # of a hold: a person has put an earlier generation back
 ASK_SECONDS = 10.0
@@ -36,6 +42,8 @@ class Verdict:
 
     code: ExitCode
     message: str = ""
+    reason: str = ""
+    """the message without the name of a firewall: tenants of the cluster are not shown its address and user"""
     away: str = ""
     down: Mapping[str, str] = field(factory=dict)
     parts: tuple[RefusalStatus, ...] = ()
@@ -50,6 +58,14 @@ class Verdict:
     def complete(self) -> bool:
         """Whether it is live everywhere."""
         return self.live and not self.away
+
+    @property
+    def public(self) -> str:
+        """Why it is not live, for the owner of a Service that is not behind that."""
+        if self.live:
+            return ""
+        own = self.reason if self.code is ExitCode.SSH else ""  # of the controller, which has not pushed
+        return own or _PUBLIC.get(self.code, "nothing is pushed now")
 
     @property
     def refused(self) -> bool:
@@ -117,6 +133,7 @@ class Firewalls:
         return Verdict(
             code=worst,
             message=next(_named(one) for one in judged if one.exit_code == worst),
+            reason=next(one.message for one in judged if one.exit_code == worst),
             parts=tuple(part for one in judged for part in _refused(one)),
         )
 
@@ -170,10 +187,15 @@ class Firewalls:
         for one, found in zip(
             self.all, push.status([one.target for one in self.all], seconds=ASK_SECONDS), strict=True
         ):
+            before = one.away
             try:
                 _read(one, found)
             except (KeyError, TypeError, ValueError, AttributeError) as error:  # another version's words, or nobody's
                 one.digest, one.live, one.servers, one.away = "", "", None, f"its status cannot be read: {error!r}"
+            if one.away != before:
+                _log.warning("%s takes no change: %s", one.target.text, one.away) if one.away else _log.info(
+                    "%s is back", one.target.text
+                )
 
     def knows(self, tree: Mapping[str, Any]) -> None:
         """Whoever has it live is known to have this tree."""
@@ -182,13 +204,25 @@ class Firewalls:
                 one.tree, one.had = tree, one.live
 
     def without(self, names: Collection[str], tree: Mapping[str, Any]) -> str:
-        """Who is away and, as far as is known, has not what `tree` says of these backends and their frontends."""
+        """That some are away that, as far as is known, have not what `tree` says of these backends and frontends."""
         outdated = [
             one
             for one in self.all
             if one.away and (one.tree is None or any(_says(one.tree, name) != _says(tree, name) for name in names))
         ]
-        return "; ".join(f"{one.target.text}: {one.away}" for one in outdated)
+        return self._count(outdated)
+
+    @property
+    def public_away(self) -> str:
+        """How many take no part, for owners of Services; "" where all do."""
+        return self._count([one for one in self.all if one.away])
+
+    def _count(self, away: Collection[Firewall]) -> str:
+        if not away:
+            return ""
+        if len(self.all) == 1:
+            return "the firewall takes no change now"
+        return f"{len(away)} of {len(self.all)} firewalls {'takes' if len(away) == 1 else 'take'} no change now"
 
     def _has(self, firewall: Firewall, tree: Mapping[str, Any]) -> bool:
         return firewall.digest == digest_of(as_json(tree, firewall.serial or None))
@@ -220,8 +254,9 @@ class Firewalls:
             "" if worst in _LIVE else next(f"{one.target.text}: {one.message}" for one in there if one.code == worst)
         )
         down = {name: reason for one in there for name, reason in one.down.items()}
+        reason = "" if worst in _LIVE else next(one.message for one in there if one.code == worst)
         parts = tuple(part for one in there if one.code is ExitCode.REFUSED for part in one.refused)
-        return Verdict(code=worst, message=message, away=self.away, down=down, parts=parts)
+        return Verdict(code=worst, message=message, reason=reason, away=self.away, down=down, parts=parts)
 
 
 def _read(firewall: Firewall, found: Mapping[str, Any] | str) -> None:

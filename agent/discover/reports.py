@@ -21,7 +21,7 @@ from agent.discover.service_status import ServiceStatus, told
 PACE_SECONDS = 0.02  # between two Services: fifty a second of them is no load for any API server
 ECHO_SECONDS = 60.0  # after which what was written should have come back by the watch
 _LONGEST = 1_000  # characters of an Event's message; the API takes 1,024
-_GONE = 404
+_GONE, _ANOTHER = 404, 422
 _REFUSED, _FAILED = 400, 500
 
 _log = logging.getLogger("agent.discover")
@@ -95,7 +95,7 @@ class Reporter:
                 if str(error) != self._error:
                     self._error = str(error)
                     _log.warning("%s cannot be told of: %s%s", service.text, error, _in_brackets(error.remedy))
-                if error.status == _GONE:
+                if error.status in (_GONE, _ANOTHER):
                     continue  # it is not there any more
                 with self._lock:
                     self._waiting.setdefault(key, (service, what))  # unless something newer waits
@@ -106,7 +106,9 @@ class Reporter:
         path = f"/api/v1/namespaces/{service.namespace}/services/{service.name}/status"
         with self._lock:
             self._written[service.uid] = (what, time.monotonic())
-        self._api.patch(path, {"metadata": {"annotations": {STATUS: what.annotation if what else None}}})
+        # Of this very Service: another one may have its name by now. A wrong uid is refused (recorded of 1.32, 1.36).
+        annotations = {STATUS: what.annotation if what else None}
+        self._api.patch(path, {"metadata": {"uid": service.uid, "annotations": annotations}})
         if what is None:
             return
         try:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from kit.apiserver import Recorded
 from kit.discover import (
     Controller,
     controller,
@@ -26,7 +27,7 @@ from kit.discover import (
     told,
 )
 from kit.edge import connect, first_line, until
-from kit.kube import STRANGER, Kube, Real
+from kit.kube import ACCOUNT, STRANGER, Kube, Real
 from kit.servers import EchoServer, free_port
 from kit.ssh import Client, Firewall
 from kit.witness import Witness
@@ -350,7 +351,8 @@ def test_a_firewall_that_is_not_reached_is_told_and_tried_until_it_is(site: Site
         port = site.smtp()
         with site.watched() as control:
             site.told(control, "mail", "waiting")
-            assert "Connection refused" in told(site.kube, "mail")["message"]
+            assert told(site.kube, "mail")["message"] == "the firewall takes no change now"  # no address, no user
+            control.wait("Connection refused")
             assert site.event("mail", "Waiting")
             site.wall.sshd.start()
             site.live(control, "mail")
@@ -529,6 +531,25 @@ def test_an_empty_cluster_takes_nothing_away(site: Site):
             assert first_line(port, host=site.bind)
 
 
+def test_it_says_who_it_is(site: Site):
+    """In an audit log and in managedFields; both said OpenAPI-Generator."""
+    with node_servers(site.hosts[:1], 30025):
+        site.nodes("node1")
+        site.smtp()
+        with site.watched() as control:
+            site.live(control, "mail")
+            site.event("mail", "Live")
+    if not isinstance(site.kube, Recorded):  # of a real one its own record tells
+        fields = site.kube.get("Service", "mail")["metadata"]["managedFields"]
+        assert "edgeagent" in {entry["manager"] for entry in fields}
+        return
+    assert all(program.startswith("edgeagent/") for program in site.kube.programs[ACCOUNT])
+    written = [
+        call for call, user, _ in site.kube.calls if user == ACCOUNT and call.verb in ("create", "update", "patch")
+    ]
+    assert {call.query.get("fieldManager") for call in written} == {"edgeagent"}
+
+
 def gone(site: Site, name: str) -> bool:
     return all(one["metadata"]["name"] != name for one in site.kube.items("Service"))
 
@@ -591,7 +612,8 @@ def test_what_a_person_has_put_back_on_the_firewall_stays_until_that_person_ends
             control.wait("leading:")
             site.smtp("other", 26, prefix="other")
             site.told(control, "other", "waiting")
-            assert "was put back by hand" in told(site.kube, "other")["message"]
+            assert "takes no change now" in told(site.kube, "other")["message"]
+            control.wait("was put back by hand")
             assert control.pushes == 0
             assert reached(site.bind, port)
             done = site.wall.edge.agent("rollback", "2")

@@ -125,6 +125,8 @@ class Recorded(Kube):
         authority.issue_cert("127.0.0.1").configure_cert(self.tls)
         self.store = Store()
         self.calls: list[tuple[Call, str, int]] = []
+        self.programs: dict[str, set[str]] = {}
+        """The User-Agent headers of each user."""
         self._server: _Server | None = None
         with self.store.changed:
             for name in ("default", "kube-system"):
@@ -416,6 +418,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(length)) if length else None
         call = _call(verb, self.path)
         user = _USERS.get((self.headers.get("Authorization") or "").partition(" ")[2], "")
+        api.programs.setdefault(user, set()).add(self.headers.get("User-Agent") or "")
         try:
             if call.verb == "watch":
                 api.answer(Call("list", *list(vars(call).values())[1:7], {}), "admin", None)  # is it served at all

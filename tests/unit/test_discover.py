@@ -69,6 +69,14 @@ def test_the_example_is_the_worked_deployment():
     assert tree["nodes"] == deployment["nodes"]
 
 
+def test_one_typo_is_one_complaint():
+    """The annotations of the port that was meant are right; they were complained of as well."""
+    wrong, _ = discovered(
+        service("mail", {"smtp": 25}, expose="smpt=25", bind=BIND, application__smtp="smtp", health_port__smtp="smtp")
+    )
+    assert len(mistakes(wrong)) == 1
+
+
 @pytest.mark.parametrize(
     ("annotations", "said"),
     [

@@ -353,7 +353,7 @@ def test_one_that_is_away_does_not_stop_the_others_and_gets_it_when_it_is_back(m
     verdict = ssh.firewalls.push_all(TREE)
     assert (verdict.live, verdict.complete, verdict.away) == (True, False, "two: said")
     assert not have(ssh.firewalls, TREE)
-    assert "two: said" in ssh.firewalls.without(["a"], TREE)
+    assert ssh.firewalls.without(["a"], TREE) == "1 of 2 firewalls takes no change now"
     assert ssh.firewalls.outdated(TREE) == []  # who is away is asked first
     ssh.codes["two"] = ExitCode.LIVE
     ssh.statuses = {"one": status(TREE, ssh.firewalls.all[0].serial), "two": status({}, 4)}
@@ -382,7 +382,8 @@ def test_what_a_person_holds_is_not_pushed_to(monkeypatch):
     assert [to for to, _ in ssh.sent] == [("two",)]
     assert "was put back by hand" in verdict.away
     assert ssh.firewalls.outdated(TREE) == []
-    assert "was put back by hand" in ssh.firewalls.without(["a"], TREE)
+    assert "takes no change now" in ssh.firewalls.without(["a"], TREE)
+    assert "was put back by hand" in ssh.firewalls.away
 
 
 def test_a_serial_is_higher_than_any_that_is_known(monkeypatch):
@@ -428,7 +429,8 @@ def test_one_that_was_put_back_by_hand_has_not_what_it_had(monkeypatch):
     held = {"digest": digest_of(as_json(TREE, serial)), "reason": "generation 1 was put back by hand", "since": ""}
     ssh.statuses = {"one": status({"version": 1}, 3, held=held, live={"digest": "cd" * 32, "serial": 3})}
     ssh.firewalls.ask()
-    assert "was put back by hand" in ssh.firewalls.without(["a"], TREE)
+    assert "takes no change now" in ssh.firewalls.without(["a"], TREE)
+    assert "was put back by hand" in ssh.firewalls.away
 
 
 def test_a_group_that_has_other_nodes_is_another_backend(monkeypatch):
