@@ -107,6 +107,8 @@ class _Reader:
         kind = self.service.kind
         if kind == "ExternalName":
             self.wrong("expose", "the Service is an ExternalName: nothing of it is in the cluster")
+        elif via == "loadbalancer" and self.service.balanced:
+            self.wrong("via", "its load balancer is the firewall itself; leave `via` out, then its NodePorts serve")
         elif via == "loadbalancer" and kind != "LoadBalancer":
             self.wrong("via", f"the Service is of type {_word(kind)}, nobody gives it an address")
         elif via == "clusterip" and not self.service.addresses:
@@ -114,6 +116,9 @@ class _Reader:
 
     def _pairs(self) -> Iterator[tuple[Port, int | None, bool]]:
         """Each port, where it listens (None: nowhere by itself), and whether that was said."""
+        if "expose" not in self.said and self.service.balanced:
+            yield from self._every_port()
+            return
         if "expose" not in self.said:
             self.wrong("expose", 'is missing: which ports, and where, such as "smtp=25, smtps=465"')
             return
@@ -141,6 +146,16 @@ class _Reader:
                 self.wrong(
                     "expose", f"{_word(name)}: a port from 1 to 65,535 or `{ROUTED}` is expected, got {describe(at)}"
                 )
+
+    def _every_port(self) -> Iterator[tuple[Port, int | None, bool]]:
+        """Of a Service whose load balancer is the firewall: all but those that are named as health ports."""
+        checks = {value.strip() for key, value in self.said.items() if key.partition(".")[0] == "health-port"}
+        for port in self.service.ports:
+            if checks.isdisjoint({port.name, str(port.number)} - {""}):
+                if port.protocol != "TCP":
+                    self.wrong("expose", f"port {describe(port.text)} is not TCP: name those that are, in `expose`")
+                else:
+                    yield port, port.number, False
 
     def _port(self, key: str, name: str) -> Port | None:
         found = [one for one in self.service.ports if name in (one.name, str(one.number)) and one.protocol == "TCP"]
@@ -190,8 +205,10 @@ class _Reader:
         if via == "nodeport":
             for one, where in ((port, "expose"), (check, key)):
                 if one is not None and one.node is None:
-                    remedy = "make the Service one of type NodePort, or say `via`"
-                    self.wrong(where, f"port {one.text} has no NodePort: {remedy} ({', '.join(VIA[1:])})")
+                    remedy = f"make the Service one of type NodePort, or say `via` ({', '.join(VIA[1:])})"
+                    if self.service.balanced:
+                        remedy = "allocateLoadBalancerNodePorts must not be false"
+                    self.wrong(where, f"port {one.text} has no NodePort: {remedy}")
         protocol = self._each("proxy-protocol", port)
         application = self._each("application", port)
         return Exposed(

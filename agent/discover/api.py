@@ -25,6 +25,7 @@ READ_SECONDS = 30.0
 _LONGEST = 8_388_608  # bytes of one watch event: more than etcd holds of an object
 _IN_CLUSTER = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _MERGE = "application/merge-patch+json"
+_APPLY = "application/apply-patch+yaml"  # JSON is YAML
 _MANAGER = {"fieldManager": "edgeagent"}  # whose the fields are, in `metadata.managedFields`
 
 
@@ -110,6 +111,10 @@ class Api:
     def patch(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """Change some keys of something (a JSON merge patch)."""
         return self._once("PATCH", path, query=_MANAGER, body=body, kind=_MERGE)
+
+    def apply(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Server-side apply: what of the fields of `body` was ours before and is not in it goes."""
+        return self._once("PATCH", path, query={**_MANAGER, "force": "true"}, body=body, kind=_APPLY)
 
     def watch(self, path: str, *, read_seconds: float, **query: str) -> Watch:
         """Once the server has agreed: events, as they come, until it ends that."""

@@ -605,7 +605,14 @@ class Controller:
             if not live and (said := told(service.status, service.uid)):  # what was live on a firewall that is away
                 good, form = said.good, said.live
             return ServiceStatus(
-                state=state, message=message, frontends=names, good=good, live=form, uid=service.uid, **more
+                state=state,
+                message=message,
+                frontends=names,
+                good=good,
+                live=form,
+                uid=service.uid,
+                addresses=tuple(dict.fromkeys(host for host, _ in live.binds)) if live else (),
+                **more,
             )
 
         if held := self._held.get(service.key):

@@ -75,8 +75,11 @@ def skeleton(one: Fragment) -> dict[str, Any]:
 def revived(service: Key, found: Mapping[str, Any], servers: Mapping[str, Mapping[str, Any]]) -> Fragment | None:
     """A shape and the servers that the firewalls have behind its backends; None where it is not theirs, or no shape."""
     try:
-        frontends = {str(name): {"backend": str(part["backend"]), "bind": list(part["bind"])}
-                     for name, part in found["frontends"].items()}  # fmt: skip
+        frontends = {
+            str(name): {"backend": str(part["backend"]), "bind": list(part["bind"])}
+            | ({"allow": list(part["allow"])} if "allow" in part else {})
+            for name, part in found["frontends"].items()
+        }
         backends = {str(name): {**part, "servers": dict(servers[name])} for name, part in found["backends"].items()}
         binds = [endpoint(text) for part in frontends.values() for text in part["bind"]]
     except (KeyError, TypeError, ValueError, AttributeError):
@@ -134,10 +137,12 @@ def fragment(service: Service, view: View, ground: BaseLayout) -> tuple[Fragment
         found = pool(service, exposure, one, view)
         if found.remark:
             remarks[found.remark] = None
-        backends[one.name] = _backend(one, found, groups, service.families, ground.groups)
+        backends[one.name] = _backend(one, found, groups, service, ground.groups)
         if one.listen is None:
             continue
         frontends[one.name] = {"backend": one.name}
+        if service.balanced and service.ranges:
+            frontends[one.name]["allow"] = list(service.ranges)
         bound = ground.bound.get(one.name)
         if one.bind or not bound:
             hosts = one.bind or ground.bind
@@ -171,7 +176,7 @@ def _backend(
     exposed: Exposed,
     found: Pool,
     groups: dict[str, dict[str, str]],
-    families: Sequence[int],
+    service: Service,
     taken: frozenset[str],
 ) -> dict[str, Any]:
     made: dict[str, Any] = {}
@@ -181,10 +186,13 @@ def _backend(
         made["proxy_protocol"] = exposed.proxy_protocol
     if found.check is not None:
         made["health"] = {"port": found.check}
+    elif service.balanced and service.local and service.health_port is not None:
+        # kube-proxy answers 200 there where the node holds an endpoint, and 503 where it does not (any more).
+        made["health"] = {"type": "http", "port": service.health_port, "path": "/healthz"}
     alone: Iterable[Any] = found.servers
     if found.group is not None:
         ready = {server.name: server.host for server in found.servers if server.weight}
-        name = _group(found.group, families)
+        name = _group(found.group, service.families)
         while name in taken:
             name = f"cluster-{name}"
         groups[name] = ready

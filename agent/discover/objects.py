@@ -17,6 +17,8 @@ from agent.discover.selector import Labels
 PREFIX = "edgeagent.io/"
 STATUS = f"{PREFIX}status"
 FINALIZER = f"{PREFIX}edge"
+LOAD_BALANCER_CLASS = f"{PREFIX}edge"
+"""`spec.loadBalancerClass` of a Service whose load balancer is the firewall."""
 EXCLUDED = (
     "node.kubernetes.io/exclude-from-external-load-balancers",
     "node.kubernetes.io/exclude-from-load-balancers",  # as it was called before 1.19
@@ -71,6 +73,14 @@ class Service:
     kind: str = "ClusterIP"
     local: bool = False
     sticky: bool = False
+    balanced: bool = False
+    """of type LoadBalancer, with our class: all its ports are served, no annotation is needed"""
+    ranges: tuple[str, ...] = ()
+    """loadBalancerSourceRanges, where `balanced`"""
+    health_port: int | None = None
+    """healthCheckNodePort: where each node says whether it holds an endpoint; None: there is none"""
+    conditions: Mapping[str, Mapping[str, str]] = field(factory=dict, eq=False)
+    """of its status, by type, as they stand there"""
     deleted: bool = False
     """It is about to go, once its finalizers are gone."""
     finalizers: tuple[str, ...] = field(default=(), eq=False)
@@ -89,7 +99,7 @@ class Service:
     @property
     def wants(self) -> bool:
         """Whether it asks edgeagent for anything."""
-        return bool(self.annotations) and not self.deleted
+        return (bool(self.annotations) or self.balanced) and not self.deleted
 
     @property
     def released(self) -> bool:
@@ -192,6 +202,14 @@ def service(found: Mapping[str, Any]) -> Service:
         kind=_text(spec, "type") or "ClusterIP",
         local=spec.get("externalTrafficPolicy") == "Local",
         sticky=spec.get("sessionAffinity") == "ClientIP",
+        balanced=_text(spec, "type") == "LoadBalancer" and spec.get("loadBalancerClass") == LOAD_BALANCER_CLASS,
+        ranges=tuple(str(one) for one in spec.get("loadBalancerSourceRanges") or ()),
+        health_port=int(spec["healthCheckNodePort"]) if spec.get("healthCheckNodePort") else None,
+        conditions={
+            _text(one, "type"): {key: str(value) for key, value in one.items()}
+            for one in _part(found, "status").get("conditions") or ()
+            if isinstance(one, Mapping)
+        },
         deleted="deletionTimestamp" in meta,
         finalizers=tuple(str(one) for one in meta.get("finalizers") or ()),
         version=_text(meta, "resourceVersion"),

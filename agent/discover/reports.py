@@ -1,4 +1,4 @@
-"""What became of a Service, told where its owner looks: an Event, and the annotation `edgeagent.io/status`.
+"""What became of a Service, told where its owner looks: conditions, an Event, and the annotation `edgeagent.io/status`.
 
 In a thread of its own: the API server may be slow or away, and a push does not wait for words about the last one. Of
 several things to be told of one Service only the last is.
@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
+import socket
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
+from agent.discover import conditions
 from agent.discover.api import Api, ApiError
-from agent.discover.objects import STATUS, Key, Service
+from agent.discover.objects import PREFIX, STATUS, Key, Service
 from agent.discover.reflector import Backoff
 from agent.discover.service_status import ServiceStatus, told
 
+CONTROLLER = f"{PREFIX}discover"
 PACE_SECONDS = 0.02  # between two Services: fifty a second of them is no load for any API server
 ECHO_SECONDS = 60.0  # after which what was written should have come back by the watch
 _LONGEST = 1_000  # characters of an Event's message; the API takes 1,024
@@ -32,11 +35,13 @@ class Reporter:
 
     def __init__(self, api: Api, *, is_leader: Callable[[], bool], end: threading.Event) -> None:
         self._is_leader = is_leader
+        self._instance = socket.gethostname()[:128]  # the pod's name, in a cluster
         self._api, self._end = api, end
         self._lock = threading.Condition()
         self._waiting: dict[Key, tuple[Service, ServiceStatus | None]] = {}
         self._written: dict[str, tuple[ServiceStatus | None, float]] = {}  # by uid, and when
         self.failures = 0
+        self._kept = True  # whether the server keeps conditions of a Service: before 1.24 it drops them
         self._error = ""
         self.thread = threading.Thread(target=self._run, name="reports", daemon=True)
 
@@ -47,7 +52,8 @@ class Reporter:
             written = self._written.get(uid)
             if service.key in self._waiting and self._waiting[service.key][1] == what:
                 return
-            if what == there and bool(service.status) == (what is not None) and (not written or written[0] == what):
+            whole = bool(service.status and (service.conditions or not self._kept)) == (what is not None)
+            if what == there and whole and (not written or written[0] == what):
                 self._waiting.pop(service.key, None)
                 self._written.pop(uid, None)
                 return
@@ -109,10 +115,14 @@ class Reporter:
         # Of this very Service: another one may have its name by now. A wrong uid is refused (recorded of 1.32, 1.36).
         annotations = {STATUS: what.annotation if what else None}
         self._api.patch(path, {"metadata": {"uid": service.uid, "annotations": annotations}})
+        answer = self._api.apply(path, conditions.status(service, what, now=_now()))
+        if what is not None:
+            self._kept = bool((answer.get("status") or {}).get("conditions"))
         if what is None:
             return
         try:
-            self._api.post(f"/api/v1/namespaces/{service.namespace}/events", _event(service, what))
+            path = f"/apis/events.k8s.io/v1/namespaces/{service.namespace}/events"
+            self._api.post(path, _event(service, what, instance=self._instance))
         except ApiError as error:
             if not _REFUSED <= error.status < _FAILED:
                 raise
@@ -121,34 +131,32 @@ class Reporter:
             _log.warning("no Event on %s: %s", service.text, error)
 
 
-_REASONS: dict[str, str] = {
-    "live": "Live", "degraded": "Degraded", "waiting": "Waiting", "mistake": "Mistake", "refused": "Refused",
-    "rolled_back": "RolledBack",
-}  # fmt: skip
-
-
-def _event(service: Service, what: ServiceStatus) -> dict[str, Any]:
-    now = dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    message = what.message or f"{', '.join(what.frontends)}: live on the firewall"
+def _event(service: Service, what: ServiceStatus, *, instance: str) -> dict[str, Any]:
+    """As events.k8s.io/v1 has it; `kubectl describe` shows it as any other."""
+    note = conditions.message(what)
     return {
-        "apiVersion": "v1",
+        "apiVersion": "events.k8s.io/v1",
         "kind": "Event",
         "metadata": {"name": f"{service.name[:200]}.{time.time_ns():x}", "namespace": service.namespace},
-        "involvedObject": {
+        "eventTime": f"{_now()[:-1]}.000000Z",
+        "reportingController": CONTROLLER,
+        "reportingInstance": instance,
+        "action": "Program",
+        "reason": conditions.REASONS.get(what.state, what.state),
+        "type": "Normal" if what.state == "live" else "Warning",
+        "note": note if len(note) <= _LONGEST else f"{note[: _LONGEST - 3]}...",
+        "regarding": {
             "apiVersion": "v1",
             "kind": "Service",
             "name": service.name,
             "namespace": service.namespace,
             "uid": service.uid,
         },
-        "reason": _REASONS.get(what.state, what.state),
-        "message": message if len(message) <= _LONGEST else f"{message[: _LONGEST - 3]}...",
-        "type": "Normal" if what.state == "live" else "Warning",
-        "source": {"component": "edgeagent"},
-        "firstTimestamp": now,
-        "lastTimestamp": now,
-        "count": 1,
     }
+
+
+def _now() -> str:
+    return dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _in_brackets(text: str) -> str:

@@ -25,6 +25,8 @@ class ServiceStatus:
     tried: Mapping[str, str] = field(factory=dict)
     live: Mapping[str, Any] = field(factory=dict)
     uid: str = ""
+    addresses: tuple[str, ...] = field(default=(), eq=False)
+    """of the firewall, where its live frontends are bound; told by `live`"""
 
     @property
     def annotation(self) -> str:

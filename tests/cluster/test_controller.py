@@ -16,6 +16,7 @@ import yaml
 from kit.apiserver import Recorded
 from kit.discover import (
     Controller,
+    balanced,
     controller,
     endpoints,
     events,
@@ -30,6 +31,7 @@ from kit.edge import connect, first_line, until
 from kit.kube import ACCOUNT, STRANGER, Kube, Real
 from kit.servers import EchoServer, free_port
 from kit.ssh import Client, Firewall
+from kit.web import web
 from kit.witness import Witness
 
 NODES = ("k8s-node1", "k8s-node2", "k8s-node3", "k8s-node4")
@@ -548,6 +550,53 @@ def test_it_says_who_it_is(site: Site):
         call for call, user, _ in site.kube.calls if user == ACCOUNT and call.verb in ("create", "update", "patch")
     ]
     assert {call.query.get("fieldManager") for call in written} == {"edgeagent"}
+
+
+def condition(site: Site, name: str, kind: str) -> dict[str, str]:
+    """As `kubectl wait --for=condition=edgeagent.io/KIND` reads it; {} where there is none."""
+    status = site.kube.get("Service", name)["status"]
+    found = [one for one in status.get("conditions") or () if one["type"] == f"edgeagent.io/{kind}"]
+    return found[0] if found else {}
+
+
+def programmed(site: Site, name: str, status: str = "True") -> dict[str, str]:
+    until(lambda: condition(site, name, "Programmed").get("status") == status, f"{name}: Programmed is {status}")
+    return condition(site, name, "Programmed")
+
+
+def test_a_service_whose_load_balancer_is_the_firewall(site: Site):
+    """No annotation: the class says it. Created, waited for, connected to, deleted; as any load balancer's."""
+    port, health = free_port(site.bind), 30_937
+    node1 = site.hosts[0]
+    with node_servers([node1], 30025), web("kube-proxy", ready=True, host=node1, port=health):
+        site.nodes("node1", "node2")
+        mail = balanced("mail", {"smtp": 25}, externalTrafficPolicy="Local", healthCheckNodePort=health)
+        mail["spec"]["loadBalancerSourceRanges"] = ["127.0.0.0/8"]
+        mail["spec"]["ports"][0] |= {"port": port, "nodePort": 30025}
+        site.kube.create(mail)
+        site.kube.create(endpoints("mail", ("198.51.100.1", "node1", True), smtp=2525))
+        with site.watched("--bind", site.bind) as control:
+            assert programmed(site, "mail")["reason"] == "Live"
+            assert first_line(port, host=site.bind).startswith(node1)
+            found = site.kube.get("Service", "mail")
+            assert found["status"]["loadBalancer"] == {"ingress": [{"ip": site.bind, "ipMode": "Proxy"}]}
+            since = condition(site, "mail", "Accepted")["lastTransitionTime"]
+            # The firewall asks kube-proxy whether the node holds an endpoint.
+            config = (site.wall.edge.folder / "state/haproxy.cfg").read_text()
+            assert f"port {health}" in config
+            assert "uri /healthz" in config
+            # Who may connect.
+            site.kube.patch("Service", "mail", {"spec": {"loadBalancerSourceRanges": ["203.0.113.0/24"]}})
+            until(lambda: not reached(site.bind, port), "nobody here may connect any more")
+            # A mistake takes nothing away, and is told.
+            site.kube.patch("Service", "mail", {"spec": {"loadBalancerSourceRanges": ["203.0.113.7/24"]}})
+            until(lambda: condition(site, "mail", "Accepted").get("status") == "False", "a mistake")
+            assert programmed(site, "mail", "False")["reason"] == "Mistake"
+            assert condition(site, "mail", "Accepted")["lastTransitionTime"] >= since
+            site.kube.delete("Service", "mail")
+            until(lambda: gone(site, "mail"), "its finalizer goes")
+            assert not reached(site.bind, port)
+            assert control.stop() == 0
 
 
 def gone(site: Site, name: str) -> bool:

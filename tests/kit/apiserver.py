@@ -51,6 +51,8 @@ class Call:
     name: str
     sub: str
     query: dict[str, str]
+    apply: bool = False
+    """a PATCH that is a server-side apply"""
 
     @property
     def at(self) -> str:
@@ -125,6 +127,8 @@ class Recorded(Kube):
         authority.issue_cert("127.0.0.1").configure_cert(self.tls)
         self.store = Store()
         self.calls: list[tuple[Call, str, int]] = []
+        self.applied: dict[tuple[str, str], dict[str, Any]] = {}
+        """The status that each manager applied last, by uid of the object."""
         self.programs: dict[str, set[str]] = {}
         """The User-Agent headers of each user."""
         self._server: _Server | None = None
@@ -268,6 +272,8 @@ class Recorded(Kube):
                     port.setdefault("nodePort", 30000 + next(self.store.numbers))
             if spec["type"] == "ClusterIP":
                 spec.setdefault("externalTrafficPolicy", None)
+            if spec["type"] == "LoadBalancer" and spec.get("externalTrafficPolicy") == "Local":
+                spec.setdefault("healthCheckNodePort", 30000 + next(self.store.numbers))
         _fill(found, _added(recorded["body"], recorded["asked"]))
         if kind == "Service" and found["spec"]["externalTrafficPolicy"] is None:
             del found["spec"]["externalTrafficPolicy"]
@@ -278,7 +284,7 @@ class Recorded(Kube):
                 raise AnswerError("conflict", leases=call.resource, recorded_name=call.name)
             return self.store.put("MODIFIED", call.resource, {**body, "metadata": found["metadata"] | body["metadata"]})
         self._precondition(call, found, body)
-        changed = _merged(found, body)
+        changed = self._applied(found, body, call) if call.apply else _merged(found, body)
         if call.sub == "status":  # there the rest is what it was; annotations are taken (recorded of 1.20)
             changed = {**changed, **{key: value for key, value in found.items() if key == "spec"}}
         elif "status" in found and call.resource in ("services", "nodes"):
@@ -288,6 +294,32 @@ class Recorded(Kube):
         # "... until the finalizer goes, by way of status": the answer is the object, and then it is gone.
         ends = "deletionTimestamp" in changed["metadata"] and not changed["metadata"].get("finalizers")
         return self.store.put("DELETED" if ends else "MODIFIED", call.resource, changed)
+
+    def _applied(self, found: dict[str, Any], body: dict[str, Any], call: Call) -> dict[str, Any]:
+        """Server-side apply to a status, as "conditions by server-side apply" has it.
+
+        Conditions are a map by type, an ingress is one value; what the manager had applied before and does not name
+        any more goes.
+        """
+        manager, status = call.query["fieldManager"], found.get("status") or {}
+        mine = self.applied.get((found["metadata"]["uid"], manager), {})
+        wanted = body.get("status") or {}
+        kept = {
+            one["type"]: one
+            for one in status.get("conditions") or ()
+            if one["type"] not in {old["type"] for old in mine.get("conditions", ())}
+        }
+        for one in wanted.get("conditions") or ():
+            kept[one["type"]] = one
+        made = {key: value for key, value in status.items() if key != "conditions"}
+        if "loadBalancer" in mine and "loadBalancer" not in wanted:
+            made["loadBalancer"] = {}
+        if "loadBalancer" in wanted:
+            made["loadBalancer"] = wanted["loadBalancer"]
+        if kept:
+            made["conditions"] = list(kept.values())
+        self.applied[found["metadata"]["uid"], manager] = wanted
+        return {**found, "status": made}
 
     def _precondition(self, call: Call, found: dict[str, Any], body: Any) -> None:
         """A patch may say of which object, and of which version of it, it is meant."""
@@ -417,6 +449,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         length = int(self.headers.get("Content-Length") or 0)
         body = json.loads(self.rfile.read(length)) if length else None
         call = _call(verb, self.path)
+        call.apply = self.headers.get("Content-Type") == "application/apply-patch+yaml"
         user = _USERS.get((self.headers.get("Authorization") or "").partition(" ")[2], "")
         api.programs.setdefault(user, set()).add(self.headers.get("User-Agent") or "")
         try:

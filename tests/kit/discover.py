@@ -79,6 +79,14 @@ def service(
     }
 
 
+def balanced(name: str, ports: dict[str, int], **spec: Any) -> dict[str, Any]:
+    """A Service of type LoadBalancer with our class, its NodePorts as `service` has them."""
+    made = service(name, ports, kind="NodePort")
+    del made["metadata"]["annotations"]
+    made["spec"] |= {"type": "LoadBalancer", "loadBalancerClass": "edgeagent.io/edge", **spec}
+    return made
+
+
 def endpoints(
     service: str, *members: tuple[str, str, bool], namespace: str = "default", **ports: int
 ) -> dict[str, Any]:
@@ -192,5 +200,5 @@ def told(kube: Kube, name: str, namespace: str = "default") -> dict[str, Any]:
 
 def events(kube: Kube, name: str, namespace: str = "default") -> list[tuple[str, str]]:
     """(reason, message) of the Events of a Service, oldest first."""
-    found = [one for one in kube.items("Event", namespace) if one["involvedObject"]["name"] == name]
-    return [(one["reason"], one["message"]) for one in sorted(found, key=lambda one: one["metadata"]["name"])]
+    found = [one for one in kube.items("Event", namespace) if one["regarding"]["name"] == name]
+    return [(one["reason"], one["note"]) for one in sorted(found, key=lambda one: one["metadata"]["name"])]

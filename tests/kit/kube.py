@@ -32,7 +32,7 @@ KINDS = {
     "ServiceAccount": "/api/v1/namespaces/{namespace}/serviceaccounts",
     "Secret": "/api/v1/namespaces/{namespace}/secrets",
     "ConfigMap": "/api/v1/namespaces/{namespace}/configmaps",
-    "Event": "/api/v1/namespaces/{namespace}/events",
+    "Event": "/apis/events.k8s.io/v1/namespaces/{namespace}/events",
     "Deployment": "/apis/apps/v1/namespaces/{namespace}/deployments",
     "EndpointSlice": "/apis/discovery.k8s.io/v1beta1/namespaces/{namespace}/endpointslices",
     "Lease": "/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases",

@@ -11,7 +11,9 @@ from kit.edge import connect
 
 
 @contextlib.contextmanager
-def web(name: str, *, ready: bool, answers: threading.Event | None = None) -> Iterator[str]:
+def web(
+    name: str, *, ready: bool, answers: threading.Event | None = None, host: str = "127.0.0.1", port: int = 0
+) -> Iterator[str]:
     """A web server whose `/` says whether it is ready, once `answers` is set. Yields its address."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -29,10 +31,10 @@ def web(name: str, *, ready: bool, answers: threading.Event | None = None) -> It
         daemon_threads = True
         block_on_close = False
 
-    with Server(("127.0.0.1", 0), Handler) as server:
+    with Server((host, port), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         thread.start()
-        yield f"127.0.0.1:{server.server_address[1]}"
+        yield f"{host}:{server.server_address[1]}"
         if answers is not None:
             answers.set()
         server.shutdown()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from kit.discover import endpoints, manifests, node, service
+from kit.discover import balanced, endpoints, manifests, node, service
 
 from agent.desired.state import parse
 from agent.discover import merge, objects, selector
@@ -67,6 +67,56 @@ def test_the_example_is_the_worked_deployment():
         assert ours == {**theirs, "nodes": "workers"}, name
         assert tree["frontends"][name]["bind"] == deployment["frontends"][name]["bind"]
     assert tree["nodes"] == deployment["nodes"]
+
+
+def test_a_service_of_our_class_needs_no_annotation():
+    """All its ports at their own numbers, but the one that is checked; its source ranges are who may connect."""
+    mail = balanced("mail", {"smtp": 25, "imaps": 993, "check": 8080}, loadBalancerSourceRanges=["203.0.113.0/24"])
+    mail["metadata"]["annotations"] = {
+        "edgeagent.io/health-port.smtp": "check",
+        "edgeagent.io/application.smtp": "smtp",
+    }
+    result, tree = discovered(node("n1", "10.0.0.1"), mail, bind=BIND)
+    assert not result.mistakes
+    assert tree["frontends"] == {
+        "imaps": {"backend": "imaps", "allow": ["203.0.113.0/24"], "bind": [f"{BIND}:993"]},
+        "smtp": {"backend": "smtp", "allow": ["203.0.113.0/24"], "bind": [f"{BIND}:25"]},
+    }
+    assert tree["backends"]["smtp"] == {
+        "application": "smtp", "health": {"port": 38_080}, "nodes": "workers", "port": 30_025,
+    }  # fmt: skip
+
+
+def test_a_local_service_of_our_class_is_checked_where_kube_proxy_tells_of_its_endpoints():
+    mail = balanced("mail", {"smtp": 25}, externalTrafficPolicy="Local", healthCheckNodePort=30_937)
+    pods = endpoints("mail", ("10.1.0.1", "n1", True), smtp=2525)
+    _, tree = discovered(node("n1", "10.0.0.1"), node("n2", "10.0.0.2"), mail, pods, bind=BIND)
+    health = {"type": "http", "port": 30_937, "path": "/healthz"}
+    assert tree["backends"]["smtp"] == {"health": health, "servers": {"n1": {"address": "10.0.0.1:30025"}}}
+
+
+@pytest.mark.parametrize(
+    ("spec", "annotations", "words"),
+    [
+        ({"allocateLoadBalancerNodePorts": False}, {}, "allocateLoadBalancerNodePorts must not be false"),
+        ({}, {"via": "loadbalancer"}, "its load balancer is the firewall itself"),
+        ({"loadBalancerSourceRanges": ["203.0.113.7/24"]}, {}, "bits behind its mask"),
+        ({"ports": [{"name": "dns", "port": 53, "nodePort": 30_053, "protocol": "UDP"}]}, {}, "is not TCP"),
+    ],
+)
+def test_mistakes_of_a_service_of_our_class(spec: dict[str, Any], annotations: dict[str, str], words: str):
+    mail = changed(balanced("mail", {"smtp": 25}), **spec)
+    if "allocateLoadBalancerNodePorts" in spec:
+        del mail["spec"]["ports"][0]["nodePort"]
+    mail["metadata"]["annotations"] = {f"edgeagent.io/{key}": value for key, value in annotations.items()}
+    result, _ = discovered(node("n1", "10.0.0.1"), mail, bind=BIND)
+    (text,) = mistakes(result)
+    assert words in text
+
+
+def test_another_class_is_not_ours():
+    other = balanced("mail", {"smtp": 25}, loadBalancerClass="example.org/other")
+    assert discovered(node("n1", "10.0.0.1"), other, bind=BIND)[0].fragments == {}
 
 
 def test_one_typo_is_one_complaint():

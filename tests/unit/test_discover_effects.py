@@ -480,6 +480,7 @@ class Written:
     def __init__(self) -> None:
         self.patches: list[str | None] = []
         self.events: list[str] = []
+        self.applied: list[dict[str, Any]] = []
         self.refuse: ApiError | None = None
         self.refuse_events: ApiError | None = None
 
@@ -488,6 +489,10 @@ class Written:
             raise self.refuse
         self.patches.append(body["metadata"]["annotations"]["edgeagent.io/status"])
         return {}
+
+    def apply(self, _: str, body: dict[str, Any]) -> dict[str, Any]:
+        self.applied.append(body)
+        return body
 
     def post(self, _: str, body: dict[str, Any]) -> dict[str, Any]:
         if self.refuse_events is not None:
@@ -517,13 +522,18 @@ def test_the_same_is_told_once_and_again_where_somebody_has_wiped_it(reporting):
     for _ in range(3):  # the watch tells of it later
         reporter.report(MAIL, what)
     until(lambda: written.events == ["Live"], "told")
-    back = evolve(MAIL, status=written.patches[0])
+    conditions = {one["type"]: one for one in written.applied[0]["status"]["conditions"]}
+    assert {kind: one["status"] for kind, one in conditions.items()} == {
+        "edgeagent.io/Accepted": "True", "edgeagent.io/Programmed": "True", "edgeagent.io/Degraded": "False",
+    }  # fmt: skip
+    back = evolve(MAIL, status=written.patches[0], conditions=conditions)
     reporter.report(back, what)
     assert len(written.patches) == 1
     reporter.report(MAIL, what)
     until(lambda: len(written.patches) == 2, "told again")
     reporter.report(back, None)
     until(lambda: written.patches[-1] is None, "taken away")
+    until(lambda: "status" not in written.applied[-1], "its conditions too")
     assert written.events == ["Live", "Live"]
 
 
