@@ -32,6 +32,7 @@ from agent.errors import ExitCode
 
 QUIET_SECONDS, PATIENCE_SECONDS = 0.1, 1.0  # events come in bursts: a rollout, a node with all its endpoints
 ASK_SECONDS = 30.0  # while not all is live: the agent there tries again by itself
+AGAIN_SECONDS = 2.0  # after a write that came too late for the version it was about
 AWAY_SECONDS = 10.0  # a firewall that is away is asked again, at most
 RESYNC_SECONDS = 600.0
 HELD_SECONDS = (5.0, 300.0)  # after which what was refused is tried again as it is: at first, and at most
@@ -232,8 +233,9 @@ class Controller:
             verdict = self._settle(self._push(tree, found, snapshot), tree, found, snapshot, search=True)
             if verdict.live and found.mistakes:
                 self.wake()  # what a Service has given up just now may be another's
+        settled = self._adopt(snapshot, self._live)
         if verdict.complete:
-            self._let_go(snapshot)
+            settled = self._let_go(snapshot) and settled
         self._report(snapshot, found, verdict)
         if asked or pushed:
             before = self._at
@@ -241,6 +243,8 @@ class Controller:
             # A push is no answer of those that were not pushed to: they are asked when it was time for that.
             self._at = self._at if asked else min(before, self._at)
         self._at = min(self._at, *(one.until for one in self._held.values()), math.inf)
+        if not settled:
+            self._at = min(self._at, time.monotonic() + AGAIN_SECONDS)
 
     def _ends_all(self, found: Wanted, tree: Mapping[str, Any], snapshot: Snapshot) -> bool:
         """Whether it would end all that the cluster serves, and that was not meant.
@@ -255,11 +259,17 @@ class Controller:
         deleted = {service.key for service in snapshot.services if service.deleted and service.released}
         return not (deleted and serving <= deleted)
 
-    def _let_go(self, snapshot: Snapshot) -> None:
-        """Of Services that no firewall serves any more."""
-        for service in snapshot.services:
-            if service.released and service.key not in self._live:
-                self._finalizers.remove(service)
+    def _adopt(self, snapshot: Snapshot, served: Collection[Key]) -> bool:
+        """Their finalizers, of those that are served or are about to be. Returns whether none has to be tried again."""
+        new = [one for one in snapshot.services if one.key in served and one.wants and FINALIZER not in one.finalizers]
+        written = [self._finalizers.add(service) for service in new]  # each of them, whatever became of one
+        return all(written)
+
+    def _let_go(self, snapshot: Snapshot) -> bool:
+        """Of Services that no firewall serves any more. Returns whether none has to be tried again."""
+        gone = [one for one in snapshot.services if one.released and one.key not in self._live]
+        written = [self._finalizers.remove(service) for service in gone]
+        return all(written)
 
     def _look_at_base(self) -> None:
         """A base that hurt is put aside until its file changes again."""
@@ -387,9 +397,7 @@ class Controller:
         self.last_loop = time.monotonic()
         if self._term != self.election.term or not self.election.leads:  # it was lost while we were at it
             return Verdict(code=ExitCode.SSH, message="another replica leads")
-        for service in snapshot.services:
-            if service.key in found.fragments and FINALIZER not in service.finalizers:
-                self._finalizers.add(service)
+        self._adopt(snapshot, found.fragments)
         self._sent = tree
         return self._firewalls.push_all(tree)
 
@@ -583,7 +591,11 @@ class Controller:
         tree = self._document(found.fragments)
         for service in snapshot.services:
             if not service.wants:
-                if service.status:
+                if service.deleted and service.released and not verdict.complete:
+                    why = self._firewalls.public_away or verdict.public
+                    message = f"it is deleted once no firewall serves it any more: {why}"
+                    self._reporter.report(service, ServiceStatus(state="waiting", message=message, uid=service.uid))
+                elif service.status and not service.deleted:
                     self._reporter.report(service, None)
                 continue
             what = self._told(service, found, verdict, tree)

@@ -24,7 +24,7 @@ class Finalizers:
         self._error = ""
 
     def add(self, service: Service) -> bool:
-        """Before it is served. Returns whether the Service has it now.
+        """Before it is served. False: the Service is another one by now, and it is worth another try soon.
 
         Where it cannot be written (no right, an API server that is away) the Service is served all the same: it is only
         that its deletion looks like a loss then.
@@ -32,7 +32,7 @@ class Finalizers:
         return self._write(service, [*service.finalizers, FINALIZER])
 
     def remove(self, service: Service) -> bool:
-        """Once it is served nowhere any more. Returns whether it is gone; else it is tried at the next look."""
+        """Once it is served nowhere any more. False: as above."""
         return self._write(service, [name for name in service.finalizers if name != FINALIZER])
 
     def _write(self, service: Service, finalizers: list[str]) -> bool:
@@ -42,9 +42,11 @@ class Finalizers:
         try:
             self._api.patch(path, {"metadata": {**precondition, "finalizers": finalizers}})
         except ApiError as error:
-            if error.status not in (_GONE, *_CHANGED) and str(error) != self._error:
+            if error.status in _CHANGED:
+                return False
+            if error.status != _GONE and str(error) != self._error:
                 self._error = str(error)
                 _log.warning("the finalizer of %s cannot be written: %s", service.text, error)
-            return error.status == _GONE
+            return True
         self._error = ""
         return True

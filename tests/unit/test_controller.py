@@ -117,9 +117,12 @@ class Finalizers:
     """Written at once, as a watch would tell."""
 
     def __init__(self, sources: Sources) -> None:
-        self.sources = sources
+        self.sources, self.conflicts = sources, 0
 
     def add(self, service: Service) -> bool:
+        if self.conflicts:
+            self.conflicts -= 1
+            return False
         self.sources.services[service.name] = evolve(service, finalizers=(*service.finalizers, FINALIZER))
         return True
 
@@ -166,6 +169,7 @@ class Bench:
 
     def __init__(self, judge: Callable[[set[str]], Verdict] = lambda _: LIVE) -> None:
         self.sources, self.firewalls, self.reporter, self.election = Sources(), Firewalls(judge), Reporter(), Election()
+        self.finalizers = Finalizers(self.sources)
         self.terms = Config()
         self.fresh()
 
@@ -181,7 +185,7 @@ class Bench:
             firewalls=self.firewalls,  # type: ignore[arg-type]
             election=lambda _: self.election,  # type: ignore[arg-type,return-value]
             reporter=self.reporter,  # type: ignore[arg-type]
-            finalizers=Finalizers(self.sources),  # type: ignore[arg-type]
+            finalizers=self.finalizers,  # type: ignore[arg-type]
             end=threading.Event(),
         )
 
@@ -656,10 +660,27 @@ def test_a_deleted_service_stays_until_no_firewall_serves_it():
     deleted(bench, "a")
     bench.turn()
     assert "a" in bench.sources.services
+    told = bench.reporter.told["a"]
+    assert told is not None
+    assert "it is deleted once no firewall serves it any more: the firewall takes no change now" in told.message
     bench.firewalls.away = ""
     bench.later()
     bench.turn()
     assert (bench.serves, set(bench.sources.services)) == ({"b"}, {"b"})
+
+
+def test_a_finalizer_that_came_too_late_is_written_soon(monkeypatch: pytest.MonkeyPatch):
+    """Whoever changed the Service meanwhile; its deletion would look like a loss."""
+    now = [1_000.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    bench = Bench()
+    bench.add("a")
+    bench.finalizers.conflicts = 2  # before the push, and after it
+    bench.turn()
+    assert (bench.serves, bench.sources.services["a"].finalizers) == ({"a"}, ())
+    now[0] += 2
+    bench.controller.look(heard=False)
+    assert bench.sources.services["a"].finalizers == (FINALIZER,)
 
 
 def test_one_that_is_deleted_does_not_speak_for_one_that_has_vanished():
