@@ -23,7 +23,8 @@ from kit.servers import free_port
 from kit.ssh import Client, Firewall
 
 ROOT = DEPLOY.parents[1]
-NAMES = ("namespace", "rbac", "deployment", "example-mail")
+NAMES = ("namespace", "rbac", "deployment", "example-mail", "networkpolicy")
+ON_REQUEST = ("example-mail", "networkpolicy")
 OLDEST, NEWEST = "1.25", ".".join(kubernetes_validate.latest_version().split(".")[:2])
 
 
@@ -54,7 +55,21 @@ def test_an_api_server_takes_them(bare: Kube):
 
 def test_kustomize_names_what_is_there():
     listed = manifests("kustomization")[0]["resources"]
-    assert sorted(listed) == [f"{name}.yaml" for name in sorted(NAMES) if name != "example-mail"]
+    assert sorted(listed) == [f"{name}.yaml" for name in sorted(NAMES) if name not in ON_REQUEST]
+
+
+def test_prometheus_and_the_network_policy_find_the_pods_and_their_port():
+    (deployment,) = [one for one in manifests("deployment") if one["kind"] == "Deployment"]
+    template = deployment["spec"]["template"]
+    labels, (container,) = template["metadata"]["labels"], template["spec"]["containers"]
+    named = [port["name"] for port in container["ports"]]
+    (monitor,), (policy,) = manifests("podmonitor"), manifests("networkpolicy")
+    for selector in (monitor["spec"]["selector"], policy["spec"]["podSelector"]):
+        assert selector["matchLabels"].items() <= labels.items()
+    assert [one["port"] for one in monitor["spec"]["podMetricsEndpoints"]] == named
+    assert [one["port"] for one in policy["spec"]["ingress"][0]["ports"]] == named
+    (target,) = [one.removeprefix("--to=admin@") for one in container["args"] if one.startswith("--to")]
+    assert policy["spec"]["egress"][0]["to"] == [{"ipBlock": {"cidr": f"{target}/32"}}]
 
 
 # --- the image ----------------------------------------------------------------------------------------------------
