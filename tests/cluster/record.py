@@ -75,7 +75,8 @@ def answers(one: kube.Kube, seconds: int = 65) -> dict[str, Any]:
         return told if isinstance(told, dict) else {}
 
     for kind, given in OBJECTS.items():
-        ask(f"created {kind}", "POST", one.path(kind), {"apiVersion": "v1", "kind": kind, **given})
+        path = "/api/v1/namespaces/default/events" if kind == "Event" else one.path(kind)
+        ask(f"created {kind}", "POST", path, {"apiVersion": "v1", "kind": kind, **given})
     ask("exists", "POST", one.path("Node"), {"apiVersion": "v1", "kind": "Node", **OBJECTS["Node"]})
     ask("not found", "GET", one.path("Service", "recorded-other"))
     ask("no such path", "GET", "/apis/discovery.k8s.io/v1/endpointslices")

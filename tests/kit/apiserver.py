@@ -35,6 +35,7 @@ LATER: dict[str, Any] = {
 BOOKMARK_SECONDS = 2.0  # the real one: a minute
 _BOOKMARK = next(one for one in RECORDED["watched"]["body"] if one["type"] == "BOOKMARK")
 _USERS = {ADMIN: "admin", CONTROLLER: ACCOUNT, STRANGER: "stranger"}
+_ABOUT = {"/version": "version", "/apis": "group versions"}
 _NAME = "recorded-name"
 _BY_RESOURCE = {path.rsplit("/", 1)[-1]: kind for kind, path in KINDS.items()}
 
@@ -165,10 +166,20 @@ class Recorded(Kube):
         """One request that is no watch."""
         kind = _BY_RESOURCE.get(call.resource)
         root = f"/apis/{call.group}/{call.version}/" if call.group else f"/api/{call.version}/"
-        if kind is None or not KINDS[kind].startswith(root):
+        core_event = kind == "Event" and root == "/api/v1/"
+        if kind is None or not (self.path(kind).startswith(root) or core_event):
             raise AnswerError("no such path")
         self._allow(call, user)
+        if kind == "Event" and call.verb == "get":
+            found = self.store.of("events").get((call.namespace, call.name))
+            return (200, _core_event(found) if core_event else found) if found else (404, {})
         with self.store.changed:
+            if (
+                call.query.get("resourceVersionMatch") == "Exact"
+                and int(call.query["resourceVersion"]) < self.store.oldest
+            ):
+                old = LATER["after compaction: list at an old version"]
+                raise RecordedError(old["status"], old["answer"])
             if call.verb == "list":
                 return 200, self._list(call, kind)
             if call.verb == "create":
@@ -253,7 +264,9 @@ class Recorded(Kube):
         if key in self.store.of(call.resource):
             raise AnswerError("exists", nodes=self._full(call), recorded_name=meta["name"])
         kind = _BY_RESOURCE[call.resource]
-        if (template := RECORDED.get(f"created {kind}")) is not None:
+        if kind == "Event" and call.group:
+            found |= {"deprecatedSource": {}, "deprecatedFirstTimestamp": None, "deprecatedLastTimestamp": None}
+        elif (template := RECORDED.get(f"created {kind}")) is not None:
             self._defaults(kind, found, template)
         meta |= {"uid": str(uuid.uuid4()), "creationTimestamp": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
         return self.store.put("ADDED", call.resource, found)
@@ -285,6 +298,8 @@ class Recorded(Kube):
             return self.store.put("MODIFIED", call.resource, {**body, "metadata": found["metadata"] | body["metadata"]})
         self._precondition(call, found, body)
         changed = self._applied(found, body, call) if call.apply else _merged(found, body)
+        if call.resource == "services":
+            _validate(call, found, changed)
         if call.sub == "status":  # there the rest is what it was; annotations are taken (recorded of 1.20)
             changed = {**changed, **{key: value for key, value in found.items() if key == "spec"}}
         elif "status" in found and call.resource in ("services", "nodes"):
@@ -302,6 +317,18 @@ class Recorded(Kube):
         any more goes.
         """
         manager, status = call.query["fieldManager"], found.get("status") or {}
+        uid = found["metadata"]["uid"]
+        theirs = {
+            one["type"]
+            for (owner, other), applied in self.applied.items()
+            if owner == uid and other != manager
+            for one in applied.get("conditions") or ()
+        }
+        if call.query.get("force") != "true" and theirs & {
+            one["type"] for one in (body.get("status") or {}).get("conditions") or ()
+        }:
+            recorded = LATER["the same field by another manager, without force: conflict"]
+            raise RecordedError(recorded["status"], recorded["answer"])
         mine = self.applied.get((found["metadata"]["uid"], manager), {})
         wanted = body.get("status") or {}
         kept = {
@@ -333,6 +360,14 @@ class Recorded(Kube):
     def events(self, call: Call, gone: threading.Event) -> Iterator[dict[str, Any]]:
         """A watch."""
         seen = int(call.query.get("resourceVersion") or 0)
+        if call.query.get("sendInitialEvents") == "true":
+            with self.store.changed:
+                seen, everything = self.store.version, list(self.store.of(call.resource).values())
+            yield from ({"type": "ADDED", "object": one} for one in everything)
+            marks = {"k8s.io/initial-events-end": "true"}
+            meta = {"creationTimestamp": None, "resourceVersion": str(seen), "annotations": marks}
+            kind = _BY_RESOURCE[call.resource]
+            yield {**_BOOKMARK, "object": {**_BOOKMARK["object"], "kind": kind, "metadata": meta}}
         deadline = time.monotonic() + int(call.query.get("timeoutSeconds") or 1800)
         if seen < self.store.oldest:
             yield from RECORDED["gone"]["body"]
@@ -357,6 +392,37 @@ class Recorded(Kube):
                 seen = version
                 if resource == call.resource and call.namespace in ("", found["metadata"].get("namespace", "")):
                     yield {"type": word, "object": found}
+
+
+def _validate(call: Call, found: dict[str, Any], changed: dict[str, Any]) -> None:
+    """What a real one refuses of a Service; and what it fills in."""
+
+    def refuse(title: str, name: str) -> None:
+        recorded = LATER[title]
+        raise RecordedError(recorded["status"], recorded["answer"], **{name: call.name})
+
+    before, spec = found["spec"], changed["spec"]
+    if before.get("type") == spec.get("type") == "LoadBalancer" and (
+        before.get("loadBalancerClass") != spec.get("loadBalancerClass")
+    ):
+        refuse("a class cannot be added to an existing LoadBalancer Service", "plain")
+    ingress = ((changed.get("status") or {}).get("loadBalancer") or {}).get("ingress") or ()
+    if ingress and spec.get("type") != "LoadBalancer":
+        refuse("ingress on a NodePort Service", "np")
+    if "ingress" in ((changed.get("status") or {}).get("loadBalancer") or {}) and not ingress:
+        changed["status"]["loadBalancer"] = {}  # an empty list is left out
+    for one in ingress:
+        if "ip" in one:
+            one.setdefault("ipMode", "VIP")
+        elif "ipMode" in one:
+            refuse("hostname with ipMode", "lb")
+
+
+def _core_event(found: dict[str, Any]) -> dict[str, Any]:
+    """One of events.k8s.io/v1 as core/v1 shows it."""
+    names = {"regarding": "involvedObject", "note": "message", "reportingController": "reportingComponent"}
+    made = {names.get(key, key): value for key, value in found.items()}
+    return {**made, "apiVersion": "v1", "source": {}, "firstTimestamp": None, "lastTimestamp": None}
 
 
 def _added(answer: Any, asked: Any) -> Any:
@@ -448,6 +514,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         api = self.server.api
         length = int(self.headers.get("Content-Length") or 0)
         body = json.loads(self.rfile.read(length)) if length else None
+        if (title := _ABOUT.get(self.path)) is not None:
+            self._answer(200, LATER[title]["answer"])
+            return
         call = _call(verb, self.path)
         call.apply = self.headers.get("Content-Type") == "application/apply-patch+yaml"
         user = _USERS.get((self.headers.get("Authorization") or "").partition(" ")[2], "")
@@ -463,6 +532,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         except AnswerError as error:
             code, found = error.status, error.body
         api.calls.append((call, user, code))
+        self._answer(code, found)
+
+    def _answer(self, code: int, found: Any) -> None:
         data = json.dumps(found).encode()
         self.send_response(code)
         self.send_header("Content-Type", "application/json")
@@ -498,7 +570,7 @@ def _call(verb: str, path: str) -> Call:
         _, namespace, *rest = rest
     resource, name, sub = (*rest, "", "")[:3]
     if verb == "get" and not name:
-        verb = "watch" if asked.get("watch") == "true" else "list"
+        verb = "watch" if asked.get("watch") in ("true", "1") else "list"
     return Call(verb, group, version, resource, namespace, name, sub, asked)
 
 

@@ -93,7 +93,7 @@ def endpoints(
     """(address, node, ready) each."""
     family = "IPv6" if members and ":" in members[0][0] else "IPv4"
     return {
-        "apiVersion": "discovery.k8s.io/v1beta1",
+        "apiVersion": "discovery.k8s.io/v1",
         "kind": "EndpointSlice",
         "metadata": {
             "name": f"{service}-{family.lower()}",
@@ -106,7 +106,7 @@ def endpoints(
             {
                 "addresses": [address],
                 "conditions": {"ready": ready},
-                "topology": {"kubernetes.io/hostname": where},
+                "nodeName": where,
                 "targetRef": {"kind": "Pod", "name": f"{service}-{index}"},
             }
             for index, (address, where, ready) in enumerate(members)

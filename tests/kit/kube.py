@@ -34,7 +34,7 @@ KINDS = {
     "ConfigMap": "/api/v1/namespaces/{namespace}/configmaps",
     "Event": "/apis/events.k8s.io/v1/namespaces/{namespace}/events",
     "Deployment": "/apis/apps/v1/namespaces/{namespace}/deployments",
-    "EndpointSlice": "/apis/discovery.k8s.io/v1beta1/namespaces/{namespace}/endpointslices",
+    "EndpointSlice": "/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices",
     "Lease": "/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases",
     "ClusterRole": "/apis/rbac.authorization.k8s.io/v1/clusterroles",
     "ClusterRoleBinding": "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
@@ -75,14 +75,30 @@ class Kube:
     def context(self) -> ssl.SSLContext:
         return ssl.create_default_context(cafile=self.folder / "certificates/apiserver.crt")
 
-    @staticmethod
-    def path(kind: str, name: str = "", namespace: str = "default") -> str:
+    slices = "v1"
+    """Of EndpointSlices, the version that it serves; before 1.21 v1beta1 alone."""
+
+    def path(self, kind: str, name: str = "", namespace: str = "default") -> str:
         path = KINDS[kind].format(namespace=namespace)
+        if kind == "EndpointSlice":
+            path = path.replace("/v1/", f"/{self.slices}/")
         return f"{path}/{name}" if name else path
+
+    def _of_its_version(self, body: Any) -> Any:
+        """An EndpointSlice, or a part of one, as a server with `slices` has it: before v1 a node was in `topology`."""
+        if self.slices == "v1" or not isinstance(body, dict) or "endpoints" not in body:
+            return body
+        old = [
+            {key: value for key, value in one.items() if key != "nodeName"}
+            | {"topology": {"kubernetes.io/hostname": one["nodeName"]}}
+            for one in body["endpoints"]
+        ]
+        version = {"apiVersion": f"discovery.k8s.io/{self.slices}"} if "apiVersion" in body else {}
+        return {**body, "endpoints": old, **version}
 
     def create(self, found: Mapping[str, Any], query: str = "") -> dict[str, Any]:
         namespace = found["metadata"].get("namespace", "default")
-        return self.ask("POST", self.path(found["kind"], namespace=namespace) + query, found)
+        return self.ask("POST", self.path(found["kind"], namespace=namespace) + query, self._of_its_version(found))
 
     def get(self, kind: str, name: str = "", namespace: str = "default") -> dict[str, Any]:
         return self.ask("GET", self.path(kind, name, namespace))
@@ -92,7 +108,7 @@ class Kube:
 
     def patch(self, kind: str, name: str, body: Any, namespace: str = "default", *, status: bool = False) -> None:
         path = self.path(kind, name, namespace) + ("/status" if status else "")
-        self.ask("PATCH", path, body, kind="application/merge-patch+json")
+        self.ask("PATCH", path, self._of_its_version(body), kind="application/merge-patch+json")
 
     def replace(self, found: Mapping[str, Any]) -> dict[str, Any]:
         meta = found["metadata"]
@@ -146,7 +162,9 @@ class Kube:
 
 
 class Real(Kube):
-    """etcd and kube-apiserver, with RBAC and an audit log."""
+    """etcd and kube-apiserver 1.20, with RBAC and an audit log."""
+
+    slices = "v1beta1"
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
