@@ -327,6 +327,15 @@ def test_a_wiped_var_run_hides_no_agent(serving: tuple[Box, int], year: str):
     assert len(agents(box)) == 1
 
 
+def test_an_agent_that_ends_while_its_parent_is_asked_for_is_gone(installed: Box):
+    """Between the lock and ps(1): sh(1) ended the whole verb with 2, since nothing is no arithmetic expression."""
+    verb(installed, "start")
+    wiped(installed)
+    installed.put("/usr/sbin/ps", b'#!/bin/sh\ncase "$*" in *ppid=*) exit 1 ;; esac\nexec /usr/bin/ps "$@"\n', 0o755)
+    assert "Stopping" in verb(installed, "stop")
+    assert agents(installed) == []
+
+
 def test_a_stopped_agent_whose_pid_files_are_gone_is_stopped(installed: Box):
     verb(installed, "start")
     signalled(installed, "STOP", pid(installed, CHILD))
