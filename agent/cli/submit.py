@@ -65,7 +65,7 @@ def _withdrawn(to: submissions.Destination, submission: submissions.Submission, 
     except AgentError as error:
         return evolve(answer, message=f"{answer.message}; it stays the desired state: {error}")
     if not withdrawn:
-        return answer
+        return evolve(answer, message=f"{answer.message}; it stays the desired state")
     return evolve(answer, message=f"{answer.message}; the desired file is what it was before")
 
 

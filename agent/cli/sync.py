@@ -53,6 +53,8 @@ def sync(settings: Settings, file: Path | None, options: Options) -> NoReturn:
         from agent.cli import push
 
         push.push(settings, path, data, signed, options)
+    if options.withdraw and options.no_wait:
+        raise UsageError("--withdraw takes back what was refused, and --no-wait does not wait for that")
     if options.ordered:
         raise UsageError("--ordered is for more than one --to")
     from agent.cli import submit

@@ -36,6 +36,20 @@ def status(service: Service, what: ServiceStatus | None, *, now: str) -> dict[st
     return made
 
 
+def ours(service: Service) -> bool:
+    """Whether a condition of ours stands there."""
+    return any(kind in service.conditions for kind in (PROGRAMMED, ACCEPTED, DEGRADED))
+
+
+def stand(service: Service, what: ServiceStatus | None) -> bool:
+    """Whether the status of the Service says that already."""
+    if what is None:
+        return not ours(service)
+    if service.balanced and service.ingress != what.addresses:
+        return False
+    return all(service.conditions.get(kind, {}).get("status") == _word(so) for kind, so, _, _ in _conditions(what))
+
+
 def message(what: ServiceStatus) -> str:
     """In a sentence, for people."""
     return what.message or f"{', '.join(what.frontends)}: live on the firewall"
@@ -53,8 +67,12 @@ def _conditions(what: ServiceStatus) -> tuple[tuple[str, bool, str, str], ...]:
     )
 
 
+def _word(so: bool) -> str:  # noqa: FBT001  # the one thing it is about
+    return "True" if so else "False"
+
+
 def _condition(service: Service, kind: str, so: bool, reason: str, text: str, *, now: str) -> dict[str, str]:  # noqa: FBT001  # a row of the table above
-    word = "True" if so else "False"
+    word = _word(so)
     before = service.conditions.get(kind, {})
     since = before.get("lastTransitionTime") if before.get("status") == word else None
     return {"type": kind, "status": word, "reason": reason, "message": text, "lastTransitionTime": since or now}

@@ -17,6 +17,8 @@ from typing import Any
 
 from attrs import evolve, frozen
 
+from agent.desired.addresses import WILDCARDS
+from agent.discover import conditions
 from agent.discover.annotations import Mistake
 from agent.discover.election import Election
 from agent.discover.finalizers import Finalizers
@@ -32,7 +34,7 @@ from agent.errors import ExitCode
 
 QUIET_SECONDS, PATIENCE_SECONDS = 0.1, 1.0  # events come in bursts: a rollout, a node with all its endpoints
 ASK_SECONDS = 30.0  # while not all is live: the agent there tries again by itself
-AGAIN_SECONDS = 2.0  # after a write that came too late for the version it was about
+AGAIN_SECONDS = (2.0, 60.0)  # after a finalizer that could not be written: at first, and at most
 AWAY_SECONDS = 10.0  # a firewall that is away is asked again, at most
 RESYNC_SECONDS = 600.0
 HELD_SECONDS = (5.0, 300.0)  # after which what was refused is tried again as it is: at first, and at most
@@ -125,7 +127,7 @@ class Controller:
         self._threads = [*(one.thread for one in sources.all), self.election.thread, reporter.thread]
         self._file = self._terms  # as they were read last
         self._live_terms: Config | None = None  # those of what is live
-        self._rolled_back: tuple[Config, dict[Key, Mapping[str, str]]] | None = None
+        self._rolled_back: tuple[Config, dict[Key, tuple[Any, ...]]] | None = None
         self._term = 0  # of office; 0: not begun
         self._live: Mapping[Key, Fragment] = {}  # what the firewalls serve, as far as is known
         self._good: dict[Key, Mapping[str, str]] = {}  # the annotations it is made of
@@ -133,6 +135,10 @@ class Controller:
         self._held: dict[Key, Held] = {}
         self._unready: dict[Key, str] = {}  # new ones without anybody behind them, and why
         self._patience: dict[Key, Backoff] = {}  # with those that were refused
+        self._again = Backoff(first=AGAIN_SECONDS[0], most=AGAIN_SECONDS[1])
+        self._adopted: dict[str, str] = {}  # the version of each Service, by uid, that a finalizer was added to
+        self._strangers: frozenset[str] = frozenset()  # backends on the firewalls of which nobody knows whose they are
+        self._asks: dict[Key, tuple[Any, ...]] = {}  # what each asked for that is live
         self._backoff = Backoff(first=1.0, most=AWAY_SECONDS)
         self._said: tuple[str, ...] = ()
         self._begin_at = 0.0  # when to try (again) to begin
@@ -206,14 +212,17 @@ class Controller:
         self._look_at_base()
         if begins and not self._begin(snapshot):
             return
-        asked = begins or now >= self._at
+        asked, terms = begins or now >= self._at, self._terms
         if asked and not begins:
             self._firewalls.ask()
             self._remember(snapshot)
         due = self._release(snapshot)
         found = self._wanted(snapshot)
         if due and (found.violations or not self._rehearsed(found, due, snapshot)):
-            self._held |= {key: one for key, one in due.items() if found.violations and key not in self._held}
+            later = time.monotonic() + ASK_SECONDS  # not at once again: nobody could be asked
+            self._held |= {
+                key: evolve(one, until=later) for key, one in due.items() if found.violations and key not in self._held
+            }
             found = self._wanted(snapshot)
         tree = self._document(found.fragments)
         self._firewalls.knows(tree)
@@ -221,8 +230,9 @@ class Controller:
         empty = (_EMPTY,) if self._firewalls.outdated(tree) and self._ends_all(found, tree, snapshot) else ()
         self._remark(found, *empty)
         if found.violations or empty:
-            why = "; ".join((*found.violations, *empty))
-            verdict = Verdict(code=ExitCode.SSH, message=why, reason=why)
+            why = (*found.violations, *empty)
+            public = [text for text in why if not text.startswith("Service ")]  # of others, and of the base
+            verdict = Verdict(code=ExitCode.SSH, message="; ".join(why), reason="; ".join(public))
         elif not self._firewalls.outdated(tree) or (tree == self._sent and not asked):
             # Nothing new for anybody who is there; or it is not yet time to try again.
             verdict = self._settle(self._firewalls.verdict, tree, found, snapshot, search=asked)
@@ -233,6 +243,8 @@ class Controller:
             verdict = self._settle(self._push(tree, found, snapshot), tree, found, snapshot, search=True)
             if verdict.live and found.mistakes:
                 self.wake()  # what a Service has given up just now may be another's
+        if self._terms is not terms:  # the base was put aside: what was wanted is another thing now
+            self.wake()
         settled = self._adopt(snapshot, self._live)
         if verdict.complete:
             settled = self._let_go(snapshot) and settled
@@ -243,8 +255,10 @@ class Controller:
             # A push is no answer of those that were not pushed to: they are asked when it was time for that.
             self._at = self._at if asked else min(before, self._at)
         self._at = min(self._at, *(one.until for one in self._held.values()), math.inf)
-        if not settled:
-            self._at = min(self._at, time.monotonic() + AGAIN_SECONDS)
+        if settled:
+            self._again.reset()
+        else:
+            self._at = min(self._at, time.monotonic() + self._again.next())
 
     def _ends_all(self, found: Wanted, tree: Mapping[str, Any], snapshot: Snapshot) -> bool:
         """Whether it would end all that the cluster serves, and that was not meant.
@@ -254,16 +268,29 @@ class Controller:
         """
         some = any(fragment.frontends for fragment in found.fragments.values())
         serving = {key for key, one in self._live.items() if one.frontends}
-        if tree.get("frontends") and (some or not serving):
+        if tree.get("frontends") and (some or not (serving or self._strangers)):
             return False
-        deleted = {service.key for service in snapshot.services if service.deleted and service.released}
-        return not (deleted and serving <= deleted)
+        meant = {service.key for service in snapshot.services if service.released and _meant(service)}
+        return not (meant and serving <= meant and not self._strangers)
 
     def _adopt(self, snapshot: Snapshot, served: Collection[Key]) -> bool:
         """Their finalizers, of those that are served or are about to be. Returns whether none has to be tried again."""
-        new = [one for one in snapshot.services if one.key in served and one.wants and FINALIZER not in one.finalizers]
-        written = [self._finalizers.add(service) for service in new]  # each of them, whatever became of one
-        return all(written)
+        settled = True
+        for service in snapshot.services:
+            if service.key not in served or not service.wants or FINALIZER in service.finalizers:
+                continue
+            if self._adopted.get(service.uid) == service.version:  # the watch has not told of it yet
+                continue
+            self.last_loop = time.monotonic()
+            written = self._finalizers.add(service)
+            if written:
+                self._adopted[service.uid] = service.version
+            settled = settled and written
+            if self._finalizers.away:  # nor would the others be answered
+                break
+        there = {service.uid for service in snapshot.services}
+        self._adopted = {uid: version for uid, version in self._adopted.items() if uid in there}
+        return settled
 
     def _let_go(self, snapshot: Snapshot) -> bool:
         """Of Services that no firewall serves any more. Returns whether none has to be tried again."""
@@ -324,6 +351,11 @@ class Controller:
         _log.info("leading: %d Services, %d Nodes", len(snapshot.services), len(snapshot.nodes))
         self._live = restore_all(snapshot, self._terms, said, servers)
         self._good = {key: said[key].good for key in self._live if said[key].good}
+        self._asks = {}
+        # What nobody here knows of may be of Services that have vanished: see `_ends_all`.
+        base = self._terms.base.tree.get("backends")
+        known = frozenset(base if isinstance(base, Mapping) else ()).union(*map(_backends_of, said.values()))
+        self._strangers = frozenset(servers) - known
         # What hurt is not tried again because somebody else leads.
         self._held = {
             service.key: Held(
@@ -398,6 +430,8 @@ class Controller:
         if self._term != self.election.term or not self.election.leads:  # it was lost while we were at it
             return Verdict(code=ExitCode.SSH, message="another replica leads")
         self._adopt(snapshot, found.fragments)
+        if self._term != self.election.term or not self.election.leads:  # that took its time
+            return Verdict(code=ExitCode.SSH, message="another replica leads")
         self._sent = tree
         return self._firewalls.push_all(tree)
 
@@ -426,6 +460,11 @@ class Controller:
         """Whether it is what hurt, and nobody knows why, but for its nodes."""
         return self._rolled_back is not None and self._rolled_back == (self._terms, _asked(snapshot))
 
+    def _asks_anew(self, service: Service) -> bool:
+        """Whether it asks for something else than what is live of it: its nodes alone are no wish of its own."""
+        known = self._asks.get(service.key)
+        return self._good.get(service.key) != service.annotations if known is None else known != service.asks
+
     def _suspects(self, found: Wanted, tree: Mapping[str, Any]) -> list[Key]:
         return [key for key, one in found.fragments.items() if not self._is_live(key, one, tree)]
 
@@ -438,11 +477,14 @@ class Controller:
         for key in self._patience.keys() - self._held.keys():
             del self._patience[key]
         self._sent, self._live_terms, self._rolled_back = tree, self._terms, None
+        self._strangers = frozenset()
         for service in snapshot.services:
             if found.levels.get(service.key) == 0:
                 self._good[service.key] = dict(service.annotations)
+                self._asks[service.key] = service.asks
         for key in self._good.keys() - {service.key for service in snapshot.services if service.wants}:
             del self._good[key]
+            self._asks.pop(key, None)
 
     def _isolate(self, verdict: Verdict, suspects: list[Key], found: Wanted, snapshot: Snapshot) -> Verdict:
         """Who of those that changed is behind it? The others go on.
@@ -461,8 +503,10 @@ class Controller:
             elif verdict.code is ExitCode.ROLLED_BACK:
                 self._terms = self._file  # without it it hurts as well
                 services = {service.key: service for service in snapshot.services}
-                asked = [key for key in suspects if self._good.get(key) != services[key].annotations]
-                self._hold(dict.fromkeys(asked or suspects, verdict), found, snapshot)
+                blamed = [key for key in suspects if self._asks_anew(services[key])] or suspects
+                # Of several it is not known which one it was: nobody is shown what may be another's.
+                told_them = verdict if len(blamed) == 1 else evolve(verdict, reason=verdict.public)
+                self._hold(dict.fromkeys(blamed, told_them), found, snapshot)
             else:
                 culprits = self._blamed(verdict, suspects, found) or self._culprits(found, suspects)
                 if not culprits:  # the base, or nobody can tell
@@ -571,7 +615,7 @@ class Controller:
             first, most = HELD_SECONDS
             until = now + self._patience.setdefault(key, Backoff(first=first, most=most)).next()
             if rolled_back:  # until it asks for something else; where only nodes have changed, for long
-                until = math.inf if self._good.get(key) != services[key].annotations else now + ROLLED_BACK_SECONDS
+                until = math.inf if self._asks_anew(services[key]) else now + ROLLED_BACK_SECONDS
             state = "rolled_back" if rolled_back else "refused"
             level = found.levels.get(key, 0)
             self._held[key] = Held(
@@ -591,12 +635,7 @@ class Controller:
         tree = self._document(found.fragments)
         for service in snapshot.services:
             if not service.wants:
-                if service.deleted and service.released and not verdict.complete:
-                    why = self._firewalls.public_away or verdict.public
-                    message = f"it is deleted once no firewall serves it any more: {why}"
-                    self._reporter.report(service, ServiceStatus(state="waiting", message=message, uid=service.uid))
-                elif service.status and not service.deleted:
-                    self._reporter.report(service, None)
+                self._report_released(service, verdict)
                 continue
             what = self._told(service, found, verdict, tree)
             states[what.state] = states.get(what.state, 0) + 1
@@ -605,6 +644,19 @@ class Controller:
         self.states = states
         aside = self._terms is not self._file
         self._complete = verdict.complete and not self._held and not found.mistakes and not aside
+
+    def _report_released(self, service: Service, verdict: Verdict) -> None:
+        """Of one that asks for nothing any more."""
+        if service.released and not verdict.complete:
+            why = self._firewalls.public_away or verdict.public
+            until = "it is deleted once" if service.deleted else "it is served until"
+            end = "no firewall serves it any more" if service.deleted else "a firewall takes the change"
+            said = told(service.status, service.uid) or ServiceStatus(state="waiting")
+            self._reporter.report(
+                service, evolve(said, state="waiting", message=f"{until} {end}: {why}", uid=service.uid)
+            )
+        elif not service.deleted and (service.status or conditions.ours(service)):
+            self._reporter.report(service, None)
 
     def _told(self, service: Service, found: Wanted, verdict: Verdict, tree: Mapping[str, Any]) -> ServiceStatus:
         live, fragment = self._live.get(service.key), found.fragments.get(service.key)
@@ -623,7 +675,7 @@ class Controller:
                 good=good,
                 live=form,
                 uid=service.uid,
-                addresses=tuple(dict.fromkeys(host for host, _ in live.binds)) if live else (),
+                addresses=_addresses(live) if live else (),
                 **more,
             )
 
@@ -654,6 +706,26 @@ class Controller:
             self._at = now + (RESYNC_SECONDS if verdict.live and not verdict.down else ASK_SECONDS)
 
 
-def _asked(snapshot: Snapshot) -> dict[Key, Mapping[str, str]]:
+def _asked(snapshot: Snapshot) -> dict[Key, tuple[Any, ...]]:
     """What Services ask for."""
-    return {service.key: service.annotations for service in snapshot.services if service.wants}
+    return {service.key: service.asks for service in snapshot.services if service.wants}
+
+
+def _addresses(live: Fragment) -> tuple[str, ...]:
+    """Where clients reach it. A wildcard is no address."""
+    return tuple(dict.fromkeys(host for host, _ in live.binds if host not in WILDCARDS))
+
+
+def _meant(service: Service) -> bool:
+    """Whether a Service that asks for nothing any more is let go on purpose: deleted, or of another class by now.
+
+    Annotations that are gone may be a mistake: whoever wiped those of all has not meant to end all service.
+    """
+    said = told(service.status, service.uid)
+    return service.deleted or (said is not None and bool(said.live) and "expose" not in said.good)
+
+
+def _backends_of(said: ServiceStatus) -> frozenset[str]:
+    """What was live of a Service, by its own status."""
+    backends = said.live.get("backends")
+    return frozenset((*said.frontends, *(backends if isinstance(backends, Mapping) else ())))

@@ -11,7 +11,7 @@ import logging
 from agent.discover.api import Api, ApiError
 from agent.discover.objects import FINALIZER, Service
 
-_GONE, _CHANGED = 404, (409, 422)
+_GONE, _CHANGED, _NO_RIGHT = 404, (409, 422), (401, 403)
 
 _log = logging.getLogger("agent.discover")
 
@@ -22,9 +22,11 @@ class Finalizers:
     def __init__(self, api: Api) -> None:
         self._api = api
         self._error = ""
+        self.away = False
+        """whether the API server did not answer the last request, or not as it should"""
 
     def add(self, service: Service) -> bool:
-        """Before it is served. False: the Service is another one by now, and it is worth another try soon.
+        """Before it is served. False: it is worth another try soon.
 
         Where it cannot be written (no right, an API server that is away) the Service is served all the same: it is only
         that its deletion looks like a loss then.
@@ -42,11 +44,10 @@ class Finalizers:
         try:
             self._api.patch(path, {"metadata": {**precondition, "finalizers": finalizers}})
         except ApiError as error:
-            if error.status in _CHANGED:
-                return False
-            if error.status != _GONE and str(error) != self._error:
+            self.away = error.status not in (_GONE, *_CHANGED, *_NO_RIGHT)
+            if error.status not in (_GONE, *_CHANGED) and str(error) != self._error:
                 self._error = str(error)
                 _log.warning("the finalizer of %s cannot be written: %s", service.text, error)
-            return True
-        self._error = ""
+            return error.status in (_GONE, *_NO_RIGHT)
+        self._error, self.away = "", False
         return True

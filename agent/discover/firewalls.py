@@ -282,6 +282,7 @@ def _read(firewall: Firewall, found: Mapping[str, Any] | str) -> None:
     code = found.get("exit_code")
     firewall.code = ExitCode(code) if code in list(ExitCode) else None
     firewall.message = push.printable(found.get("message"), 500)
+    firewall.refused = ()  # of what was pushed last; this may be about something else
     if found.get("outcome") in _OUTCOMES:
         firewall.down = _down(found.get("frontends"))
         firewall.code = ExitCode.DEGRADED if firewall.down else ExitCode.LIVE

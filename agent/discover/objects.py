@@ -79,6 +79,8 @@ class Service:
     """loadBalancerSourceRanges, where `balanced`"""
     health_port: int | None = None
     """healthCheckNodePort: where each node says whether it holds an endpoint; None: there is none"""
+    ingress: tuple[str, ...] = field(default=(), eq=False)
+    """the addresses in the status of its load balancer, whatever they are"""
     conditions: Mapping[str, Mapping[str, str]] = field(factory=dict, eq=False)
     """of its status, by type, as they stand there"""
     deleted: bool = False
@@ -100,6 +102,11 @@ class Service:
     def wants(self) -> bool:
         """Whether it asks edgeagent for anything."""
         return (bool(self.annotations) or self.balanced) and not self.deleted
+
+    @property
+    def asks(self) -> tuple[Any, ...]:
+        """All that it asks for by itself; what its nodes and endpoints are is not its wish."""
+        return (dict(self.annotations), self.balanced, self.ports, self.ranges, self.local, self.kind)
 
     @property
     def released(self) -> bool:
@@ -205,6 +212,7 @@ def service(found: Mapping[str, Any]) -> Service:
         balanced=_text(spec, "type") == "LoadBalancer" and spec.get("loadBalancerClass") == LOAD_BALANCER_CLASS,
         ranges=tuple(str(one) for one in spec.get("loadBalancerSourceRanges") or ()),
         health_port=int(spec["healthCheckNodePort"]) if spec.get("healthCheckNodePort") else None,
+        ingress=tuple(_text(one, "ip") for one in balancer.get("ingress") or () if isinstance(one, Mapping)),
         conditions={
             _text(one, "type"): {key: str(value) for key, value in one.items()}
             for one in _part(found, "status").get("conditions") or ()

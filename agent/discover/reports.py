@@ -52,7 +52,8 @@ class Reporter:
             written = self._written.get(uid)
             if service.key in self._waiting and self._waiting[service.key][1] == what:
                 return
-            whole = bool(service.status and (service.conditions or not self._kept)) == (what is not None)
+            kept = conditions.stand(service, what) or not self._kept
+            whole = bool(service.status) == (what is not None) and kept
             if what == there and whole and (not written or written[0] == what):
                 self._waiting.pop(service.key, None)
                 self._written.pop(uid, None)
@@ -101,7 +102,7 @@ class Reporter:
                 if str(error) != self._error:
                     self._error = str(error)
                     _log.warning("%s cannot be told of: %s%s", service.text, error, _in_brackets(error.remedy))
-                if error.status in (_GONE, _ANOTHER):
+                if error.status == _GONE or (error.status == _ANOTHER and "metadata.uid" in str(error)):
                     continue  # it is not there any more
                 with self._lock:
                     self._waiting.setdefault(key, (service, what))  # unless something newer waits
@@ -114,10 +115,11 @@ class Reporter:
             self._written[service.uid] = (what, time.monotonic())
         # Of this very Service: another one may have its name by now. A wrong uid is refused (recorded of 1.32, 1.36).
         annotations = {STATUS: what.annotation if what else None}
-        self._api.patch(path, {"metadata": {"uid": service.uid, "annotations": annotations}})
+        # The annotation last: where it stands, the rest does.
         answer = self._api.apply(path, conditions.status(service, what, now=_now()))
         if what is not None:
             self._kept = bool((answer.get("status") or {}).get("conditions"))
+        self._api.patch(path, {"metadata": {"uid": service.uid, "annotations": annotations}})
         if what is None:
             return
         try:

@@ -74,7 +74,7 @@ class Intake:
         """
         try:
             if data is None:
-                self.file.unlink(missing_ok=True)
+                self.file.resolve().unlink(missing_ok=True)
             if not signature:
                 self.signature_file.unlink(missing_ok=True)
         except OSError as error:

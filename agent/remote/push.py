@@ -158,7 +158,7 @@ def status(targets: Sequence[Target], *, seconds: float) -> tuple[dict[str, Any]
 
     async def ask(where: Target) -> dict[str, Any] | str:
         try:
-            code, out, stderr = await _session(where, "agent status --json", _nothing(), seconds, lambda _: None)
+            code, out, stderr = await _session(where, "agent status --json", _nothing, seconds, lambda _: None)
         except OSError as error:
             return f"ssh does not run: {error.strerror}"
         with contextlib.suppress(ValueError, RecursionError):
@@ -191,7 +191,7 @@ async def _send(
     begin = time.monotonic()
     try:
         code, out, stderr = await _session(
-            where, payload.command, data(), payload.seconds, lambda word: on_stage(where, word)
+            where, payload.command, data, payload.seconds, lambda word: on_stage(where, word)
         )
     except OSError as error:
         return Result(
@@ -204,7 +204,11 @@ async def _send(
 
 
 async def _session(
-    where: Target, command: str, data: Coroutine[None, None, bytes], seconds: float, on_stage: Callable[[str], None]
+    where: Target,
+    command: str,
+    data: Callable[[], Coroutine[None, None, bytes]],
+    seconds: float,
+    on_stage: Callable[[str], None],
 ) -> tuple[int | None, bytes, list[str]]:
     """Run it over there: its exit code (None: it hangs), what it answered, what it or ssh said. Raises OSError.
 
@@ -245,9 +249,9 @@ async def _session(
     return code, out, stderr
 
 
-async def _feed(process: asyncio.subprocess.Process, data: Coroutine[None, None, bytes]) -> None:
+async def _feed(process: asyncio.subprocess.Process, data: Callable[[], Coroutine[None, None, bytes]]) -> None:
     assert process.stdin is not None
-    standard_input = await data
+    standard_input = await data()
     with contextlib.suppress(ConnectionError):  # it ended before it had read all: its exit code says why
         process.stdin.write(standard_input)
         await process.stdin.drain()

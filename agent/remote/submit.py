@@ -22,7 +22,7 @@ from agent.host.documents import read_signature
 from agent.host.limits import limits_of
 from agent.host.store import Identity, Store, identity
 from agent.reconcile import policy
-from agent.reconcile.generation import Request
+from agent.reconcile.generation import Hold, Request
 from agent.remote.answer import Answer
 from agent.settings import Settings
 
@@ -92,9 +92,13 @@ class Submission:
     progress: Identity | None
     """identity of the progress file before it"""
     before: bytes | None
-    """the document that stood there before; None: there was none that could be read"""
+    """the document that stood there before; None: there was none"""
     signature_before: bytes
     """its signature; empty: none"""
+    hold_before: Hold | None
+    """what was held then: a document that is handed over ends a hold of another one"""
+    restorable: bool
+    """whether what stood there was read, and read whole"""
 
 
 def submit(to: Destination, request: SyncRequest, *, deadline: float) -> Submission:
@@ -110,6 +114,9 @@ def submit(to: Destination, request: SyncRequest, *, deadline: float) -> Submiss
                 number, served = live.number if live else 0, to.store.service_running()
                 progress = identity(to.store.progress_file)
                 before, signature_before = to.intake.desired(), read_signature(to.intake.file)
+                absent = identity(to.intake.file) is None and not to.intake.file.is_symlink()
+                whole = isinstance(before, bytes) and len(before) <= to.intake.settings.sync.max_bytes
+                hold = to.store.hold()
                 to.store.set_request(request.request(parsed.digest))
                 file = to.intake.put(request.data, request.signature)
                 return Submission(
@@ -120,6 +127,8 @@ def submit(to: Destination, request: SyncRequest, *, deadline: float) -> Submiss
                     progress=progress,
                     before=before if isinstance(before, bytes) else None,
                     signature_before=signature_before,
+                    hold_before=hold,
+                    restorable=absent or whole,
                 )
         if time.monotonic() > deadline:
             raise NoAnswerError("another change is under way, and takes too long", remedy="try again")
@@ -158,15 +167,20 @@ def _reported(status: dict[str, Any] | None) -> object:
 
 
 def withdraw(to: Destination, submission: Submission, *, deadline: float) -> bool:
-    """Put the desired file back as it was before, unless it was replaced since. Returns whether it was put back.
+    """Put the desired file back as it was before, and what was held; unless the file was replaced since.
 
-    `deadline`: by the monotonic clock; the service may be at it. Raises StoreError, UsageError.
+    `deadline`: by the monotonic clock; the service may be at it. Returns whether it was put back. Raises StoreError,
+    UsageError.
     """
+    if not submission.restorable:
+        return False
     while True:
         with to.store.try_lock() as ours:
             if ours:
                 if identity(to.intake.file) != submission.file:
                     return False
+                if submission.hold_before is not None:  # before the file: it must not go live for a moment
+                    to.store.write_hold(submission.hold_before)
                 to.intake.restore(submission.before, submission.signature_before)
                 return True
         if time.monotonic() > deadline:

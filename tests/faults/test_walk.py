@@ -231,7 +231,7 @@ class Walk:
         assert not [name for name in servers if seen[name].draining], self.done[-3:]
         good = {name[0] for name, one in servers.items() if name != "dead" and not one.get("disabled")}
         assert first_line(self.port)[:1] in good, self.done[-3:]
-        # Its check of 50 ms with `fall: 1` takes a stall of this machine for a dead server: it is up again two checks later.
+        # A check of 50 ms with `fall: 1` takes a stall of this machine for a dead server, up again two checks later.
         until(lambda: page(self.web_port) == "good", f"the page after {self.done[-3:]}")
 
 

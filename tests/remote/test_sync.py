@@ -154,6 +154,24 @@ def test_what_is_refused_names_its_parts_and_is_withdrawn_where_the_caller_says_
     assert served.status()["refused"] == answer["report"]["refused"]
 
 
+def test_what_was_held_before_a_document_that_is_withdrawn_is_held_again(served: Edge, backend: EchoServer):
+    """Each document that is handed over ends the hold of another one; withdrawn, it has ended nothing."""
+    port = free_port()
+    first, second = state(backend.address, port), state(backend.address, port, serial=2, name="second")
+    assert [sync(served, document)[0] for document in (first, second)] == [0, 0]
+    assert served.agent("rollback").returncode == 0
+    held = digest_of(served.desired.read_bytes())
+    assert served.status()["held"]["digest"] == held
+    lost = {"servers": {"a": {"address": f"127.0.0.1:{free_port()}"}}, "health": {"type": "none"}}
+    code, _ = sync(served, first | {"serial": 3, "backends": {"pool": lost}}, "--withdraw")
+    assert (code, digest_of(served.desired.read_bytes())) == (4, held)
+    until(lambda: (served.status()["held"] or {}).get("digest") == held, "it is held again")
+    live = served.status()["live"]
+    assert served.agent("apply").returncode == 5  # held
+    assert served.status()["live"] == live
+    assert served.agent("sync", served.desired, "--withdraw", "--no-wait").returncode == 2
+
+
 def test_force_goes_past_what_is_forceable_and_only_for_this_document(served: Edge, backend: EchoServer):
     port = free_port()
     sync(served, state(backend.address, port))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 from attrs import evolve
-from kit.discover import endpoints, node, service
+from kit.discover import balanced, endpoints, node, service
 
 from agent.discover import controller as module
 from agent.discover import merge, objects
@@ -117,9 +118,10 @@ class Finalizers:
     """Written at once, as a watch would tell."""
 
     def __init__(self, sources: Sources) -> None:
-        self.sources, self.conflicts = sources, 0
+        self.sources, self.conflicts, self.away, self.written = sources, 0, False, 0
 
     def add(self, service: Service) -> bool:
+        self.written += 1
         if self.conflicts:
             self.conflicts -= 1
             return False
@@ -681,6 +683,117 @@ def test_a_finalizer_that_came_too_late_is_written_soon(monkeypatch: pytest.Monk
     now[0] += 2
     bench.controller.look(heard=False)
     assert bench.sources.services["a"].finalizers == (FINALIZER,)
+
+
+def with_own_frontend() -> Config:
+    backends = {"own": {"servers": {"a": {"address": "192.0.2.200:443"}}}}
+    frontends = {"own": {"bind": ["192.0.2.9:443"], "backend": "own"}}
+    return Config(base=merge.Base(tree={"version": 1, "frontends": frontends, "backends": backends}))
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_services_that_vanish_are_not_believed_beside_a_base_also_after_a_restart(restart: bool):  # noqa: FBT001
+    """A mistyped --namespace always comes with a restart."""
+    bench = Bench()
+    bench.terms = with_own_frontend()
+    bench.fresh()
+    bench.add("a", "b")
+    bench.turn()
+    bench.sources.services.clear()
+    if restart:
+        bench.fresh()
+    assert bench.turn() == []
+    assert bench.serves == {"a", "b", "own"}
+
+
+def test_one_that_is_deleted_takes_nobody_with_it_who_has_vanished_after_a_restart():
+    bench = Bench()
+    bench.add("a", "b")
+    bench.turn()
+    deleted(bench, "a")
+    del bench.sources.services["b"]
+    bench.fresh()
+    assert bench.turn() == []
+    assert bench.serves == {"a", "b"}
+
+
+def balanced_service(name: str, port: int) -> Service:
+    return evolve(objects.service(balanced(name, {name: port})), uid=f"uid of {name}")
+
+
+def test_the_only_service_leaves_its_class_as_documented():
+    bench = Bench()
+    bench.terms = Config(bind=("192.0.2.1",))
+    bench.fresh()
+    bench.sources.services["lb"] = balanced_service("lb", 25)
+    bench.turn()
+    assert bench.serves == {"lb"}
+    bench.sources.services["lb"] = evolve(
+        bench.sources.services["lb"], balanced=False, kind="NodePort", status=bench.reporter.told["lb"].annotation
+    )
+    assert bench.turn() == [set()]
+    assert bench.sources.services["lb"].finalizers == ()
+
+
+def test_a_service_of_our_class_that_hurts_is_the_one_that_is_held():
+    """What it asks for is its ports; by annotations alone another one was to blame, for ever."""
+    bench = Bench()
+    bench.terms = Config(bind=("192.0.2.1",))
+    bench.fresh()
+    bench.add("inno")
+    bench.sources.services["lb"] = balanced_service("lb", 1_025)
+    bench.turn()
+    bench.turn()
+
+    def judge(tree: Mapping[str, Any]) -> Verdict:
+        hurts = "192.0.2.1:1026" in tree["frontends"]["lb"]["bind"]
+        return Verdict(code=ExitCode.ROLLED_BACK, message="fw: hurt", reason="hurt") if hurts else LIVE
+
+    bench.firewalls.judge_tree = judge  # type: ignore[method-assign]
+    moved = balanced_service("lb", 1_026)
+    bench.sources.services["lb"] = evolve(moved, finalizers=(FINALIZER,))
+    bench.sources.nodes["n2"] = objects.node(node("n2", "192.0.2.102"))
+    assert len(bench.turn()) == 2  # one rollback
+    assert (bench.state("lb"), bench.state("inno")) == ("rolled_back", "live")
+    assert bench.controller._held["default", "lb"].until == math.inf
+
+
+def test_a_held_service_that_is_due_while_nothing_can_be_pushed_is_no_hot_loop(monkeypatch: pytest.MonkeyPatch):
+    now = [1_000.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    bench = Bench(names_parts("b"))
+    bench.terms = Config(max_bytes=600)
+    bench.fresh()
+    bench.add("a", "b")
+    bench.turn()
+    assert bench.state("b") == "refused"
+    bench.add("c", "d", "e", "f")  # more than the document may have
+    now[0] += 400
+    asked = bench.firewalls.asked
+    for _ in range(20):
+        bench.controller.look(heard=False)
+    assert bench.firewalls.asked <= asked + 1
+
+
+def test_a_finalizer_is_written_once_for_a_version():
+    """The watch tells of it later; each new Service was a 409, and a round of ssh."""
+    bench = Bench()
+    bench.add("a", "b")
+    stale = dict(bench.sources.services)
+    bench.finalizers.sources = Sources()
+    bench.finalizers.sources.services = dict(stale)  # written there, and not told of here yet
+    bench.turn()
+    assert bench.finalizers.written == 2
+    bench.turn()
+    assert bench.finalizers.written == 2
+
+
+def test_an_api_server_that_does_not_answer_is_asked_once():
+    bench = Bench()
+    bench.add("a", "b", "c")
+    bench.finalizers.conflicts, bench.finalizers.away = 9, True
+    bench.turn()
+    assert (bench.finalizers.written, bench.serves) == (2, {"a", "b", "c"})  # before the push, and after it
 
 
 def test_one_that_is_deleted_does_not_speak_for_one_that_has_vanished():

@@ -537,6 +537,30 @@ def test_the_same_is_told_once_and_again_where_somebody_has_wiped_it(reporting):
     assert written.events == ["Live", "Live"]
 
 
+def test_what_was_not_written_whole_is_written_again(reporting):
+    """An ended leader, an upgrade, a Service that became one of our class: the annotation alone tells nothing."""
+    reporter, written = reporting
+    what = ServiceStatus(state="live", frontends=("smtp",), uid="u", addresses=("192.0.2.1",))
+    ours = {
+        "edgeagent.io/Accepted": {"status": "True"}, "edgeagent.io/Programmed": {"status": "True"},
+        "edgeagent.io/Degraded": {"status": "False"},
+    }  # fmt: skip
+    there = evolve(MAIL, status=what.annotation, conditions=ours)
+    reporter.report(there, what)
+    assert not reporter._waiting, "all of it stands there"
+    stale = ours | {"edgeagent.io/Programmed": {"status": "False"}}
+    for service in (
+        evolve(there, conditions={"example.org/Other": {"status": "True"}}),
+        evolve(there, conditions=stale),
+        evolve(there, balanced=True),
+    ):
+        before = len(written.applied)
+        reporter.clear()
+        reporter.report(service, what)
+        until(lambda before=before: len(written.applied) > before, "written again")
+    assert written.applied[-1]["status"]["loadBalancer"]["ingress"] == [{"ip": "192.0.2.1", "ipMode": "Proxy"}]
+
+
 def test_what_is_so_again_before_the_watch_has_told_is_told_again(reporting):
     reporter, written = reporting
     one, other = ServiceStatus(state="live", uid="u"), ServiceStatus(state="waiting", uid="u")
