@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from agent.discover import election as elections
 from agent.discover import objects
 from agent.discover.api import ApiError
 from agent.discover.election import Election
+from agent.discover.finalizers import Finalizers
 from agent.discover.firewalls import Firewalls
 from agent.discover.merge import as_json
-from agent.discover.objects import Node, Service
+from agent.discover.objects import FINALIZER, Node, Service
 from agent.discover.reflector import Backoff, Kind, Reflector
 from agent.discover.reports import Reporter
 from agent.discover.service_status import ServiceStatus
@@ -582,6 +584,39 @@ def test_an_event_that_is_refused_is_dropped_and_an_api_server_that_is_away_is_w
     written.refuse = None
     until(lambda: written.events == ["Degraded"], "told at last")
     assert len(written.patches) == 2
+
+
+@pytest.mark.parametrize(
+    ("status", "again", "away"),
+    [
+        (404, False, False),
+        (409, True, False),
+        (422, True, False),
+        (403, False, False),
+        (0, True, True),
+        (503, True, True),
+    ],
+)
+def test_a_finalizer_that_cannot_be_written(status: int, again: bool, away: bool):  # noqa: FBT001  # a table
+    """One failed request left a deleted Service for ten minutes. Without the right it is hopeless, and said."""
+    written = Written()
+    written.refuse = ApiError("no", status=status)
+    finalizers = Finalizers(written)  # type: ignore[arg-type]
+    assert finalizers.remove(evolve(MAIL, finalizers=(FINALIZER,), version="7")) is not again
+    assert finalizers.away is away
+
+
+def test_a_finalizer_is_one_of_several_and_of_the_version_that_was_read():
+    bodies = []
+    api = types.SimpleNamespace(patch=lambda _, body: bodies.append(body["metadata"]))
+    finalizers, service = Finalizers(api), evolve(MAIL, finalizers=("example.org/theirs",), version="7")  # type: ignore[arg-type]
+    assert finalizers.add(service)
+    assert finalizers.remove(evolve(service, finalizers=("example.org/theirs", FINALIZER)))
+    known = {"uid": "u", "resourceVersion": "7"}
+    assert bodies == [
+        {**known, "finalizers": ["example.org/theirs", FINALIZER]},
+        {**known, "finalizers": ["example.org/theirs"]},
+    ]
 
 
 def test_what_is_somebody_elses_to_tell_is_not_told():
