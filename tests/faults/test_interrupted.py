@@ -31,6 +31,20 @@ def applying(scene: Scene, document: dict[str, Any]) -> subprocess.Popen[str]:
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+def wait_for(gone: Callable[[], bool], command: subprocess.Popen[str]) -> None:
+    """Until it is switched. Where it is not, what the command says is shown, and it is no part of the next test."""
+
+    def so() -> str:
+        return "switched" if gone() else "ended" if command.poll() is not None else ""
+
+    try:
+        how = until(so, "it is switched")
+    except AssertionError as error:
+        command.kill()
+        raise AssertionError(f"{error}: {command.communicate()}") from None
+    assert how == "switched", command.communicate()
+
+
 def switched(scene: Scene, before: int) -> Callable[[], bool]:
     """Whether another process serves, or another server in the same one."""
 
@@ -56,7 +70,7 @@ def test_a_change_that_hurts_and_is_interrupted_does_not_go_live_for_good(
         with scene.fault(f"a change that hurts, interrupted before its verdict by {number.name}, {how}") as after:
             gone = switched(scene, edge.pid)
             command = applying(scene, worse)
-            until(gone, "it is switched")
+            wait_for(gone, command)
             command.send_signal(number)
             if number == signal.SIGKILL:
                 command.wait()
@@ -84,7 +98,7 @@ def test_a_change_that_is_good_and_interrupted_is_live(scene: Scene):
         with scene.fault("a change that is good, the agent killed before its verdict") as after:
             gone = switched(scene, edge.pid)
             command = applying(scene, http(scene, port, better, balance="first"))
-            until(gone, "it is switched")
+            wait_for(gone, command)
             command.kill()
             command.communicate()
             judged.set()
@@ -104,7 +118,7 @@ def test_what_the_world_does_to_a_reload_holds_no_document(scene: Scene, what: s
         with scene.fault(f"during a reload {what}", lossless=False) as after:
             gone = switched(scene, edge.pid)
             command = applying(scene, http(scene, port, better, balance="first"))
-            until(gone, "it is switched")
+            wait_for(gone, command)
             if what == "the run folder wiped":
                 for path in (edge.folder / "run").iterdir():
                     if path.is_socket():

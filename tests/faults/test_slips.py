@@ -72,7 +72,7 @@ def test_a_document_that_is_written_in_place_and_stalls_half_way(scene: Scene):
                 writer.flush()
                 until(lambda: "is being written" in edge.log, "the service sees the writer")
                 time.sleep(0.6)  # the stall itself
-                assert edge.status()["live"]["generation"] == generation
+                assert edge.status()["live"]["generation"] == generation, edge.log
                 writer.write(whole[cut : whole.index(b"backends:")])
             until(lambda: (edge.status()["live"] or {}).get("name") == "later", "the whole document is live")
             clients.more(5)
