@@ -26,6 +26,16 @@ def http(scene: Scene, port: int, address: str, **pool: Any) -> dict[str, Any]:
     return scene.state({"front": {"bind": [f"127.0.0.1:{port}"], "backend": "back"}}, {"back": made})
 
 
+def checked(scene: Scene) -> None:
+    """Until a check has passed: what is not up is at stake for nobody, and a change would go live without a verdict."""
+
+    def so() -> bool:
+        servers = [server for server in scene.edge.haproxy.observe().servers if server.backend == "back"]
+        return bool(servers) and all(server.up and server.check.startswith("L7OK") for server in servers)
+
+    until(so, "its check passes")
+
+
 def applying(scene: Scene, document: dict[str, Any]) -> subprocess.Popen[str]:
     words = [*AGENT, "--settings", scene.edge.settings, "apply", scene.edge.file(document)]
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -66,6 +76,7 @@ def test_a_change_that_hurts_and_is_interrupted_does_not_go_live_for_good(
     judged = threading.Event()  # until then no check of the new server ends
     with web("good", ready=True) as good, web("bad", ready=False, answers=judged) as bad:
         edge.live(http(scene, port, good))
+        checked(scene)
         worse = http(scene, port, bad, **({"balance": "first"} if how == "reload" else {}))
         with scene.fault(f"a change that hurts, interrupted before its verdict by {number.name}, {how}") as after:
             gone = switched(scene, edge.pid)
@@ -95,6 +106,7 @@ def test_a_change_that_is_good_and_interrupted_is_live(scene: Scene):
     judged = threading.Event()
     with web("good", ready=True) as good, web("better", ready=True, answers=judged) as better:
         edge.live(http(scene, port, good))
+        checked(scene)
         with scene.fault("a change that is good, the agent killed before its verdict") as after:
             gone = switched(scene, edge.pid)
             command = applying(scene, http(scene, port, better, balance="first"))
@@ -115,6 +127,7 @@ def test_what_the_world_does_to_a_reload_holds_no_document(scene: Scene, what: s
     judged = threading.Event()
     with web("good", ready=True) as good, web("better", ready=True, answers=judged) as better:
         edge.live(http(scene, port, good))
+        checked(scene)
         with scene.fault(f"during a reload {what}", lossless=False) as after:
             gone = switched(scene, edge.pid)
             command = applying(scene, http(scene, port, better, balance="first"))

@@ -72,7 +72,7 @@ class Walk:
                 "back": {**back, **more},
                 "site": {
                     "proxy_protocol": "none",
-                    "health": {"type": "http", "interval": "50ms", "fall": 1},
+                    "health": {"type": "http", "interval": "50ms", "fall": 3},
                     "servers": {"only": {"address": self.pages["good"]}},
                 },
             },
@@ -231,7 +231,7 @@ class Walk:
         assert not [name for name in servers if seen[name].draining], self.done[-3:]
         good = {name[0] for name, one in servers.items() if name != "dead" and not one.get("disabled")}
         assert first_line(self.port)[:1] in good, self.done[-3:]
-        # A check of 50 ms with `fall: 1` takes a stall of this machine for a dead server, up again two checks later.
+        # A check of 50 ms may take stalls of this machine for a dead server, up again two checks later.
         until(lambda: page(self.web_port) == "good", f"the page after {self.done[-3:]}")
 
 
