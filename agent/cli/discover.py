@@ -21,7 +21,7 @@ from agent.cli.output import end
 from agent.desired.addresses import endpoint
 from agent.discover import merge, objects
 from agent.discover.api import Api, Where
-from agent.discover.controller import Controller, Sources
+from agent.discover.controller import Controller
 from agent.discover.election import Election
 from agent.discover.finalizers import Finalizers
 from agent.discover.firewalls import Firewalls
@@ -32,6 +32,7 @@ from agent.discover.reflector import Kind, Reflector
 from agent.discover.reports import Reporter
 from agent.discover.service_status import told
 from agent.discover.site import Site
+from agent.discover.sources import Sources
 from agent.discover.state import Config, Wanted, document, wanted
 from agent.errors import AgentError, ExitCode, InvalidError, UsageError, Violation
 from agent.host import signature

@@ -30,21 +30,21 @@ def status(service: Service, what: ServiceStatus | None, *, now: str) -> dict[st
     }
     if what is None:
         return made
-    made["status"] = {"conditions": [_condition(service, *one, now=now) for one in _conditions(what)]}
+    made["status"] = {"conditions": [_condition(service, *row, now=now) for row in _conditions(what)]}
     if service.balanced and what.addresses:
         made["status"]["loadBalancer"] = {"ingress": [{"ip": ip, "ipMode": "Proxy"} for ip in what.addresses]}
     return made
 
 
-def ours(service: Service) -> bool:
+def has_any(service: Service) -> bool:
     """Whether a condition of ours stands there."""
     return any(kind in service.conditions for kind in (PROGRAMMED, ACCEPTED, DEGRADED))
 
 
-def stand(service: Service, what: ServiceStatus | None) -> bool:
+def is_written(service: Service, what: ServiceStatus | None) -> bool:
     """Whether the status of the Service says that already."""
     if what is None:
-        return not ours(service)
+        return not has_any(service)
     if service.balanced and service.ingress != what.addresses:
         return False
     return all(service.conditions.get(kind, {}).get("status") == _word(so) for kind, so, _, _ in _conditions(what))

@@ -1,6 +1,6 @@
 """`agent discover --watch`: the firewalls are kept in step with the cluster.
 
-    events -> debounce -> what is wanted -> (nothing new) | push -> what became of it -> Events, annotations
+    events -> debounce -> what is wanted -> (nothing new) | push -> what became of it -> conditions, Events
 
 One thread decides; others watch, elect and report. A Service whose change the firewall refuses is found and held
 back, as it was live last, and the others go on. Nothing is pushed that the firewalls have already.
@@ -24,67 +24,28 @@ from agent.discover.election import Election
 from agent.discover.finalizers import Finalizers
 from agent.discover.firewalls import Firewalls, Verdict
 from agent.discover.fragments import Before, Fragment, addresses_of, disjoint, fragment, normalized, skeleton
-from agent.discover.objects import FINALIZER, Key, Node, Service, Slice
+from agent.discover.objects import Key, Service
 from agent.discover.pools import View
-from agent.discover.reflector import Backoff, Reflector
+from agent.discover.reflector import Backoff
 from agent.discover.reports import Reporter
 from agent.discover.service_status import ServiceStatus, told
+from agent.discover.sources import Sources
 from agent.discover.state import Config, Snapshot, Wanted, document, restore_all, wanted
 from agent.errors import ExitCode
 
 QUIET_SECONDS, PATIENCE_SECONDS = 0.1, 1.0  # events come in bursts: a rollout, a node with all its endpoints
 ASK_SECONDS = 30.0  # while not all is live: the agent there tries again by itself
-AGAIN_SECONDS = (2.0, 60.0)  # after a finalizer that could not be written: at first, and at most
+FINALIZER_RETRY_SECONDS = (2.0, 60.0)  # after a finalizer that could not be written: at first, and at most
 AWAY_SECONDS = 10.0  # a firewall that is away is asked again, at most
 RESYNC_SECONDS = 600.0
 HELD_SECONDS = (5.0, 300.0)  # after which what was refused is tried again as it is: at first, and at most
 ROLLED_BACK_SECONDS = 1800.0  # where nodes alone have changed, and it hurt
 FRESH_SECONDS = 10.0  # who begins to lead has read the cluster within that time
-DEAF_SECONDS = 60.0  # without a word of a kind, nobody can say that all is in step
 
 _ROLLED_BACK = "it hurt when it was pushed last, and nothing but nodes has changed since: nothing is pushed"
 _EMPTY = "no frontend is left, and all service would end: nothing is pushed"
 
 _log = logging.getLogger("agent.discover")
-
-
-@frozen(kw_only=True)
-class Sources:
-    """What is watched."""
-
-    services: Sequence[Reflector[Service]]
-    nodes: Reflector[Node]
-    slices: Sequence[Reflector[Slice]]
-
-    @property
-    def all(self) -> tuple[Reflector[Any], ...]:
-        """Each of them."""
-        return (*self.services, self.nodes, *self.slices)
-
-    @property
-    def synced(self) -> bool:
-        """Whether all have been read once: half of a cluster would take the other half's frontends away."""
-        return all(one.synced.is_set() for one in self.all)
-
-    def fresh(self, seconds: float) -> bool:
-        """Whether all have been read within so many seconds; those that were not are read anew, in time."""
-        stale = [one for one in self.all if not one.listed_within(seconds)]
-        for one in stale:
-            one.relist()
-        return not stale
-
-    @property
-    def stalled(self) -> list[str]:
-        """Kinds that cannot be watched, for a while now."""
-        return sorted({one.kind for one in self.all if one.failing_for() > DEAF_SECONDS})
-
-    def now(self) -> Snapshot:
-        """What is there."""
-        return Snapshot(
-            services=[found for service in self.services for found in service.objects()],
-            nodes=self.nodes.objects(),
-            slices=[found for one in self.slices for found in one.objects()],
-        )
 
 
 @frozen(kw_only=True)
@@ -134,11 +95,10 @@ class Controller:
         self._sent: Mapping[str, Any] | None = None  # what they were handed last, whatever became of it
         self._held: dict[Key, Held] = {}
         self._unready: dict[Key, str] = {}  # new ones without anybody behind them, and why
-        self._patience: dict[Key, Backoff] = {}  # with those that were refused
-        self._again = Backoff(first=AGAIN_SECONDS[0], most=AGAIN_SECONDS[1])
-        self._adopted: dict[str, str] = {}  # the version of each Service, by uid, that a finalizer was added to
-        self._strangers: frozenset[str] = frozenset()  # backends on the firewalls of which nobody knows whose they are
-        self._asks: dict[Key, tuple[Any, ...]] = {}  # what each asked for that is live
+        self._retry_backoff: dict[Key, Backoff] = {}  # with those that were refused
+        self._finalizer_backoff = Backoff(first=FINALIZER_RETRY_SECONDS[0], most=FINALIZER_RETRY_SECONDS[1])
+        self._unclaimed_backends: frozenset[str] = frozenset()  # on the firewalls: of Services that have vanished?
+        self._live_requests: dict[Key, tuple[Any, ...]] = {}  # what each asked for that is live
         self._backoff = Backoff(first=1.0, most=AWAY_SECONDS)
         self._said: tuple[str, ...] = ()
         self._begin_at = 0.0  # when to try (again) to begin
@@ -221,7 +181,9 @@ class Controller:
         if due and (found.violations or not self._rehearsed(found, due, snapshot)):
             later = time.monotonic() + ASK_SECONDS  # not at once again: nobody could be asked
             self._held |= {
-                key: evolve(one, until=later) for key, one in due.items() if found.violations and key not in self._held
+                key: evolve(held, until=later)
+                for key, held in due.items()
+                if found.violations and key not in self._held
             }
             found = self._wanted(snapshot)
         tree = self._document(found.fragments)
@@ -245,9 +207,10 @@ class Controller:
                 self.wake()  # what a Service has given up just now may be another's
         if self._terms is not terms:  # the base was put aside: what was wanted is another thing now
             self.wake()
-        settled = self._adopt(snapshot, self._live)
-        if verdict.complete:
-            settled = self._let_go(snapshot) and settled
+        settled = self._finalizers.add(service for service in snapshot.services if service.key in self._live)
+        if verdict.complete:  # no firewall serves them any more
+            gone = [service for service in snapshot.services if service.key not in self._live]
+            settled = self._finalizers.remove(gone) and settled
         self._report(snapshot, found, verdict)
         if asked or pushed:
             before = self._at
@@ -256,9 +219,9 @@ class Controller:
             self._at = self._at if asked else min(before, self._at)
         self._at = min(self._at, *(one.until for one in self._held.values()), math.inf)
         if settled:
-            self._again.reset()
+            self._finalizer_backoff.reset()
         else:
-            self._at = min(self._at, time.monotonic() + self._again.next())
+            self._at = min(self._at, time.monotonic() + self._finalizer_backoff.next())
 
     def _ends_all(self, found: Wanted, tree: Mapping[str, Any], snapshot: Snapshot) -> bool:
         """Whether it would end all that the cluster serves, and that was not meant.
@@ -267,36 +230,11 @@ class Controller:
         its annotations, may be a mistake.
         """
         some = any(fragment.frontends for fragment in found.fragments.values())
-        serving = {key for key, one in self._live.items() if one.frontends}
-        if tree.get("frontends") and (some or not (serving or self._strangers)):
+        serving = {key for key, live in self._live.items() if live.frontends}
+        if tree.get("frontends") and (some or not (serving or self._unclaimed_backends)):
             return False
-        meant = {service.key for service in snapshot.services if service.released and _meant(service)}
-        return not (meant and serving <= meant and not self._strangers)
-
-    def _adopt(self, snapshot: Snapshot, served: Collection[Key]) -> bool:
-        """Their finalizers, of those that are served or are about to be. Returns whether none has to be tried again."""
-        settled = True
-        for service in snapshot.services:
-            if service.key not in served or not service.wants or FINALIZER in service.finalizers:
-                continue
-            if self._adopted.get(service.uid) == service.version:  # the watch has not told of it yet
-                continue
-            self.last_loop = time.monotonic()
-            written = self._finalizers.add(service)
-            if written:
-                self._adopted[service.uid] = service.version
-            settled = settled and written
-            if self._finalizers.away:  # nor would the others be answered
-                break
-        there = {service.uid for service in snapshot.services}
-        self._adopted = {uid: version for uid, version in self._adopted.items() if uid in there}
-        return settled
-
-    def _let_go(self, snapshot: Snapshot) -> bool:
-        """Of Services that no firewall serves any more. Returns whether none has to be tried again."""
-        gone = [one for one in snapshot.services if one.released and one.key not in self._live]
-        written = [self._finalizers.remove(service) for service in gone]
-        return all(written)
+        meant = {service.key for service in snapshot.services if service.released and _is_intended(service)}
+        return not (meant and serving <= meant and not self._unclaimed_backends)
 
     def _look_at_base(self) -> None:
         """A base that hurt is put aside until its file changes again."""
@@ -319,13 +257,13 @@ class Controller:
         # A new Service comes a moment before its endpoints: with nobody behind it, it would be degraded at first, and a
         # reload when they come.
         self._unready = {
-            key: "; ".join(one.remarks)
-            for key, one in found.fragments.items()
-            if key not in self._live and not any(addresses_of(one).values())
+            key: "; ".join(made.remarks)
+            for key, made in found.fragments.items()
+            if key not in self._live and not any(addresses_of(made).values())
         }
         if not self._unready:
             return found
-        fragments = {key: one for key, one in found.fragments.items() if key not in self._unready}
+        fragments = {key: made for key, made in found.fragments.items() if key not in self._unready}
         return evolve(found, fragments=fragments, levels={key: found.levels[key] for key in fragments})
 
     def _begin(self, snapshot: Snapshot) -> bool:
@@ -351,11 +289,11 @@ class Controller:
         _log.info("leading: %d Services, %d Nodes", len(snapshot.services), len(snapshot.nodes))
         self._live = restore_all(snapshot, self._terms, said, servers)
         self._good = {key: said[key].good for key in self._live if said[key].good}
-        self._asks = {}
+        self._live_requests = {}
         # What nobody here knows of may be of Services that have vanished: see `_ends_all`.
         base = self._terms.base.tree.get("backends")
         known = frozenset(base if isinstance(base, Mapping) else ()).union(*map(_backends_of, said.values()))
-        self._strangers = frozenset(servers) - known
+        self._unclaimed_backends = frozenset(servers) - known
         # What hurt is not tried again because somebody else leads.
         self._held = {
             service.key: Held(
@@ -388,8 +326,10 @@ class Controller:
     def _release(self, snapshot: Snapshot) -> dict[Key, Held]:
         """Whoever has changed is tried again; who has waited long enough too, but not on the firewalls at first."""
         now, services = time.monotonic(), {service.key: service for service in snapshot.services}
-        view, ground = View(snapshot.nodes, snapshot.slices), self._terms.base.ground(self._terms.bind)
         due: dict[Key, Held] = {}
+        if not self._held:
+            return due
+        view, ground = View(snapshot.nodes, snapshot.slices), self._terms.base.ground(self._terms.bind)
 
         def changed(held: Held, service: Service | None) -> bool:
             if service != held.service:
@@ -429,7 +369,7 @@ class Controller:
         self.last_loop = time.monotonic()
         if self._term != self.election.term or not self.election.leads:  # it was lost while we were at it
             return Verdict(code=ExitCode.SSH, message="another replica leads")
-        self._adopt(snapshot, found.fragments)
+        self._finalizers.add(service for service in snapshot.services if service.key in found.fragments)
         if self._term != self.election.term or not self.election.leads:  # that took its time
             return Verdict(code=ExitCode.SSH, message="another replica leads")
         self._sent = tree
@@ -449,7 +389,7 @@ class Controller:
         if not search or not verdict.refused or not (suspects or (rolled_back and self._base_is_new())):
             return verdict
         if rolled_back and self._live_terms is None:  # what the last one had as its base nobody knows: nobody is blamed
-            self._rolled_back = (self._terms, _asked(snapshot))
+            self._rolled_back = (self._terms, _requests_of(snapshot))
             return verdict
         return self._isolate(verdict, suspects, found, snapshot)
 
@@ -458,12 +398,12 @@ class Controller:
 
     def _hurts(self, snapshot: Snapshot) -> bool:
         """Whether it is what hurt, and nobody knows why, but for its nodes."""
-        return self._rolled_back is not None and self._rolled_back == (self._terms, _asked(snapshot))
+        return self._rolled_back is not None and self._rolled_back == (self._terms, _requests_of(snapshot))
 
-    def _asks_anew(self, service: Service) -> bool:
+    def _asks_for_something_else(self, service: Service) -> bool:
         """Whether it asks for something else than what is live of it: its nodes alone are no wish of its own."""
-        known = self._asks.get(service.key)
-        return self._good.get(service.key) != service.annotations if known is None else known != service.asks
+        known = self._live_requests.get(service.key)
+        return self._good.get(service.key) != service.annotations if known is None else known != service.requests
 
     def _suspects(self, found: Wanted, tree: Mapping[str, Any]) -> list[Key]:
         return [key for key, one in found.fragments.items() if not self._is_live(key, one, tree)]
@@ -474,17 +414,17 @@ class Controller:
 
     def _took(self, tree: Mapping[str, Any], found: Wanted, snapshot: Snapshot) -> None:
         self._live = {key: normalized(one, tree) for key, one in found.fragments.items()}
-        for key in self._patience.keys() - self._held.keys():
-            del self._patience[key]
+        for key in self._retry_backoff.keys() - self._held.keys():
+            del self._retry_backoff[key]
         self._sent, self._live_terms, self._rolled_back = tree, self._terms, None
-        self._strangers = frozenset()
+        self._unclaimed_backends = frozenset()
         for service in snapshot.services:
             if found.levels.get(service.key) == 0:
                 self._good[service.key] = dict(service.annotations)
-                self._asks[service.key] = service.asks
+                self._live_requests[service.key] = service.requests
         for key in self._good.keys() - {service.key for service in snapshot.services if service.wants}:
             del self._good[key]
-            self._asks.pop(key, None)
+            self._live_requests.pop(key, None)
 
     def _isolate(self, verdict: Verdict, suspects: list[Key], found: Wanted, snapshot: Snapshot) -> Verdict:
         """Who of those that changed is behind it? The others go on.
@@ -503,10 +443,10 @@ class Controller:
             elif verdict.code is ExitCode.ROLLED_BACK:
                 self._terms = self._file  # without it it hurts as well
                 services = {service.key: service for service in snapshot.services}
-                blamed = [key for key in suspects if self._asks_anew(services[key])] or suspects
+                blamed = [key for key in suspects if self._asks_for_something_else(services[key])] or suspects
                 # Of several it is not known which one it was: nobody is shown what may be another's.
-                told_them = verdict if len(blamed) == 1 else evolve(verdict, reason=verdict.public)
-                self._hold(dict.fromkeys(blamed, told_them), found, snapshot)
+                shown = verdict if len(blamed) == 1 else evolve(verdict, reason=verdict.public)
+                self._hold(dict.fromkeys(blamed, shown), found, snapshot)
             else:
                 culprits = self._blamed(verdict, suspects, found) or self._culprits(found, suspects)
                 if not culprits:  # the base, or nobody can tell
@@ -548,8 +488,8 @@ class Controller:
         """Whose parts of the document were refused, and what is said of each; {} where that is not known of all."""
         owners = {
             (kind, name): key
-            for key, one in found.fragments.items()
-            for kind, names in (("frontend", one.frontends), ("backend", one.backends), ("server", one.backends))
+            for key, made in found.fragments.items()
+            for kind, names in (("frontend", made.frontends), ("backend", made.backends), ("server", made.backends))
             for name in names
         }
         reasons: dict[Key, list[str]] = {}
@@ -613,9 +553,9 @@ class Controller:
         for key, verdict in culprits.items():
             rolled_back = verdict.code is ExitCode.ROLLED_BACK
             first, most = HELD_SECONDS
-            until = now + self._patience.setdefault(key, Backoff(first=first, most=most)).next()
+            until = now + self._retry_backoff.setdefault(key, Backoff(first=first, most=most)).next()
             if rolled_back:  # until it asks for something else; where only nodes have changed, for long
-                until = math.inf if self._asks_anew(services[key]) else now + ROLLED_BACK_SECONDS
+                until = math.inf if self._asks_for_something_else(services[key]) else now + ROLLED_BACK_SECONDS
             state = "rolled_back" if rolled_back else "refused"
             level = found.levels.get(key, 0)
             self._held[key] = Held(
@@ -655,7 +595,7 @@ class Controller:
             self._reporter.report(
                 service, evolve(said, state="waiting", message=f"{until} {end}: {why}", uid=service.uid)
             )
-        elif not service.deleted and (service.status or conditions.ours(service)):
+        elif not service.deleted and (service.status or conditions.has_any(service)):
             self._reporter.report(service, None)
 
     def _told(self, service: Service, found: Wanted, verdict: Verdict, tree: Mapping[str, Any]) -> ServiceStatus:
@@ -706,9 +646,9 @@ class Controller:
             self._at = now + (RESYNC_SECONDS if verdict.live and not verdict.down else ASK_SECONDS)
 
 
-def _asked(snapshot: Snapshot) -> dict[Key, tuple[Any, ...]]:
+def _requests_of(snapshot: Snapshot) -> dict[Key, tuple[Any, ...]]:
     """What Services ask for."""
-    return {service.key: service.asks for service in snapshot.services if service.wants}
+    return {service.key: service.requests for service in snapshot.services if service.wants}
 
 
 def _addresses(live: Fragment) -> tuple[str, ...]:
@@ -716,7 +656,7 @@ def _addresses(live: Fragment) -> tuple[str, ...]:
     return tuple(dict.fromkeys(host for host, _ in live.binds if host not in WILDCARDS))
 
 
-def _meant(service: Service) -> bool:
+def _is_intended(service: Service) -> bool:
     """Whether a Service that asks for nothing any more is let go on purpose: deleted, or of another class by now.
 
     Annotations that are gone may be a mistake: whoever wiped those of all has not meant to end all service.

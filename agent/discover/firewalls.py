@@ -132,9 +132,9 @@ class Firewalls:
         worst = push.worst([one.exit_code for one in judged])
         return Verdict(
             code=worst,
-            message=next(_named(one) for one in judged if one.exit_code == worst),
-            reason=next(one.message for one in judged if one.exit_code == worst),
-            parts=tuple(part for one in judged for part in _refused(one)),
+            message=next(_named(result) for result in judged if result.exit_code == worst),
+            reason=next(result.message for result in judged if result.exit_code == worst),
+            parts=tuple(part for result in judged for part in _refused(result)),
         )
 
     def _push(
@@ -215,7 +215,7 @@ class Firewalls:
     @property
     def public_away(self) -> str:
         """How many take no part, for owners of Services; "" where all do."""
-        return self._count([one for one in self.all if one.away])
+        return self._count([firewall for firewall in self.all if firewall.away])
 
     def _count(self, away: Collection[Firewall]) -> str:
         if not away:
@@ -254,8 +254,8 @@ class Firewalls:
             "" if worst in _LIVE else next(f"{one.target.text}: {one.message}" for one in there if one.code == worst)
         )
         down = {name: reason for one in there for name, reason in one.down.items()}
-        reason = "" if worst in _LIVE else next(one.message for one in there if one.code == worst)
-        parts = tuple(part for one in there if one.code is ExitCode.REFUSED for part in one.refused)
+        reason = "" if worst in _LIVE else next(firewall.message for firewall in there if firewall.code == worst)
+        parts = tuple(part for firewall in there if firewall.code is ExitCode.REFUSED for part in firewall.refused)
         return Verdict(code=worst, message=message, reason=reason, away=self.away, down=down, parts=parts)
 
 

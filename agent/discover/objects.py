@@ -104,7 +104,7 @@ class Service:
         return (bool(self.annotations) or self.balanced) and not self.deleted
 
     @property
-    def asks(self) -> tuple[Any, ...]:
+    def requests(self) -> tuple[Any, ...]:
         """All that it asks for by itself; what its nodes and endpoints are is not its wish."""
         return (dict(self.annotations), self.balanced, self.ports, self.ranges, self.local, self.kind)
 
@@ -210,16 +210,16 @@ def service(found: Mapping[str, Any]) -> Service:
         local=spec.get("externalTrafficPolicy") == "Local",
         sticky=spec.get("sessionAffinity") == "ClientIP",
         balanced=_text(spec, "type") == "LoadBalancer" and spec.get("loadBalancerClass") == LOAD_BALANCER_CLASS,
-        ranges=tuple(str(one) for one in spec.get("loadBalancerSourceRanges") or ()),
+        ranges=tuple(map(str, spec.get("loadBalancerSourceRanges") or ())),
         health_port=int(spec["healthCheckNodePort"]) if spec.get("healthCheckNodePort") else None,
-        ingress=tuple(_text(one, "ip") for one in balancer.get("ingress") or () if isinstance(one, Mapping)),
+        ingress=tuple(_text(entry, "ip") for entry in balancer.get("ingress") or () if isinstance(entry, Mapping)),
         conditions={
-            _text(one, "type"): {key: str(value) for key, value in one.items()}
-            for one in _part(found, "status").get("conditions") or ()
-            if isinstance(one, Mapping)
+            _text(condition, "type"): {key: str(value) for key, value in condition.items()}
+            for condition in _part(found, "status").get("conditions") or ()
+            if isinstance(condition, Mapping)
         },
         deleted="deletionTimestamp" in meta,
-        finalizers=tuple(str(one) for one in meta.get("finalizers") or ()),
+        finalizers=tuple(map(str, meta.get("finalizers") or ())),
         version=_text(meta, "resourceVersion"),
     )
 

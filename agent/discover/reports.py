@@ -52,7 +52,7 @@ class Reporter:
             written = self._written.get(uid)
             if service.key in self._waiting and self._waiting[service.key][1] == what:
                 return
-            kept = conditions.stand(service, what) or not self._kept
+            kept = conditions.is_written(service, what) or not self._kept
             whole = bool(service.status) == (what is not None) and kept
             if what == there and whole and (not written or written[0] == what):
                 self._waiting.pop(service.key, None)

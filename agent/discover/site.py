@@ -11,9 +11,10 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
 from agent import __version__
-from agent.discover.controller import Controller, Sources
+from agent.discover.controller import Controller
 from agent.discover.firewalls import Firewalls
 from agent.discover.reports import Reporter
+from agent.discover.sources import Sources
 from agent.host.http_server import Answer
 from agent.remote.push import GRACE_SECONDS
 

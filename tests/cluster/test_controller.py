@@ -555,8 +555,8 @@ def test_it_says_who_it_is(site: Site):
 def condition(site: Site, name: str, kind: str) -> dict[str, str]:
     """As `kubectl wait --for=condition=edgeagent.io/KIND` reads it; {} where there is none."""
     status = site.kube.get("Service", name)["status"]
-    found = [one for one in status.get("conditions") or () if one["type"] == f"edgeagent.io/{kind}"]
-    return found[0] if found else {}
+    by_type = {entry["type"]: entry for entry in status.get("conditions") or ()}
+    return by_type.get(f"edgeagent.io/{kind}", {})
 
 
 def programmed(site: Site, name: str, status: str = "True") -> dict[str, str]:
@@ -600,7 +600,7 @@ def test_a_service_whose_load_balancer_is_the_firewall(site: Site):
 
 
 def gone(site: Site, name: str) -> bool:
-    return all(one["metadata"]["name"] != name for one in site.kube.items("Service"))
+    return all(service["metadata"]["name"] != name for service in site.kube.items("Service"))
 
 
 @pytest.mark.parametrize("where", ["while it watches", "while it is away", "while the firewall is away"])

@@ -59,17 +59,17 @@ def test_kustomize_names_what_is_there():
 
 
 def test_prometheus_and_the_network_policy_find_the_pods_and_their_port():
-    (deployment,) = [one for one in manifests("deployment") if one["kind"] == "Deployment"]
+    (deployment,) = [manifest for manifest in manifests("deployment") if manifest["kind"] == "Deployment"]
     template = deployment["spec"]["template"]
     labels, (container,) = template["metadata"]["labels"], template["spec"]["containers"]
     named = [port["name"] for port in container["ports"]]
     (monitor,), (policy,) = manifests("podmonitor"), manifests("networkpolicy")
     for selector in (monitor["spec"]["selector"], policy["spec"]["podSelector"]):
         assert selector["matchLabels"].items() <= labels.items()
-    assert [one["port"] for one in monitor["spec"]["podMetricsEndpoints"]] == named
-    assert [one["port"] for one in policy["spec"]["ingress"][0]["ports"]] == named
-    (target,) = [one.removeprefix("--to=admin@") for one in container["args"] if one.startswith("--to")]
-    assert policy["spec"]["egress"][0]["to"] == [{"ipBlock": {"cidr": f"{target}/32"}}]
+    assert [target["port"] for target in monitor["spec"]["podMetricsEndpoints"]] == named
+    assert [open_port["port"] for open_port in policy["spec"]["ingress"][0]["ports"]] == named
+    (firewall,) = [word.removeprefix("--to=admin@") for word in container["args"] if word.startswith("--to")]
+    assert policy["spec"]["egress"][0]["to"] == [{"ipBlock": {"cidr": f"{firewall}/32"}}]
 
 
 # --- the image ----------------------------------------------------------------------------------------------------

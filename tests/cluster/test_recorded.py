@@ -67,14 +67,14 @@ def ask(kube: Kube, request: dict[str, Any], token: str) -> tuple[int, Any]:
 def essence(body: Any) -> Any:
     """What the controller makes of an answer, without moments, versions and uids."""
     if isinstance(body, list):  # group versions, or a watch; a server may send more bookmarks than another
-        events = [one["type"] for one in body if isinstance(one, dict)]
+        events = [event["type"] for event in body if isinstance(event, dict)]
         return [word for word in events if word != "BOOKMARK"], "BOOKMARK" in events
     if body.get("kind") == "Status":
         return body.get("status"), body.get("reason"), body.get("code")
     if "items" in body:
         return body["kind"], bool(body["metadata"].get("continue"))
     meta, status = body.get("metadata", {}), body.get("status", {})
-    conditions = [{key: one[key] for key in ("type", "status", "reason")} for one in status.get("conditions") or ()]
+    conditions = [{key: entry[key] for key in ("type", "status", "reason")} for entry in status.get("conditions") or ()]
     return {
         "kind": body.get("kind"),
         "version": body.get("apiVersion"),

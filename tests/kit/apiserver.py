@@ -29,7 +29,7 @@ from kit.servers import free_port
 
 RECORDED: dict[str, Any] = json.loads((Path(__file__).parents[1] / "cluster/recorded.json").read_text())
 LATER: dict[str, Any] = {
-    one["title"]: one for one in json.loads((Path(__file__).parents[1] / "cluster/kubernetes-1.36.json").read_text())
+    step["title"]: step for step in json.loads((Path(__file__).parents[1] / "cluster/kubernetes-1.36.json").read_text())
 }
 """What kube-apiserver 1.36.2 answered to requests of our own kind, by title."""
 BOOKMARK_SECONDS = 2.0  # the real one: a minute
@@ -319,25 +319,25 @@ class Recorded(Kube):
         manager, status = call.query["fieldManager"], found.get("status") or {}
         uid = found["metadata"]["uid"]
         theirs = {
-            one["type"]
+            entry["type"]
             for (owner, other), applied in self.applied.items()
             if owner == uid and other != manager
-            for one in applied.get("conditions") or ()
+            for entry in applied.get("conditions") or ()
         }
         if call.query.get("force") != "true" and theirs & {
-            one["type"] for one in (body.get("status") or {}).get("conditions") or ()
+            entry["type"] for entry in (body.get("status") or {}).get("conditions") or ()
         }:
             recorded = LATER["the same field by another manager, without force: conflict"]
             raise RecordedError(recorded["status"], recorded["answer"])
         mine = self.applied.get((found["metadata"]["uid"], manager), {})
         wanted = body.get("status") or {}
         kept = {
-            one["type"]: one
-            for one in status.get("conditions") or ()
-            if one["type"] not in {old["type"] for old in mine.get("conditions", ())}
+            entry["type"]: entry
+            for entry in status.get("conditions") or ()
+            if entry["type"] not in {old["type"] for old in mine.get("conditions", ())}
         }
-        for one in wanted.get("conditions") or ():
-            kept[one["type"]] = one
+        for entry in wanted.get("conditions") or ():
+            kept[entry["type"]] = entry
         made = {key: value for key, value in status.items() if key != "conditions"}
         if "loadBalancer" in mine and "loadBalancer" not in wanted:
             made["loadBalancer"] = {}
@@ -363,7 +363,7 @@ class Recorded(Kube):
         if call.query.get("sendInitialEvents") == "true":
             with self.store.changed:
                 seen, everything = self.store.version, list(self.store.of(call.resource).values())
-            yield from ({"type": "ADDED", "object": one} for one in everything)
+            yield from ({"type": "ADDED", "object": found} for found in everything)
             marks = {"k8s.io/initial-events-end": "true"}
             meta = {"creationTimestamp": None, "resourceVersion": str(seen), "annotations": marks}
             kind = _BY_RESOURCE[call.resource]
@@ -411,10 +411,10 @@ def _validate(call: Call, found: dict[str, Any], changed: dict[str, Any]) -> Non
         refuse("ingress on a NodePort Service", "np")
     if "ingress" in ((changed.get("status") or {}).get("loadBalancer") or {}) and not ingress:
         changed["status"]["loadBalancer"] = {}  # an empty list is left out
-    for one in ingress:
-        if "ip" in one:
-            one.setdefault("ipMode", "VIP")
-        elif "ipMode" in one:
+    for entry in ingress:
+        if "ip" in entry:
+            entry.setdefault("ipMode", "VIP")
+        elif "ipMode" in entry:
             refuse("hostname with ipMode", "lb")
 
 

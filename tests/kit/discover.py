@@ -200,5 +200,5 @@ def told(kube: Kube, name: str, namespace: str = "default") -> dict[str, Any]:
 
 def events(kube: Kube, name: str, namespace: str = "default") -> list[tuple[str, str]]:
     """(reason, message) of the Events of a Service, oldest first."""
-    found = [one for one in kube.items("Event", namespace) if one["regarding"]["name"] == name]
-    return [(one["reason"], one["note"]) for one in sorted(found, key=lambda one: one["metadata"]["name"])]
+    own = [event for event in kube.items("Event", namespace) if event["regarding"]["name"] == name]
+    return [(event["reason"], event["note"]) for event in sorted(own, key=lambda event: event["metadata"]["name"])]

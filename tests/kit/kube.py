@@ -89,9 +89,9 @@ class Kube:
         if self.slices == "v1" or not isinstance(body, dict) or "endpoints" not in body:
             return body
         old = [
-            {key: value for key, value in one.items() if key != "nodeName"}
-            | {"topology": {"kubernetes.io/hostname": one["nodeName"]}}
-            for one in body["endpoints"]
+            {key: value for key, value in endpoint.items() if key != "nodeName"}
+            | {"topology": {"kubernetes.io/hostname": endpoint["nodeName"]}}
+            for endpoint in body["endpoints"]
         ]
         version = {"apiVersion": f"discovery.k8s.io/{self.slices}"} if "apiVersion" in body else {}
         return {**body, "endpoints": old, **version}

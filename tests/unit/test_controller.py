@@ -14,7 +14,9 @@ from kit.discover import balanced, endpoints, node, service
 
 from agent.discover import controller as module
 from agent.discover import merge, objects
+from agent.discover.api import ApiError
 from agent.discover.controller import Controller
+from agent.discover.finalizers import Finalizers
 from agent.discover.firewalls import Verdict
 from agent.discover.objects import FINALIZER, Service, Slice
 from agent.discover.service_status import ServiceStatus
@@ -114,27 +116,28 @@ class Reporter:
         """Likewise."""
 
 
-class Finalizers:
-    """Written at once, as a watch would tell."""
+class Api:
+    """What the writer of finalizers asks of the API server: taken at once, and told as a watch would."""
 
     def __init__(self, sources: Sources) -> None:
         self.sources, self.conflicts, self.away, self.written = sources, 0, False, 0
 
-    def add(self, service: Service) -> bool:
+    def patch(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         self.written += 1
+        name = path.split("/")[-2]
+        if self.away:
+            raise ApiError("it does not answer")
         if self.conflicts:
             self.conflicts -= 1
-            return False
-        self.sources.services[service.name] = evolve(service, finalizers=(*service.finalizers, FINALIZER))
-        return True
-
-    def remove(self, service: Service) -> bool:
-        left = tuple(name for name in service.finalizers if name != FINALIZER)
+            raise ApiError("409", status=409)
+        service = self.sources.services[name]
+        assert body["metadata"]["uid"] == service.uid
+        left = tuple(body["metadata"]["finalizers"])
         if service.deleted and not left:
-            del self.sources.services[service.name]
+            del self.sources.services[name]
         else:
-            self.sources.services[service.name] = evolve(service, finalizers=left)
-        return True
+            self.sources.services[name] = evolve(service, finalizers=left)
+        return {}
 
 
 class Election:
@@ -171,7 +174,7 @@ class Bench:
 
     def __init__(self, judge: Callable[[set[str]], Verdict] = lambda _: LIVE) -> None:
         self.sources, self.firewalls, self.reporter, self.election = Sources(), Firewalls(judge), Reporter(), Election()
-        self.finalizers = Finalizers(self.sources)
+        self.api = Api(self.sources)
         self.terms = Config()
         self.fresh()
 
@@ -187,7 +190,7 @@ class Bench:
             firewalls=self.firewalls,  # type: ignore[arg-type]
             election=lambda _: self.election,  # type: ignore[arg-type,return-value]
             reporter=self.reporter,  # type: ignore[arg-type]
-            finalizers=self.finalizers,  # type: ignore[arg-type]
+            finalizers=Finalizers(self.api),  # type: ignore[arg-type]
             end=threading.Event(),
         )
 
@@ -677,7 +680,7 @@ def test_a_finalizer_that_came_too_late_is_written_soon(monkeypatch: pytest.Monk
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
     bench = Bench()
     bench.add("a")
-    bench.finalizers.conflicts = 2  # before the push, and after it
+    bench.api.conflicts = 2  # before the push, and after it
     bench.turn()
     assert (bench.serves, bench.sources.services["a"].finalizers) == ({"a"}, ())
     now[0] += 2
@@ -780,20 +783,20 @@ def test_a_finalizer_is_written_once_for_a_version():
     bench = Bench()
     bench.add("a", "b")
     stale = dict(bench.sources.services)
-    bench.finalizers.sources = Sources()
-    bench.finalizers.sources.services = dict(stale)  # written there, and not told of here yet
+    bench.api.sources = Sources()
+    bench.api.sources.services = stale  # written there, and not told of here yet
     bench.turn()
-    assert bench.finalizers.written == 2
+    assert bench.api.written == 2
     bench.turn()
-    assert bench.finalizers.written == 2
+    assert bench.api.written == 2
 
 
 def test_an_api_server_that_does_not_answer_is_asked_once():
     bench = Bench()
     bench.add("a", "b", "c")
-    bench.finalizers.conflicts, bench.finalizers.away = 9, True
+    bench.api.away = True
     bench.turn()
-    assert (bench.finalizers.written, bench.serves) == (2, {"a", "b", "c"})  # before the push, and after it
+    assert (bench.api.written, bench.serves) == (2, {"a", "b", "c"})  # before the push, and after it
 
 
 def test_one_that_is_deleted_does_not_speak_for_one_that_has_vanished():

@@ -445,8 +445,8 @@ def test_a_pod_of_both_families_is_one_server():
 def test_slices_of_v1_and_of_v1beta1_are_read_alike():
     new = endpoints("mail", ("198.51.100.1", "node1", True), smtp=2525)
     old = json.loads(json.dumps(new)) | {"apiVersion": "discovery.k8s.io/v1beta1"}
-    for one in old["endpoints"]:
-        one["topology"] = {"kubernetes.io/hostname": one.pop("nodeName")}
+    for endpoint in old["endpoints"]:
+        endpoint["topology"] = {"kubernetes.io/hostname": endpoint.pop("nodeName")}
     for one in new["endpoints"]:
         one["conditions"] = {"ready": True, "serving": True, "terminating": False}
     assert objects.endpoint_slice(old) == objects.endpoint_slice(new)
