@@ -84,7 +84,8 @@ class Writes:
         self._renamed: _Version | None = None
         self._closed: _Version | None = None
         self._open = False
-        self._seen = (self._version(), monotonic())
+        self._written: _Version | None = self._version()  # at the last event of a write
+        self._seen = (self._written, monotonic())
 
     def event(self, kind: str) -> None:
         """Take a watchdog event about the file: `moved` (here), `closed` (after writing), `modified`, and others."""
@@ -94,9 +95,14 @@ class Writes:
             elif kind == "closed":
                 self._closed, self._open = self._version(), False
             # `created` alone says nothing: a file that was moved here from an unwatched folder comes so too.
-            elif kind == "modified" and (version := self._version()) != self._seen[0]:
+            elif kind == "modified" and (version := self._version()) != self._written:  # else its mode alone
                 self._open = version not in (self._renamed, self._closed)
-                self._seen = (version, self._monotonic())
+                self._written = version
+
+    def is_open(self) -> bool:
+        """Whether a writer is known to have the file open; False where nothing tells, or it was changed just now."""
+        with self._lock:
+            return self._open
 
     def unfinished(self) -> float:
         """For how many seconds more the file must not be read; 0.0: it is whole, or it is not there."""

@@ -11,7 +11,7 @@ import logging
 from agent.desired.identity import digest_of
 from agent.errors import InvalidError, Outcome, RateLimitedError, StoreError, Violation
 from agent.host.desired_file import Intake
-from agent.host.file_writes import Writes
+from agent.host.file_writes import QUIET_SECONDS, Writes
 from agent.host.notifier import Notices
 from agent.host.store import Identity, Store
 from agent.reconcile.assessor import Assessor
@@ -138,7 +138,9 @@ class Loop:
 
         It is being written, or it takes frontends away and was written in place just now.
         """
-        wait, why = self.writes.unfinished(), "it is being written"
+        # After a rename in the clock tick of its write nothing but the event, which is on its way, tells the two apart.
+        wait = self.writes.unfinished()
+        why = "it is being written" if self.writes.is_open() or wait > QUIET_SECONDS else "it was changed just now"
         if not wait and (unconfirmed := self.writes.unconfirmed()) and (gone := self._removed_frontends()):
             names = ", ".join(gone[:MAX_NAMED]) + (
                 f" and {len(gone) - MAX_NAMED} more" if len(gone) > MAX_NAMED else ""

@@ -77,6 +77,16 @@ def test_where_closes_are_reported_a_stalled_writer_is_waited_for(
     assert one.unconfirmed() == 0.0
 
 
+def test_a_look_between_a_write_and_its_event_loses_no_writer(
+    file: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+):
+    file_writes = writes(file, clock, monkeypatch, closes=True)
+    write(file, "half", clock)
+    assert (file_writes.unfinished(), file_writes.is_open()) == (QUIET_SECONDS, False)
+    file_writes.event("modified")
+    assert (file_writes.unfinished(), file_writes.is_open()) == (OPEN_SECONDS, True)
+
+
 def test_a_writer_that_never_closes_is_not_waited_for_for_ever(
     file: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ):
