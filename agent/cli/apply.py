@@ -117,7 +117,12 @@ def plan(settings_file: Path | None, file: Path | None, *, as_json: bool, from_g
 
 @click.command(epilog="Example: agent apply new.yaml", short_help="Make the desired state live now.")
 @DESIRED
-@click.option("--force", is_flag=True, help="Even if a frontend that serves now is left without a server that answers.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Even if a frontend that serves now is left without a server that answers, or another manager wrote what is "
+    "live.",
+)
 @click.option(
     "--retry", is_flag=True, help="Even if it is held: it was rolled back, or `agent rollback` put another back."
 )
@@ -149,7 +154,7 @@ def apply(settings_file: Path | None, file: Path | None, *, force: bool, retry: 
     host.store.prepare()
     with host.store.lock(waiting=_say_who_is_waited_for):
         if data is not None:
-            host.backup.admit(parsed)
+            host.backup.admit(parsed, force=force)
             host.intake.put(data, signature)
         with deferred(_say_that_it_ends_after_the_step):
             report = host.loop.reconcile(force=force, retry=retry)

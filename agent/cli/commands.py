@@ -29,6 +29,7 @@ COMMANDS = {
     "gate": "remote",
     "status": "status",
     "history": "status",
+    "show": "status",
     "rollback": "apply",
     "probe": "proxy",
     "echo": "proxy",
@@ -39,6 +40,10 @@ COMMANDS = {
     "uninstall": "tools",
 }
 """The module of each command, in the order in which the help shows them."""
+
+
+_FUNCTIONS = {"import": "import_", "show": "show_document"}
+"""The function of a command that has not its name."""
 
 
 class _Commands(click.Group):
@@ -75,7 +80,7 @@ class _Commands(click.Group):
         if name not in COMMANDS:
             return None
         module = importlib.import_module(f"agent.cli.{COMMANDS[name]}")
-        command: click.Command = getattr(module, "import_" if name == "import" else name)
+        command: click.Command = getattr(module, _FUNCTIONS.get(name, name))
         return command
 
 

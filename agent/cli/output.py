@@ -70,7 +70,7 @@ def lost(error: OSError, code: ExitCode = ExitCode.USAGE) -> NoReturn:
     os._exit(ExitCode.USAGE)
 
 
-def show(text: str, code: ExitCode) -> None:
+def show(text: str | bytes, code: ExitCode) -> None:
     """Print the result of a command that only reads. A reader that has gone leaves its exit code, `code`, as it is."""
     try:
         click.echo(text, nl=False)

@@ -37,7 +37,12 @@ from agent.cli.options import DESIRED, hex_digits, load_settings, seconds
 @click.option(
     "--sign", "key", type=click.Path(path_type=Path, dir_okay=False), metavar="KEY", help="Sign it with this ssh key."
 )
-@click.option("--force", is_flag=True, help="Even if a frontend that serves now is left without a server that answers.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Even if a frontend that serves now is left without a server that answers, or another manager wrote what is "
+    "live.",
+)
 @click.option(
     "--retry", is_flag=True, help="Even if it is held: it was rolled back, or `agent rollback` put another back."
 )
@@ -141,7 +146,7 @@ def discover(**options: Any) -> None:
 )
 @click.pass_context
 def gate(ctx: click.Context, key: Path | None) -> None:
-    """The forced command of an ssh key: lets sync, plan, status and history through, and nothing else.
+    """The forced command of an ssh key: lets sync, plan, status, history and show through.
 
     \b
     In authorized_keys of the firewall (all in one line):

@@ -139,3 +139,24 @@ def history(settings_file: Path | None, *, as_json: bool) -> None:
         show(view.text(generations, events), ExitCode.LIVE)
     else:
         click.echo("Nothing was live yet.", err=True)
+
+
+@click.command(epilog="Example: agent show > live.yaml", short_help="Print the live document, byte for byte.")
+@click.argument("generation", required=False, type=click.IntRange(min=1))
+@click.pass_obj
+def show_document(settings_file: Path | None, generation: int | None) -> None:
+    """Print the live document, byte for byte, or that of an earlier GENERATION.
+
+    `agent history` lists the generations. Exit 2 where there is none.
+    """
+    from agent.host.store import Store
+
+    settings = load_settings(settings_file)
+    store = Store(settings.state, settings.run)
+    live = store.live()
+    number = generation if generation is not None else live.number if live else None
+    if number is None:
+        raise UsageError("nothing is live yet", remedy="`agent apply FILE` makes a document live")
+    if all(known.number != number for known in store.generations()):
+        raise UsageError(f"there is no generation {number}", remedy="`agent history` lists them")
+    show(store.desired_of(number), ExitCode.LIVE)

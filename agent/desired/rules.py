@@ -19,6 +19,7 @@ from agent.desired.schema import (
     Frontend,
     HealthType,
     Name,
+    Node,
     OnDown,
     ProxyProtocol,
     RateLimit,
@@ -361,7 +362,8 @@ def _backend_advice(at: Path, backend: Backend, written: DesiredState, bound: fr
     enabled = [server for server in backend.servers if not server.disabled]
     if not nodes and not enabled:
         yield Remark((*at, "servers"), "every server is disabled: nobody will be served", "enable one")
-    if not nodes and enabled and all(server.weight == 0 for server in enabled):
+    node_weights = [node.weight if isinstance(node, Node) else 1 for node in nodes.values()]
+    if (enabled or nodes) and not any([*node_weights, *(server.weight for server in enabled)]):
         yield Remark((*at, "servers"), "every server has weight 0: nobody will be served", "give one a weight")
     for server in sorted(backend.servers, key=attrgetter("name")):
         if server.address in bound:

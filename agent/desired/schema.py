@@ -34,6 +34,7 @@ HttpStatus = NewType("HttpStatus", str)
 """`200`, or a range of them: `200-399`."""
 Milliseconds = NewType("Milliseconds", int)
 HttpPath = NewType("HttpPath", str)
+Owner = NewType("Owner", str)
 
 
 class Application(enum.StrEnum):
@@ -174,6 +175,12 @@ class Route:
     backend: Name = field(metadata=about("where these connections go", example="webmail"))
 
 
+_OWNER = about(
+    "whose it is, in the words of whatever writes the document; kept and shown, nothing in haproxy.cfg depends on it",
+    example="mail/mail/0b2f9c1e-5d3a-4e0b-8f6d-2a1c3b4d5e6f",
+)
+
+
 @frozen(kw_only=True)
 class Frontend:
     """What clients connect to."""
@@ -225,6 +232,7 @@ class Frontend:
         default=None, metadata=about("limits per source address; counts survive reloads")
     )
     routes: tuple[Route, ...] = field(default=(), metadata=about("backends by the name in the TLS ClientHello (SNI)"))
+    owner: Owner = field(default=Owner(""), eq=False, metadata=_OWNER)
     canary: bool = field(
         default=False,
         metadata=about(
@@ -377,6 +385,18 @@ class Backend:
         ),
     )
     health: Health = field(default=Health(), metadata=about("how the servers are checked"))
+    owner: Owner = field(default=Owner(""), eq=False, metadata=_OWNER)
+
+
+@frozen(kw_only=True)
+class Node:
+    """One node of a group; its address alone is a node of weight 1."""
+
+    address: Address = field(metadata=about("its address, without a port", example="10.0.20.102"))
+    weight: Weight = field(
+        default=Weight(1),
+        metadata=about("of its server in every backend that names the group; 0: no new clients there", example=0),
+    )
 
 
 @frozen(kw_only=True, cache_hash=True)  # it is a key of what was rendered, and large
@@ -403,12 +423,21 @@ class DesiredState:
     )
     defaults: Defaults = field(default=Defaults(), metadata=about("what every frontend and backend starts from"))
     # Unfolded into the servers of the backends by `state`.
-    nodes: dict[Name, dict[Name, Address]] = field(
+    nodes: dict[Name, dict[Name, Address | Node]] = field(
         factory=dict,
         eq=False,
         metadata=about(
-            "groups of addresses, named once and used by many backends",
-            example={"workers": {"node1": "10.0.20.101"}},
+            "groups of addresses, named once and used by many backends; a node of weight 0 takes no new clients",
+            example={"workers": {"node1": "10.0.20.101", "node2": {"address": "10.0.20.102", "weight": 0}}},
+        ),
+    )
+    manager: Owner = field(
+        default=Owner(""),
+        eq=False,
+        metadata=about(
+            "who writes this document, such as a cluster's uid: one that another manager writes is refused (exit 9) "
+            "while this is live, unless it is forced; left out, anybody may",
+            example="8c5e1b0a-4c2f-4b2e-9d7a-1f2e3d4c5b6a",
         ),
     )
     frontends: tuple[Frontend, ...] = field(default=(), metadata=about("what clients connect to"))
@@ -462,6 +491,9 @@ SCALARS: dict[object, Scalar] = {
     Address: addresses.ADDRESS,
     Network: addresses.NETWORK,
     SniPattern: addresses.SNI_PATTERN,
+    Owner: scalars.matching(
+        r"[!-~]{1,400}", "1 to 400 printable ASCII characters without a space", label="1 to 400 ASCII characters"
+    ),
     HttpPath: scalars.matching(
         r"/[A-Za-z0-9._~/=&?+:@%,;-]{0,254}",
         'a path, such as "/readyz", of at most 255 plain characters',

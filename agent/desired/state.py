@@ -15,7 +15,7 @@ from agent.desired import document, rules, structure
 from agent.desired.addresses import Endpoint
 from agent.desired.document import Document
 from agent.desired.identity import digest_of
-from agent.desired.schema import CONVERTER, Backend, DesiredState, Server
+from agent.desired.schema import CONVERTER, Backend, DesiredState, Node, Server, Weight
 from agent.errors import MOST_VIOLATIONS, Finding, InvalidError, Violation, dotted
 
 DEFAULT_MAX_BYTES = 1_048_576
@@ -103,5 +103,6 @@ def _unfold(written: DesiredState) -> DesiredState:
 
 def _nodes(written: DesiredState, backend: Backend) -> Iterable[Server]:
     if backend.nodes is not None and backend.port is not None:
-        for name, host in written.nodes[backend.nodes].items():
-            yield Server(name=name, address=Endpoint(6 if ":" in host else 4, host, backend.port))
+        for name, node in written.nodes[backend.nodes].items():
+            host, weight = (node.address, node.weight) if isinstance(node, Node) else (node, Weight(1))
+            yield Server(name=name, address=Endpoint(6 if ":" in host else 4, host, backend.port), weight=weight)

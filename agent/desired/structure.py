@@ -11,7 +11,7 @@ import enum
 import itertools
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any, Generic, TypeVar, get_args, get_origin
+from typing import Any, Generic, TypeVar, Union, get_args, get_origin
 
 import attrs
 from attrs import field, frozen
@@ -178,6 +178,7 @@ def converter(scalars: Mapping[Any, Scalar]) -> Converter:
     made.register_structure_hook_factory(attrs.has, lambda cls: _class(cls, made))
     made.register_structure_hook_factory(_is_optional, lambda kind: _optional(kind, made))
     made.register_structure_hook_factory(_is_switch_or_list, lambda kind: _switch_or_list(kind, made))
+    made.register_structure_hook_factory(_is_short_or_class, lambda kind: _short_or_class(kind, made))
     made.register_structure_hook_factory(partial(_originates, tuple), lambda kind: _tuple(kind, made))
     made.register_structure_hook_factory(partial(_originates, dict), lambda kind: _dict(kind, made))
     for kind, scalar in {str: TEXT, bool: BOOLEAN, **scalars}.items():
@@ -223,6 +224,17 @@ def _switch_or_list(kind: Any, made: Converter) -> Callable[[object, Any], objec
         return hook(value, listed)
 
     return structured
+
+
+def _is_short_or_class(kind: Any) -> bool:
+    return get_origin(kind) is Union and attrs.has(get_args(kind)[1])
+
+
+def _short_or_class(kind: Any, made: Converter) -> Callable[[object, Any], object]:
+    """`Scalar | Class`: a mapping, or its most important key alone."""
+    short, whole = get_args(kind)
+    short_hook, whole_hook = made.get_structure_hook(short), made.get_structure_hook(whole)
+    return lambda value, _: whole_hook(value, whole) if isinstance(value, dict) else short_hook(value, short)
 
 
 def _class(cls: type[T], made: Converter) -> Callable[[object, Any], T]:

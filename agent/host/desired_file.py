@@ -16,6 +16,7 @@ from agent.reconcile.generation import Generation
 from agent.settings import Settings
 
 STALE_REMEDY = "set a higher serial; `agent rollback` puts an earlier state back"
+MANAGER_REMEDY = "if this one shall take over, `agent apply FILE --force` or `agent sync --force` says so"
 EMPTY_REMEDY = "if this is intended, write `allow_empty: true` at the top level of the document"
 
 
@@ -104,13 +105,16 @@ class Intake:
         signatures.check(data, given, Path(self.settings.sync.allowed_signers))
         return True
 
-    def admit(self, parsed: Parsed, live: Generation | None) -> None:
-        """Check a valid document against what is live: its serial, and whether it would end all service.
+    def admit(self, parsed: Parsed, live: Generation | None, *, force: bool = False) -> None:
+        """Check a valid document against what is live: its serial, its manager, and whether it would end all service.
 
-        One rule for every path in (the file, `apply`, `sync`, `plan`); a rollback goes without. Raises PolicyError.
+        One rule for every path in (the file, `apply`, `sync`, `plan`); a rollback goes without. `force`: another
+        manager takes over. Raises PolicyError.
         """
         if lower := policy.lower(parsed, live):
             raise PolicyError(lower, remedy=STALE_REMEDY)
+        if not force and (another := policy.another_manager(parsed, live)):
+            raise PolicyError(another, remedy=MANAGER_REMEDY)
         if self.signed:
             # Not only what is live: a rollback must not open the door to all that was signed since.
             highest = self.store.serial()

@@ -254,6 +254,7 @@ class Applier:
             outcome=(Outcome.DEGRADED if target.quarantined or report.unserved else outcome).value,
             name=target.state.name,
             serial=target.state.serial,
+            manager=target.state.manager,
             reasons=reasons,
             seconds=round(report.seconds, 3),
             quarantined=target.quarantined,

@@ -39,6 +39,8 @@ class Generation:
     """the document's label"""
     serial: int | None = field(default=None, validator=optional(instance_of(int)))
     """the document's serial"""
+    manager: str = field(default="", validator=is_text)
+    """the document's manager"""
     reasons: tuple[str, ...] = field(default=(), validator=deep_iterable(is_text, instance_of(tuple)))
     """why it came, a sentence each"""
     seconds: float = field(default=0.0, validator=is_seconds)

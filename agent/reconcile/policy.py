@@ -62,6 +62,14 @@ def moved_on(expected: str, live: Generation | None) -> str:
     return ""
 
 
+def another_manager(parsed: Parsed, live: Generation | None) -> str:
+    """Two clusters that both write this document would take turns, and each would end the other's service."""
+    manager = parsed.state.manager
+    if live is None or not live.manager or manager in ("", live.manager) or live.digest == parsed.digest:
+        return ""
+    return f"manager {manager} writes this document, and {live.manager} the one that is live"
+
+
 def empty(parsed: Parsed, live: Generation | None) -> str:
     """A document without a frontend ends all service; a tool that found nothing writes just such a document."""
     state = parsed.state

@@ -11,12 +11,19 @@ from attrs import frozen
 
 from agent.desired.addresses import Endpoint
 from agent.desired.identity import Key
+from agent.desired.state import Parsed
 from agent.haproxy.commands import Command
 from agent.haproxy.observed import Observation, Running
 from agent.proxy_protocol.greetings import ProbeResult, Question
 from agent.proxy_protocol.record import Handshake
 from agent.reconcile.generation import Generation, Hold, Journal
 from agent.reconcile.preflight import BindFailure
+
+
+class Admit(Protocol):
+    """What policy says to a valid document. Raises PolicyError. See `agent.host.desired_file`."""
+
+    def __call__(self, parsed: Parsed, *, force: bool = False) -> None: ...
 
 
 class Proxy(Protocol):

@@ -43,7 +43,7 @@ from agent.reconcile.applier import RETRY, Applier, Assessment
 from agent.reconcile.assessor import Assessor, outage_sentences, outages_of, plan_of
 from agent.reconcile.generation import Generation, Hold, Journal
 from agent.reconcile.pace import Pace
-from agent.reconcile.ports import Environment
+from agent.reconcile.ports import Admit, Environment
 from agent.reconcile.report import Report
 from agent.reconcile.report_builder import ReportBuilder
 
@@ -83,7 +83,7 @@ class Reconciler:
     verify: Callable[[bytes], bool] = field(default=lambda _: True)
     """raises PolicyError for bytes whose signature is not good, before they are parsed; returns whether the document
     is a request, not only what is live anyway"""
-    admit: Callable[[Parsed], None] = field(default=lambda _: None)
+    admit: Admit = field(default=lambda _, *, force=False: None)  # noqa: ARG005  # the parameter of the protocol
     """raises PolicyError for a valid document that policy rejects"""
     _pace: Pace = field(init=False)
     _failed_generations: set[int] = field(init=False, factory=set)  # not reached again as this host is now: it hurt
@@ -102,14 +102,15 @@ class Reconciler:
     ) -> Report:
         """Make `data` live, in the smallest step that does it; an InvalidError says why there is none to read.
 
-        `force`: although a frontend that serves now would have no server that answers. `retry`: although it is held.
+        `force`: although a frontend that serves now would have no server that answers, or another manager wrote what is
+        live. `retry`: although it is held.
         `request`: it is asked for; else it is what is live, until the desired file can be read, and ends no hold.
         """
         report = self._builder(digest_of(data) if isinstance(data, bytes) else None)
         try:
             self._settle(report)
             with report.stage("load"):
-                parsed = report.parsed = self._accept(report, data, retry=retry, request=request)
+                parsed = report.parsed = self._accept(report, data, force=force, retry=retry, request=request)
             assert isinstance(data, bytes)
             done = self._reach(report, parsed, data, force=force)
         except RateLimitedError:  # what runs is as it was, and serves
@@ -168,7 +169,9 @@ class Reconciler:
 
     # --- accept: is this document to be applied now
 
-    def _accept(self, report: ReportBuilder, data: bytes | InvalidError, *, retry: bool, request: bool) -> Parsed:
+    def _accept(
+        self, report: ReportBuilder, data: bytes | InvalidError, *, force: bool, retry: bool, request: bool
+    ) -> Parsed:
         """The desired document. Raises InvalidError, PolicyError, and SwitchError for one that has to wait."""
         if isinstance(data, InvalidError):
             raise data
@@ -179,7 +182,7 @@ class Reconciler:
             if requested:
                 self._lift_hold(report.digest)
             raise
-        self.admit(parsed)
+        self.admit(parsed, force=force)
         if requested:
             self._lift_hold(report.digest)
         if retry:

@@ -18,6 +18,7 @@ FLAGS: Mapping[str, frozenset[str]] = {
     "plan": frozenset({"--json"}),
     "status": frozenset({"--json"}),
     "history": frozenset({"--json"}),
+    "show": frozenset(),
 }
 VALUES: Mapping[str, Mapping[str, re.Pattern[str]]] = {
     "sync": {
@@ -27,15 +28,19 @@ VALUES: Mapping[str, Mapping[str, re.Pattern[str]]] = {
         "--signature": re.compile(r"[A-Za-z0-9_=-]{1,24000}"),
     }
 }
+NUMBERED = frozenset({"show"})
+"""These take the number of a generation."""
 TAKES_DOCUMENT = frozenset({"sync", "plan"})
+_LIST = f"{', '.join([*FLAGS][:-1])} and {[*FLAGS][-1]}"
 LONGEST = 32_768  # characters of a call: a signature and some words
+_NUMBER = re.compile(r"[1-9][0-9]{0,8}")
 _PUBLIC_KEY = re.compile(r"((?:sk-)?(?:ssh|ecdsa)-[a-z0-9@.-]+) ([A-Za-z0-9+/]+={0,3})(?: ([^\x00-\x1f\x7f]*))?")
 
 
 def arguments(call: str | None) -> list[str]:
     """The words of a call that may get through, `-` for the document said. Raises PolicyError for every other one."""
     if call is None:
-        raise PolicyError("this key runs `agent gate`: it lets sync, plan, status and history through, and no shell")
+        raise PolicyError(f"this key runs `agent gate`: it lets {_LIST} through, and no shell")
     if len(call) > LONGEST:
         raise PolicyError(f"a call of {len(call):,} characters; at most {LONGEST:,} are looked at")
     if not call.isascii() or not call.isprintable():
@@ -47,7 +52,7 @@ def arguments(call: str | None) -> list[str]:
     if arguments[:1] == ["agent"]:
         arguments = arguments[1:]
     if not arguments or arguments[0] not in FLAGS:
-        raise PolicyError(f"{_shown(arguments)} is not let through: only sync, plan, status and history are")
+        raise PolicyError(f"{_shown(arguments)} is not let through: only {_LIST} are")
     command, *rest = arguments
     return [command, *_checked(command, rest)]
 
@@ -55,6 +60,7 @@ def arguments(call: str | None) -> list[str]:
 def _checked(command: str, rest: list[str]) -> list[str]:
     """The options, each as it is listed, then the document."""
     options: list[str] = []
+    numbers: list[str] = []
     left = list(rest)
     documents = 0
     while left:
@@ -69,8 +75,11 @@ def _checked(command: str, rest: list[str]) -> list[str]:
             options.append(f"{name}={value}")
         elif word == "-" and command in TAKES_DOCUMENT and not documents:
             documents = 1
+        elif command in NUMBERED and not numbers and _NUMBER.fullmatch(word):
+            numbers = [word]
         else:
             raise PolicyError(f"{_shown([word])} is not let through: a document comes by standard input (`-`)")
+    options += numbers
     return [*options, "-"] if command in TAKES_DOCUMENT else options
 
 

@@ -140,7 +140,7 @@ def admit(to: Destination, parsed: Parsed, request: SyncRequest) -> None:
     live = to.store.live()
     if request.if_live and (moved := policy.moved_on(request.if_live, live)):
         raise PolicyError(moved, remedy="somebody else was faster: look at what is live, and decide again")
-    to.intake.admit(parsed, live)
+    to.intake.admit(parsed, live, force=request.force)
     for other in (policy.newest(live), _waiting(to)):
         if stale := policy.stale(parsed, other):
             raise PolicyError(stale, remedy=STALE_REMEDY)

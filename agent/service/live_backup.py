@@ -29,16 +29,16 @@ class LiveBackup:
             with contextlib.suppress(StoreError):
                 self._kept = live, self._store.desired_of(live.number), self._store.config_of(live.number)
 
-    def admit(self, parsed: Parsed) -> None:
+    def admit(self, parsed: Parsed, *, force: bool = False) -> None:
         """Check a document against what is live, on disk or in memory. Raises PolicyError, StoreError.
 
-        The caller holds the lock.
+        `force`: another manager takes over. The caller holds the lock.
         """
         live = self._store.live()
         if live is None and self._kept is not None:
             live = self._kept[0]
             self._write_back()
-        self._intake.admit(parsed, live)
+        self._intake.admit(parsed, live, force=force)
 
     def keep_lock(self, lock: ServiceLock) -> bool:
         """Take a state folder that was made anew, with what was live in it. Returns whether to reconcile at once.

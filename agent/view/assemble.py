@@ -111,7 +111,12 @@ def _desired(report: Report, file_id: tuple[int, int] | None) -> DesiredStatus:
 
 def _live(live: Generation) -> LiveStatus:
     return LiveStatus(
-        generation=live.number, digest=live.digest, name=live.name, serial=live.serial, since=when(live.at)
+        generation=live.number,
+        digest=live.digest,
+        name=live.name,
+        serial=live.serial,
+        since=when(live.at),
+        manager=live.manager,
     )
 
 
@@ -194,6 +199,7 @@ def _frontend(
         sessions=stats.sessions if stats else 0,
         client_ip_preserved=canary.preserved(canary_results, frontend.name) if canaries else None,
         canary=tuple(canary_status(arrival) for arrival in canaries),
+        owner=frontend.owner,
     )
 
 
@@ -246,6 +252,7 @@ def _backend(backend: Backend, index: Index, handshakes: Mapping[Asked, Handshak
         servers_up=up,
         servers_total=total,
         servers=tuple(_server(backend, server, stats.get(server.name), handshakes) for server in backend.servers),
+        owner=backend.owner,
     )
 
 

@@ -72,6 +72,8 @@ class LiveStatus:
     """its `serial`"""
     since: str
     """when it was committed"""
+    manager: str = ""
+    """its `manager`"""
 
 
 @frozen(kw_only=True, eq=False, repr=False)
@@ -204,6 +206,8 @@ class FrontendStatus:
     """whether the canary arrived with its own address; null: not known"""
     canary: tuple[CanaryStatus, ...] = ()
     """the canary probes"""
+    owner: str = ""
+    """its `owner`"""
 
     @property
     def why(self) -> str:
@@ -269,6 +273,8 @@ class BackendStatus:
     """servers that receive clients"""
     servers_total: int = 0
     """servers that should"""
+    owner: str = ""
+    """its `owner`"""
 
 
 @frozen(kw_only=True, eq=False, repr=False)

@@ -31,8 +31,9 @@ def _state(word: str) -> str:
 def status(now: Status, *, running: bool) -> str:
     """The status, in a screenful. `running`: whether an agent holds these folders now."""
     text = now.headline + "\n\n"
+    owned = any(frontend.owner for frontend in now.frontends)
     text += table(
-        ("FRONTEND", "STATE", "SERVERS", "SESSIONS", "ADDRESSES"),
+        ("FRONTEND", "STATE", "SERVERS", "SESSIONS", "ADDRESSES", *(["OWNER"] if owned else [])),
         (
             (
                 frontend.name,
@@ -40,6 +41,7 @@ def status(now: Status, *, running: bool) -> str:
                 f"{frontend.servers_up}/{frontend.servers_total}",
                 frontend.sessions,
                 ", ".join(_bind(bind) for bind in frontend.binds),
+                *([frontend.owner] if owned else []),
             )
             for frontend in now.frontends
         ),

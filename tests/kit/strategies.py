@@ -18,6 +18,7 @@ v6 = st.integers(1, 0xFFFF).map(lambda n: f"2001:db8::{n:x}")
 endpoints = st.one_of(st.builds("{}:{}".format, v4, ports), st.builds("[{}]:{}".format, v6, ports))
 networks = st.one_of(v4, v6, v4.map(lambda a: a.rsplit(".", 1)[0] + ".0/24"), st.just("2001:db8::/32"))
 counts = st.integers(1, 10_000)
+owners = st.from_regex(r"[!-~]{1,30}", fullmatch=True)
 
 
 def maybe(**optional: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
@@ -49,6 +50,7 @@ _pool = maybe(
     health=healths,
     timeouts=maybe(connect=durations, server=durations),
     on_down=st.sampled_from(["keep", "close"]),
+    owner=owners,
 )
 _greeted = merged(
     maybe(proxy_protocol=st.sampled_from(["v2", "v1", "none"])),
@@ -60,6 +62,8 @@ _greeted = merged(
         }
     ),
 )
+addresses = st.one_of(v4, v6)
+nodes = st.one_of(addresses, merged(st.fixed_dictionaries({"address": addresses}), maybe(weight=st.integers(0, 256))))
 backends = st.one_of(
     merged(_pool, st.fixed_dictionaries({"servers": st.dictionaries(names, servers, min_size=1, max_size=4)})),
     merged(_pool, st.fixed_dictionaries({"nodes": st.just("group"), "port": ports})),
@@ -90,6 +94,7 @@ def states(draw: st.DrawFn) -> dict[str, Any]:
             deny=st.lists(networks, max_size=20),
             rate_limit=limits,
             routes=routes,
+            owner=owners,
         ),
     )
     # Without a backend a frontend refuses whoever matches no route.
@@ -103,10 +108,10 @@ def states(draw: st.DrawFn) -> dict[str, Any]:
     timeouts = maybe(connect=durations, client=durations, server=durations)
     return {
         "version": 1,
-        "nodes": {"group": draw(st.dictionaries(names, st.one_of(v4, v6), min_size=1, max_size=3))},
+        "nodes": {"group": draw(st.dictionaries(names, nodes, min_size=1, max_size=3))},
         "frontends": draw(st.dictionaries(names, frontends, max_size=4)),
         "backends": pools,
-        **draw(maybe(name=names, serial=counts, defaults=maybe(maxconn=counts, timeouts=timeouts))),
+        **draw(maybe(name=names, serial=counts, manager=owners, defaults=maybe(maxconn=counts, timeouts=timeouts))),
     }
 
 

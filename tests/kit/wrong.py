@@ -153,4 +153,26 @@ WRONG: list[tuple[str, object, str | None]] = [
         "backends.smtp.health.type: only smtp, imap and pop3 greet first; this backend has application: raw",
     ),
     ("nodes/empty", {}, None),
+    (
+        "nodes/group",
+        {"n1": {"address": "192.0.2.1:25"}},
+        'nodes.group.n1.address: expected an IP address (names are not looked up), got the text "192.0.2.1:25"',
+    ),
+    ("nodes/group", {"n1": {"weight": 0}}, "nodes.group.n1: the key `address` is missing"),
+    ("nodes/group", {"n1": ["192.0.2.1"]}, "nodes.group.n1: expected an IP address, got a list"),
+    (
+        "frontends/smtp/owner",
+        "mail uid",
+        'frontends.smtp.owner: expected 1 to 400 printable ASCII characters without a space, got the text "mail uid"',
+    ),
+    (
+        "backends/smtp/owner",
+        "",
+        'backends.smtp.owner: expected 1 to 400 printable ASCII characters without a space, got the text ""',
+    ),
+    (
+        "manager",
+        5,
+        "manager: expected 1 to 400 printable ASCII characters without a space, got 5",
+    ),
 ]

@@ -207,7 +207,17 @@ def test_each_call_of_the_design_through_a_real_sshd(firewall: Firewall, client:
     assert (done.returncode, json.loads(done.stdout)["live"]["digest"]) == (0, digest_of(data))
     done = ssh("agent history")
     assert (done.returncode, done.stdout.count("committed")) == (0, 1)
-    for words in ("sh -c id", "run", "sync --settings /etc/passwd", "cat /etc/passwd; agent status"):
+    for words in ("agent show", "show 1"):
+        done = ssh(words)
+        assert (done.returncode, done.stdout.encode()) == (0, data), done.stderr
+    for words in (
+        "sh -c id",
+        "run",
+        "sync --settings /etc/passwd",
+        "show ../1",
+        "show 1 1",
+        "cat /etc/passwd; agent status",
+    ):
         done = ssh(words)
         assert (done.returncode, done.stdout) == (9, "")
         assert "is not let through" in done.stderr

@@ -65,12 +65,14 @@ def test_every_key_of_the_schema_comes_through():
         name: home-edge
         serial: 42
         defaults: {maxconn: 100, timeouts: {connect: 1s, client: 2m, server: 3h}}
-        nodes: {workers: {n1: 192.0.2.101, n2: "2001:DB8::0:2"}}
+        nodes: {workers: {n1: 192.0.2.101, n2: {address: "2001:DB8::0:2", weight: 0}}}
+        manager: cluster-1
         frontends:
           smtp:
             bind: ["192.0.2.1:25", "[2001:DB8:1:0::2]:25"]
             backend: smtp
             maxconn: 50
+            owner: mail/smtp/1
             timeouts: {client: 5m}
             accept_proxy: [192.0.2.8, "2001:db8:8::/48"]
             allow: [203.0.113.0/24, "2001:db8::/32", 192.0.2.7/32]
@@ -90,6 +92,7 @@ def test_every_key_of_the_schema_comes_through():
               spare: {address: "192.0.2.9:2525", weight: 10, backup: true, disabled: true}
             timeouts: {connect: 2s, server: 1h}
             on_down: close
+            owner: mail/pool/2
             health: {type: http, port: 80, interval: 1s, timeout: 2s, rise: 3, fall: 4, send_proxy: true,
                      path: /x, host: Health.example.org, status: "200-399", tls: true, verify: true}
           other:
@@ -100,6 +103,7 @@ def test_every_key_of_the_schema_comes_through():
     assert found.defaults.timeouts == Timeouts(connect=1_000, client=120_000, server=10_800_000)
     (smtp,) = found.frontends
     assert smtp.bind == (Endpoint(4, "192.0.2.1", 25), Endpoint(6, "2001:db8:1::2", 25))
+    assert (found.manager, smtp.owner, found.backends[1].owner) == ("cluster-1", "mail/smtp/1", "mail/pool/2")
     limit = RateLimit(connections=30, period=10_000, concurrent=20, exempt=("203.0.113.9",))
     assert (smtp.maxconn, smtp.timeouts.client, smtp.rate_limit) == (50, 300_000, limit)
     assert smtp.accept_proxy == ("192.0.2.8", "2001:db8:8::/48")
@@ -122,7 +126,7 @@ def test_every_key_of_the_schema_comes_through():
         (server.name, str(server.address), server.weight, server.backup, server.disabled) for server in pool.servers
     ] == [
         ("n1", "192.0.2.101:30125", 1, False, False),
-        ("n2", "[2001:db8::2]:30125", 1, False, False),
+        ("n2", "[2001:db8::2]:30125", 0, False, False),
         ("spare", "192.0.2.9:2525", 10, True, True),
     ]
     health = pool.health

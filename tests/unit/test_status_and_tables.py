@@ -107,6 +107,7 @@ def test_the_document_has_all_of_the_contract_and_is_json():
         "name": "edge",
         "serial": 9,
         "since": "1970-01-01T00:01:00Z",
+        "manager": "",
     }
     assert found["held"] == {"digest": "d", "reason": "r", "since": "1970-01-01T00:00:00Z"}
     assert found["backends"][0]["servers"][1] == {
