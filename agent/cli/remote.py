@@ -69,6 +69,12 @@ def sync(settings_file: Path | None, /, file: Path | None, **options: Any) -> No
     sync.sync(load_settings(settings_file), file, sync.Options(**options))
 
 
+def _without_effect(_context: click.Context, option: click.Parameter, value: str | None) -> None:
+    """An option of 0.1 that has nothing to say any more."""
+    if value is not None:
+        click.echo(f"agent: {option.opts[0]} has no effect any more, and will be an error", err=True)
+
+
 @click.command(
     epilog="Example: agent discover --base base.yaml > desired.yaml",
     short_help="Make a desired state out of a Kubernetes cluster.",
@@ -102,9 +108,7 @@ def sync(settings_file: Path | None, /, file: Path | None, **options: Any) -> No
     "--sign", "key", type=click.Path(path_type=Path, dir_okay=False), metavar="KEY", help="Sign what is pushed."
 )
 @click.option("--listen", default="", metavar="ADDR:PORT", help="With --watch: /metrics, /healthz, /readyz.")
-@click.option(
-    "--lease-namespace", default="", metavar="NAME", help="Where replicas agree on a leader; else the one it runs in."
-)
+@click.option("--lease-namespace", hidden=True, expose_value=False, callback=_without_effect)
 @click.option(
     "--max-bytes",
     type=click.IntRange(min=1),

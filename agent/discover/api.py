@@ -1,15 +1,12 @@
 """The API server, by the official client: its configuration, TLS, tokens and connections; JSON in and out.
 
-The client's typed models are not used: they turn each object into hundreds of Python objects, and know no
-`discovery.k8s.io/v1beta1` any more, which clusters before 1.21 serve alone.
+The client's typed models are not used: they turn each object into hundreds of Python objects.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -194,13 +191,6 @@ class Watch:
                     raise ApiError(f"{self._path}: an event of more than {_LONGEST:,} bytes")
         finally:
             self._answer.close()  # not released: what is left unread would be the next one's answer
-
-    def stop(self) -> None:
-        """From another thread: whoever reads is told that it is cut."""
-        connection = getattr(self._answer, "connection", None)
-        if (sock := getattr(connection, "sock", None)) is not None:
-            with contextlib.suppress(OSError):  # it has ended by itself
-                sock.shutdown(socket.SHUT_RDWR)
 
 
 def _chunks(answer: Any, path: str) -> Iterator[bytes]:

@@ -2,23 +2,65 @@
 
 from __future__ import annotations
 
+import enum
+import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any
 
+from attrs import field, frozen
+
 from agent.discover.objects import PREFIX, Service
-from agent.discover.service_status import ServiceStatus
 
 PROGRAMMED, ACCEPTED, DEGRADED = (f"{PREFIX}{name}" for name in ("Programmed", "Accepted", "Degraded"))
 """`kubectl wait --for=condition=edgeagent.io/Programmed service/mail`"""
-REASONS: Mapping[str, str] = {
-    "live": "Live", "degraded": "Degraded", "waiting": "Waiting", "mistake": "Mistake", "refused": "Refused",
-    "rolled_back": "RolledBack",
-}  # fmt: skip
-_LIVE = ("live", "degraded")
+BY_CLASS, BY_ANNOTATION = "LoadBalancerClass", "Annotated"
+"""Why a Service is accepted: the reason of the condition Accepted."""
 
 
-def status(service: Service, what: ServiceStatus | None, *, now: str) -> dict[str, Any]:
-    """An object for server-side apply; `what` None: nothing of it is ours any more. `now`: RFC 3339.
+class State(enum.StrEnum):
+    """What became of a Service; the value is the reason of its conditions."""
+
+    LIVE = "Live"
+    DEGRADED = "Degraded"
+    WAITING = "Waiting"
+    MISTAKE = "Mistake"
+    REFUSED = "Refused"
+    ROLLED_BACK = "RolledBack"
+
+
+@frozen(kw_only=True)
+class ServiceStatus:
+    """What is reported of a Service."""
+
+    state: State
+    message: str = ""
+    frontends: tuple[str, ...] = ()
+    """its live frontends"""
+    addresses: tuple[str, ...] = field(default=(), eq=False)
+    """of the firewall, where those are bound"""
+
+
+def request_digest(service: Service) -> str:
+    """Of all that a Service asks for. In the message of a rollback, it tells that this was tried already."""
+    return hashlib.sha256(json.dumps(service.requests, default=str, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def was_rolled_back(service: Service) -> str:
+    """The message of its rollback, where it asks for the same as then; "" where nothing like that was reported."""
+    condition = service.conditions.get(PROGRAMMED, {})
+    message = condition.get("message", "")
+    tried = condition.get("reason") == State.ROLLED_BACK and f"(request {request_digest(service)}" in message
+    return message if tried else ""
+
+
+def was_by_class(service: Service) -> bool:
+    """Whether it was accepted for its class, not for an annotation that somebody may have wiped by mistake."""
+    return service.conditions.get(ACCEPTED, {}).get("reason") == BY_CLASS
+
+
+def body(service: Service, status: ServiceStatus | None, *, now: str) -> dict[str, Any]:
+    """An object for server-side apply; `status` None: nothing of it is ours any more. `now`: RFC 3339.
 
     Of a Service of our class: the addresses that clients reach it at, with `ipMode: Proxy`. Without that kube-proxy
     would lead clients in the cluster past HAProxy, and past its header (KEP-1860).
@@ -26,13 +68,14 @@ def status(service: Service, what: ServiceStatus | None, *, now: str) -> dict[st
     made: dict[str, Any] = {
         "apiVersion": "v1",
         "kind": "Service",
+        # Of this very Service: another one may have its name by now. A wrong uid is refused (recorded of 1.32, 1.36).
         "metadata": {"name": service.name, "namespace": service.namespace, "uid": service.uid},
     }
-    if what is None:
+    if status is None:
         return made
-    made["status"] = {"conditions": [_condition(service, *row, now=now) for row in _conditions(what)]}
-    if service.balanced and what.addresses:
-        made["status"]["loadBalancer"] = {"ingress": [{"ip": ip, "ipMode": "Proxy"} for ip in what.addresses]}
+    made["status"] = {"conditions": [_condition(service, row, now) for row in _rows(service, status)]}
+    if service.balanced and status.addresses:
+        made["status"]["loadBalancer"] = {"ingress": [{"ip": ip, "ipMode": "Proxy"} for ip in status.addresses]}
     return made
 
 
@@ -41,38 +84,54 @@ def has_any(service: Service) -> bool:
     return any(kind in service.conditions for kind in (PROGRAMMED, ACCEPTED, DEGRADED))
 
 
-def is_written(service: Service, what: ServiceStatus | None) -> bool:
-    """Whether the status of the Service says that already."""
-    if what is None:
+def is_written(service: Service, status: ServiceStatus | None) -> bool:
+    """Whether that stands in the status of the Service already."""
+    if status is None:
         return not has_any(service)
-    if service.balanced and service.ingress != what.addresses:
+    if service.balanced and service.ingress != status.addresses:
         return False
-    return all(service.conditions.get(kind, {}).get("status") == _word(so) for kind, so, _, _ in _conditions(what))
-
-
-def message(what: ServiceStatus) -> str:
-    """In a sentence, for people."""
-    return what.message or f"{', '.join(what.frontends)}: live on the firewall"
-
-
-def _conditions(what: ServiceStatus) -> tuple[tuple[str, bool, str, str], ...]:
-    """Type, status, reason and message of each."""
-    reason, text = REASONS.get(what.state, what.state), message(what)
-    accepted = what.state != "mistake"
-    degraded = what.state == "degraded"
-    return (
-        (ACCEPTED, accepted, "Accepted" if accepted else reason, "" if accepted else text),
-        (PROGRAMMED, what.state in _LIVE, "Live" if degraded else reason, text),
-        (DEGRADED, degraded, reason if degraded else "AsAsked", text if degraded else ""),
+    return all(
+        (before := service.conditions.get(row.kind)) is not None
+        and (before.get("status"), before.get("reason"), before.get("message")) == (row.status, row.reason, row.message)
+        for row in _rows(service, status)
     )
 
 
-def _word(so: bool) -> str:  # noqa: FBT001  # the one thing it is about
-    return "True" if so else "False"
+def message(status: ServiceStatus) -> str:
+    """In a sentence, for people."""
+    return status.message or f"{', '.join(status.frontends)}: live on the firewall"
 
 
-def _condition(service: Service, kind: str, so: bool, reason: str, text: str, *, now: str) -> dict[str, str]:  # noqa: FBT001  # a row of the table above
-    word = _word(so)
-    before = service.conditions.get(kind, {})
-    since = before.get("lastTransitionTime") if before.get("status") == word else None
-    return {"type": kind, "status": word, "reason": reason, "message": text, "lastTransitionTime": since or now}
+@frozen
+class _Row:
+    kind: str
+    holds: bool
+    reason: str
+    message: str
+
+    @property
+    def status(self) -> str:
+        return "True" if self.holds else "False"
+
+
+def _rows(service: Service, status: ServiceStatus) -> tuple[_Row, ...]:
+    state, text = status.state, message(status)
+    accepted, degraded = state is not State.MISTAKE, state is State.DEGRADED
+    how = BY_CLASS if service.balanced else BY_ANNOTATION
+    return (
+        _Row(ACCEPTED, accepted, how if accepted else state, "" if accepted else text),
+        _Row(PROGRAMMED, state in (State.LIVE, State.DEGRADED), State.LIVE if degraded else state, text),
+        _Row(DEGRADED, degraded, state if degraded else "AsRequested", text if degraded else ""),
+    )
+
+
+def _condition(service: Service, row: _Row, now: str) -> dict[str, str]:
+    before: Mapping[str, str] = service.conditions.get(row.kind, {})
+    since = before.get("lastTransitionTime") if before.get("status") == row.status else None
+    return {
+        "type": row.kind,
+        "status": row.status,
+        "reason": str(row.reason),
+        "message": row.message,
+        "lastTransitionTime": since or now,
+    }

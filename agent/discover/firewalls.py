@@ -1,18 +1,21 @@
-"""The firewalls: a document is handed to all of them by `agent sync`, and they are asked what has become of it."""
+"""The firewalls: a document is pushed to all of them by `agent sync`, and they are asked what they have live."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from attrs import define, field, frozen
 
+from agent.desired import document
 from agent.desired.identity import digest_of
+from agent.discover import memory
+from agent.discover.fragments import Fragment
+from agent.discover.memory import Owner
 from agent.discover.merge import as_json
-from agent.discover.pools import NOBODY
 from agent.errors import AgentError, ExitCode
 from agent.host import signature
 from agent.remote import push
@@ -34,20 +37,21 @@ _log = logging.getLogger("agent.discover")
 
 
 @frozen(kw_only=True)
-class Verdict:
-    """What became of a document: the worst of those that took part, and their words.
-
-    `away`: who did not take part, and why; with nobody left, `code` is SSH. `down`: frontends that are not up, and why.
-    """
+class Result:
+    """What became of a document: the worst of the firewalls that took part."""
 
     code: ExitCode
+    """SSH where none took part, or nothing was pushed"""
     message: str = ""
+    """of the firewall with that code, with its name"""
     reason: str = ""
     """the message without the name of a firewall: tenants of the cluster are not shown its address and user"""
     away: str = ""
+    """firewalls that did not take part, and why"""
     down: Mapping[str, str] = field(factory=dict)
-    parts: tuple[RefusalStatus, ...] = ()
-    """those of the document for which it was refused, by each firewall that refused it; (): none was named"""
+    """frontends that are not up, and why"""
+    refused: tuple[RefusalStatus, ...] = ()
+    """the parts of the document for which it was refused; (): none was named"""
 
     @property
     def live(self) -> bool:
@@ -60,6 +64,16 @@ class Verdict:
         return self.live and not self.away
 
     @property
+    def rejected(self) -> bool:
+        """Whether a firewall has judged it, and not accepted it."""
+        return self.code in _ANSWERS and not self.live
+
+    @property
+    def rolled_back(self) -> bool:
+        """Whether it was live for a moment, and served worse."""
+        return self.code is ExitCode.ROLLED_BACK
+
+    @property
     def public(self) -> str:
         """Why it is not live, for the owner of a Service that is not behind that."""
         if self.live:
@@ -67,38 +81,42 @@ class Verdict:
         own = self.reason if self.code is ExitCode.SSH else ""  # of the controller, which has not pushed
         return own or _PUBLIC.get(self.code, "nothing is pushed now")
 
-    @property
-    def refused(self) -> bool:
-        """Whether somebody has judged it, and not taken it."""
-        return self.code in _ANSWERS and not self.live
-
 
 @define
 class Firewall:
-    """One of them. `digest`, `serial`: of what it has as its desired state; `code` None: not known yet.
-
-    `live`: the digest of what it has live, "" where nobody knows; `tree`: that, where it is one of ours (its digest is
-    `had`). `servers`: by name, of each backend; None where it does not tell. `away`: why it takes no part now.
-    `by_hand`: a person holds it.
-    """
+    """One of them, as it is known."""
 
     target: push.Target
-    code: ExitCode | None = None
-    message: str = ""
     digest: str = ""
-    serial: int = 0
-    down: Mapping[str, str] = field(factory=dict)
-    live: str = ""
+    """of the document that is live there; "": not known, or nothing is"""
     tree: Mapping[str, Any] | None = None
-    had: str = ""
-    servers: Mapping[str, Mapping[str, Any]] | None = None
-    away: str = ""
-    by_hand: bool = False
+    """that document without its serial, or the last one that was known; None: never known"""
+    fragments: Mapping[Owner, Fragment] = field(factory=dict)
+    """what each Service has in it"""
+    in_sync: bool = False
+    """whether its desired file is what is live"""
+    serial: int = 0
+    """the highest that it has had"""
+    code: ExitCode = ExitCode.LIVE
+    message: str = ""
     refused: tuple[RefusalStatus, ...] = ()
+    down: Mapping[str, str] = field(factory=dict)
+    away: str = ""
+    """why it takes no part now"""
+    by_hand: bool = False
+    """a person holds it"""
+
+    def learn(self, tree: Mapping[str, Any]) -> None:
+        """This is live there."""
+        self.tree, self.fragments = tree, memory.fragments(tree)
+
+    def has(self, tree: Mapping[str, Any]) -> bool:
+        """Whether this is live there, and nothing else desired."""
+        return self.in_sync and self.tree == tree
 
 
 class Firewalls:
-    """All of them, as they are known. `sign`: a key that documents are signed with."""
+    """All of them. `sign`: a key that documents are signed with."""
 
     def __init__(self, targets: Sequence[push.Target], *, seconds: float, sign: Path | None) -> None:
         self.all = [Firewall(target) for target in targets]
@@ -106,63 +124,66 @@ class Firewalls:
         self.pushes: dict[str, int] = {}
         self.last_seconds = 0.0
 
-    def outdated(self, tree: Mapping[str, Any]) -> list[Firewall]:
-        """Those that are there and do not have it."""
-        return [one for one in self.all if not one.away and not self._has(one, tree)]
+    @property
+    def known(self) -> bool:
+        """Whether any has told what it has live."""
+        return any(firewall.tree is not None for firewall in self.all)
 
-    def push_all(self, tree: Mapping[str, Any]) -> Verdict:
-        """To each that is there and does not have it, and wait."""
-        to = self.outdated(tree)
-        serial, results = self._push(to, tree, ())
-        digest = digest_of(as_json(tree, serial))
-        for one, result in zip(to, results, strict=True):
-            self._heard(one, result, digest, serial)
-            if result.exit_code in _LIVE:
-                one.live = one.had = digest
-                one.tree = tree
-        return self.verdict
+    @property
+    def must_be_asked(self) -> bool:
+        """Whether one has never told what it has."""
+        return any(firewall.tree is None and not firewall.away for firewall in self.all)
 
-    def rehearse(self, tree: Mapping[str, Any]) -> Verdict:
-        """What those that are there would say of it. Nothing is touched."""
-        there = [one for one in self.all if not one.away]
-        _, results = self._push(there, tree, ("--dry-run",))
-        judged = [result for result in results if result.exit_code in _ANSWERS]
-        if not judged:
-            return Verdict(code=ExitCode.SSH, message="; ".join(_named(result) for result in results))
-        worst = push.worst([one.exit_code for one in judged])
-        return Verdict(
-            code=worst,
-            message=next(_named(result) for result in judged if result.exit_code == worst),
-            reason=next(result.message for result in judged if result.exit_code == worst),
-            parts=tuple(part for result in judged for part in _refused(result)),
+    @property
+    def live(self) -> dict[Owner, Fragment]:
+        """What each Service has on them."""
+        best = sorted(self.all, key=lambda firewall: (firewall.by_hand, -firewall.serial))  # what was put back is older
+        return memory.together(firewall.fragments for firewall in best)
+
+    def serving(self, owner: Owner) -> bool:
+        """Whether any of them has something of this Service, as far as is known."""
+        return any(firewall.tree is None or owner in firewall.fragments for firewall in self.all)
+
+    def lacking(self, owner: Owner, fragment: Fragment) -> str:
+        """That some are away that, as far as is known, do not have what this Service has now."""
+        return self._count(
+            firewall for firewall in self.all if firewall.away and firewall.fragments.get(owner) != fragment
         )
 
-    def _push(
-        self, to: Sequence[Firewall], tree: Mapping[str, Any], words: tuple[str, ...]
-    ) -> tuple[int, tuple[push.Result, ...]]:
-        """Its serial is a higher one than any has: the time, so that it stays so."""
-        serial = max(int(time.time()), *(one.serial + 1 for one in self.all))
+    def outdated(self, tree: Mapping[str, Any]) -> list[Firewall]:
+        """Those that are there and do not have it."""
+        return [firewall for firewall in self.all if not firewall.away and not firewall.has(tree)]
+
+    def push_all(self, tree: Mapping[str, Any]) -> Result:
+        """To each that is there and does not have it, and wait."""
+        to = self.outdated(tree)
+        # A serial higher than any has: the time, so that it stays so.
+        serial = max(int(time.time()), *(firewall.serial + 1 for firewall in self.all))
         data = as_json(tree, serial)
+        for firewall, result in zip(to, self._push(to, data), strict=True):
+            self._received(firewall, result, tree, digest_of(data), serial)
+        return self.result
+
+    def _push(self, to: Sequence[Firewall], data: bytes) -> tuple[push.Result, ...]:
         begin = time.monotonic()
         try:
             signed = signature.sign(data, self._sign) if self._sign else b""
-        except AgentError as error:  # the key is gone: nothing is pushed, and it is said
-            failed = [
-                push.Result(target=one.target, exit_code=error.exit_code, message=f"cannot be signed: {error}")
-                for one in to
-            ]
-            return serial, tuple(failed)
-        options = (*words, "--withdraw", "--timeout", f"{round(self.seconds * 1000)}ms")
+        except AgentError as error:  # the key is gone: nothing is pushed, and it is logged
+            message = f"cannot be signed: {error}"
+            return tuple(push.Result(target=one.target, exit_code=error.exit_code, message=message) for one in to)
+        options = ("--withdraw", "--timeout", f"{round(self.seconds * 1000)}ms")
         payload = push.Payload(data=data, signature=signed, arguments=options, seconds=self.seconds)
-        # Only on what it is known to have live: whoever was there in between, a person or a leader, is not undone.
-        more = {one.target.text: ("--if-live", one.live) for one in to if one.live}
+        # Only on what it is known to have live: a person, or another controller, is not undone.
+        more = {firewall.target.text: ("--if-live", firewall.digest) for firewall in to if firewall.digest}
         results = push.push(
-            [one.target for one in to], payload, ordered=False, on_stage=_nothing, on_end=_nothing, more=more
+            [firewall.target for firewall in to], payload, ordered=False, on_stage=_nothing, on_end=_nothing, more=more
         )
         self.last_seconds = time.monotonic() - begin
-        return serial, results
+        return results
 
-    def _heard(self, firewall: Firewall, result: push.Result, digest: str, serial: int) -> None:
+    def _received(
+        self, firewall: Firewall, result: push.Result, tree: Mapping[str, Any], digest: str, serial: int
+    ) -> None:
         word = result.exit_code.name.lower()
         self.pushes[word] = self.pushes.get(word, 0) + 1
         good = result.exit_code in _LIVE
@@ -172,150 +193,103 @@ class Firewalls:
             "push to %s: %s (%.1f s)%s", firewall.target.text, result.message, result.seconds, remedy,
         )  # fmt: skip
         if result.exit_code not in _ANSWERS:
-            firewall.digest, firewall.live, firewall.away = "", "", result.message
+            firewall.digest, firewall.away = "", result.message
             return
         firewall.code, firewall.message, firewall.away = result.exit_code, result.message, ""
-        firewall.refused = _refused(result)
-        # What is refused is withdrawn, what is invalid not even stored; anything else is the desired file now.
-        if firewall.code not in (ExitCode.INVALID, ExitCode.REFUSED):
-            firewall.digest, firewall.serial = digest, serial
+        report = (result.answer or {}).get("report") or {}
+        firewall.refused = _refused(report.get("refused"))
         if good:
-            firewall.down = _down(((result.answer or {}).get("report") or {}).get("frontends"))
+            firewall.learn(tree)
+            firewall.digest, firewall.in_sync, firewall.serial = digest, True, serial
+            firewall.down = _down(report.get("frontends"))
+        elif result.exit_code is ExitCode.ROLLED_BACK:  # it stays the desired file; what is refused is withdrawn
+            firewall.in_sync, firewall.serial = False, serial
 
-    def ask(self) -> None:
-        """What each has, and what it made of it; of one that does not answer nothing is known then."""
-        for one, found in zip(
-            self.all, push.status([one.target for one in self.all], seconds=ASK_SECONDS), strict=True
-        ):
-            before = one.away
+    def refresh(self) -> None:
+        """What each has, and what it made of it; of one that does not answer the last that is known stays."""
+        answers = push.status([firewall.target for firewall in self.all], seconds=ASK_SECONDS)
+        for firewall, answer in zip(self.all, answers, strict=True):
+            before = firewall.away
             try:
-                _read(one, found)
+                self._read(firewall, answer)
             except (KeyError, TypeError, ValueError, AttributeError) as error:  # another version's words, or nobody's
-                one.digest, one.live, one.servers, one.away = "", "", None, f"its status cannot be read: {error!r}"
-            if one.away != before:
-                _log.warning("%s takes no change: %s", one.target.text, one.away) if one.away else _log.info(
-                    "%s is back", one.target.text
+                firewall.digest, firewall.away = "", f"its status cannot be read: {error!r}"
+            if firewall.away != before:
+                _log.warning("%s takes no change: %s", firewall.target.text, firewall.away) if firewall.away else (
+                    _log.info("%s is back", firewall.target.text)
                 )
 
-    def knows(self, tree: Mapping[str, Any]) -> None:
-        """Whoever has it live is known to have this tree."""
-        for one in self.all:
-            if one.live and one.live == digest_of(as_json(tree, one.serial or None)):
-                one.tree, one.had = tree, one.live
+    def _read(self, firewall: Firewall, answer: Mapping[str, Any] | str) -> None:
+        if isinstance(answer, str):
+            firewall.digest, firewall.away = "", push.printable(answer, 500)
+            return
+        desired, live, held = (answer.get(key) or {} for key in ("desired", "live", "held"))
+        firewall.by_hand = _BY_HAND in str(held.get("reason"))
+        firewall.serial = max(firewall.serial, *(int(part.get("serial") or 0) for part in (desired, live)))
+        digest = str(live.get("digest") or "")
+        if firewall.tree is None or digest != firewall.digest:
+            shown = push.show([firewall.target], seconds=ASK_SECONDS)[0] if digest else b""
+            if isinstance(shown, str) or (digest and digest_of(shown) != digest):
+                firewall.digest = ""
+                firewall.away = shown if isinstance(shown, str) else "its live document changes just now"
+                return
+            firewall.learn(_tree(shown))
+        firewall.digest, firewall.away = digest, ""
+        # What stands in the desired file; the status may be about the generation that was put back.
+        wanted = held.get("digest") if firewall.by_hand else desired.get("digest")
+        firewall.in_sync = wanted == digest or (not digest and not wanted)
+        if firewall.by_hand:
+            firewall.away = f"{push.printable(held.get('reason'), 200)}; `agent rollback` to the later one ends that"
+        code = answer.get("exit_code")
+        firewall.code = ExitCode(code) if code in list(ExitCode) else ExitCode.LIVE
+        firewall.message = push.printable(answer.get("message"), 500)
+        firewall.refused = ()  # of what was pushed last; this may be about something else
+        if answer.get("outcome") in _OUTCOMES:
+            firewall.down = _down(answer.get("frontends"))
+            firewall.code = ExitCode.DEGRADED if firewall.down else ExitCode.LIVE
 
-    def without(self, names: Collection[str], tree: Mapping[str, Any]) -> str:
-        """That some are away that, as far as is known, have not what `tree` says of these backends and frontends."""
-        outdated = [
-            one
-            for one in self.all
-            if one.away and (one.tree is None or any(_says(one.tree, name) != _says(tree, name) for name in names))
-        ]
-        return self._count(outdated)
+    @property
+    def result(self) -> Result:
+        """Of what they have."""
+        present = [firewall for firewall in self.all if not firewall.away]
+        away = "; ".join(f"{firewall.target.text}: {firewall.away}" for firewall in self.all if firewall.away)
+        if not present:
+            return Result(code=ExitCode.SSH, message=away, away=away)
+        code = push.worst([firewall.code for firewall in present])
+        worst = next(firewall for firewall in present if firewall.code == code)
+        return Result(
+            code=code,
+            message="" if code in _LIVE else f"{worst.target.text}: {worst.message}",
+            reason="" if code in _LIVE else worst.message,
+            away=away,
+            down={name: reason for firewall in present for name, reason in firewall.down.items()},
+            refused=tuple(part for firewall in present for part in firewall.refused),
+        )
 
     @property
     def public_away(self) -> str:
         """How many take no part, for owners of Services; "" where all do."""
-        return self._count([firewall for firewall in self.all if firewall.away])
+        return self._count(firewall for firewall in self.all if firewall.away)
 
-    def _count(self, away: Collection[Firewall]) -> str:
-        if not away:
+    def _count(self, away: Iterable[Firewall]) -> str:
+        count = len(list(away))
+        if not count:
             return ""
         if len(self.all) == 1:
             return "the firewall takes no change now"
-        return f"{len(away)} of {len(self.all)} firewalls {'takes' if len(away) == 1 else 'take'} no change now"
-
-    def _has(self, firewall: Firewall, tree: Mapping[str, Any]) -> bool:
-        return firewall.digest == digest_of(as_json(tree, firewall.serial or None))
-
-    @property
-    def servers(self) -> dict[str, Mapping[str, Any]] | None:
-        """What is live behind each backend, on any of them; None where none of them has told."""
-        best = sorted(self.all, key=lambda one: (one.by_hand, -one.serial))  # what was put back is older
-        known = [one.servers for one in best if one.servers is not None]
-        found: dict[str, Mapping[str, Any]] = {}
-        for servers in known:
-            for name, part in servers.items():
-                found.setdefault(name, part)
-        return found if known else None
-
-    @property
-    def away(self) -> str:
-        """Who takes no part, and why."""
-        return "; ".join(f"{one.target.text}: {one.away}" for one in self.all if one.away)
-
-    @property
-    def verdict(self) -> Verdict:
-        """Of what they have."""
-        there = [one for one in self.all if not one.away]
-        if not there:
-            return Verdict(code=ExitCode.SSH, message=self.away, away=self.away)
-        worst = push.worst([one.code or ExitCode.LIVE for one in there])
-        message = (
-            "" if worst in _LIVE else next(f"{one.target.text}: {one.message}" for one in there if one.code == worst)
-        )
-        down = {name: reason for one in there for name, reason in one.down.items()}
-        reason = "" if worst in _LIVE else next(firewall.message for firewall in there if firewall.code == worst)
-        parts = tuple(part for firewall in there if firewall.code is ExitCode.REFUSED for part in firewall.refused)
-        return Verdict(code=worst, message=message, reason=reason, away=self.away, down=down, parts=parts)
+        return f"{count} of {len(self.all)} firewalls {'takes' if count == 1 else 'take'} no change now"
 
 
-def _read(firewall: Firewall, found: Mapping[str, Any] | str) -> None:
-    if isinstance(found, str):
-        firewall.digest, firewall.live, firewall.servers, firewall.away = "", "", None, push.printable(found, 500)
-        return
-    desired, live, held = found.get("desired") or {}, found.get("live") or {}, found.get("held") or {}
-    by_hand = _BY_HAND in str(held.get("reason"))
-    # What stands in the desired file; the status may tell of the generation that was put back.
-    digest = str((held if by_hand else desired).get("digest") or "")
-    serials = [int(part.get("serial") or 0) for part in (desired, live)]
-    firewall.servers = {
-        str(pool["name"]): {str(server["name"]): _server(server) for server in pool["servers"]}
-        for pool in found["backends"]
-    }
-    firewall.live = str(live.get("digest") or "")
-    if firewall.had != firewall.live:  # somebody else's
-        firewall.tree = None
-    firewall.digest, firewall.serial, firewall.away = digest, max(firewall.serial, *serials), ""
-    firewall.by_hand = by_hand
-    if by_hand:
-        firewall.away = f"{push.printable(held.get('reason'), 200)}; `agent rollback` to the later one ends that"
-    code = found.get("exit_code")
-    firewall.code = ExitCode(code) if code in list(ExitCode) else None
-    firewall.message = push.printable(found.get("message"), 500)
-    firewall.refused = ()  # of what was pushed last; this may be about something else
-    if found.get("outcome") in _OUTCOMES:
-        firewall.down = _down(found.get("frontends"))
-        firewall.code = ExitCode.DEGRADED if firewall.down else ExitCode.LIVE
+def _tree(data: bytes) -> Mapping[str, Any]:
+    """A live document, as `memory` and `Firewall.has` read it. One that is no mapping has nothing of ours."""
+    value = document.read(data, file="live", max_bytes=push.MOST).value if data else {}
+    return {key: part for key, part in value.items() if key != "serial"} if isinstance(value, dict) else {}
 
 
-def _says(tree: Mapping[str, Any], name: str) -> tuple[Any, ...]:
-    """All of a frontend and its backend of one name."""
-    backend = tree.get("backends", {}).get(name, {})
-    group = tree.get("nodes", {}).get(backend.get("nodes"))
-    return tree.get("frontends", {}).get(name), backend, group
-
-
-def _server(found: Mapping[str, Any]) -> dict[str, Any]:
-    """As a desired state has it."""
-    made: dict[str, Any] = {"address": str(found["address"])}
-    if found.get("weight", 1) != 1:
-        made["weight"] = int(found["weight"])
-    if found.get("backup"):
-        made["backup"] = True
-    if found["name"] == NOBODY:
-        made["disabled"] = True
-    return made
-
-
-def _refused(result: push.Result) -> tuple[RefusalStatus, ...]:
+def _refused(parts: object) -> tuple[RefusalStatus, ...]:
     """The parts of the document for which it was refused, as far as the answer names them."""
-    parts = ((result.answer or {}).get("report") or {}).get("refused")
     read = (from_json(part, RefusalStatus) for part in (parts if isinstance(parts, list) else ()))
     return tuple(part for part in read if part is not None)
-
-
-def _named(result: push.Result) -> str:
-    return f"{result.target.text}: {result.message}"
 
 
 def _down(frontends: object) -> dict[str, str]:

@@ -1,137 +1,42 @@
-"""The base and what Services add to it, as one desired state; every conflict with both places. Pure.
-
-The base is an operator's file: binds, SNI routes, settings, whatever the cluster does not know. It is put underneath:
-each key is said by one of the two, or by both alike.
-"""
+"""The base and what Services add to it, as one desired state: merged, written, judged. Pure."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
-from attrs import field, frozen
+from attrs import frozen
 
-from agent.desired import document, schema
-from agent.desired.addresses import endpoint, ip
-from agent.desired.document import Document
-from agent.desired.scalars import describe
-from agent.desired.state import DEFAULT_MAX_BYTES, Limits, Parsed, parse
+from agent.desired import schema
+from agent.desired.addresses import ip
+from agent.desired.state import Limits, Parsed, parse
 from agent.desired.structure import keys_of
 from agent.discover.annotations import Mistake
-from agent.discover.fragments import BaseLayout, Bound, Fragment, flat
+from agent.discover.base import Base
+from agent.discover.fragments import Fragment, Groups, at
 from agent.discover.objects import PREFIX, Key
 from agent.discover.pools import NOBODY
-from agent.errors import InvalidError, Path, Violation, dotted
+from agent.errors import InvalidError, Path, dotted
 
-OWNERS = "owners"
-_SERVICE = re.compile(r"[a-z0-9.-]{1,63}/[a-z0-9.-]{1,253}")
 _NO_LIMITS = Limits(process_maxconn=2**62, file_limit=None)  # the firewall knows its own
 
 
-@frozen(kw_only=True)
-class Base:
-    """An operator's part, as it was written. `file` "" where there is none.
-
-    `owners`: which Service (`namespace/name`) alone may have a name; a key of the base that goes no further.
-    """
-
-    file: str = ""
-    tree: Mapping[str, Any] = field(factory=dict)
-    owners: Mapping[str, str] = field(factory=dict)
-    read: Document | None = None
-
-    def place(self, path: Path) -> str:
-        """`base.yaml:14`"""
-        line = self.read.line(path) if self.read else None
-        return self.file if line is None else f"{self.file}:{line}"
-
-    def ground(self, bind: Sequence[str]) -> BaseLayout:
-        """What it has of frontends and groups already."""
-        bound: dict[str, Bound] = {}
-        taken = []
-        for name, one in self._part("frontends").items():
-            if not isinstance(one, Mapping) or "bind" not in one:
-                continue
-            ports = set()
-            for index, text in enumerate(one["bind"] if isinstance(one["bind"], list) else ()):
-                try:
-                    where = endpoint(text)
-                except ValueError:  # the whole is judged later, with the line
-                    continue
-                taken.append((where.host, where.port, self.place(("frontends", name, "bind", index)), name))
-                ports.add(where.port)
-            bound[name] = Bound(ports=frozenset(ports), place=self.place(("frontends", name, "bind")))
-        groups = frozenset(self._part("nodes"))
-        return BaseLayout(bind=tuple(bind), bound=bound, taken=tuple(taken), groups=groups)
-
-    def closed(self, name: str, service: str) -> Mistake | None:
-        """Why this Service may not have this name: it is kept for another, or is the base's own."""
-        owner = self.owners.get(name)
-        if owner == service:
-            return None
-        if owner is not None:
-            said = f"{self.place((OWNERS, name))} keeps {name} for Service {owner}"
-            return Mistake(f"{PREFIX}expose", said, conflict=True, kept=True)
-        own = self._part("backends").get(name)
-        if isinstance(own, Mapping) and own.keys() & {"servers", "nodes"}:
-            said = f"{self.place(('backends', name))} has servers of its own in {name}; `{OWNERS}` there lets one join"
-            return Mistake(f"{PREFIX}expose", said, conflict=True)
-        return None
-
-    def _part(self, key: str) -> Mapping[str, Any]:
-        found = self.tree.get(key)
-        return found if isinstance(found, Mapping) else {}
-
-
-def base(data: bytes, file: str, *, watched: bool) -> Base:
-    """An operator's file. Raises InvalidError; `watched`: the controller counts serials itself."""
-    read = document.read(data, file=file, max_bytes=DEFAULT_MAX_BYTES)
-    violations = list(read.violations)
-    if not isinstance(read.value, dict):
-        violations.append(Violation((), "a mapping is expected", read.line(())))
-    elif watched and "serial" in read.value:
-        message = "not in a base that is watched: the controller counts serials itself"
-        violations.append(Violation(("serial",), message, read.line(("serial",))))
-    tree = dict(read.value) if isinstance(read.value, dict) else {}
-    owners = tree.pop(OWNERS, {})
-    if not isinstance(owners, dict) or not all(
-        isinstance(owner, str) and _SERVICE.fullmatch(owner) for owner in owners.values()
-    ):
-        told = 'names, and the Service each is kept for, are expected, such as `smtp: "mail/mail"`'
-        violations.append(Violation((OWNERS,), told, read.line((OWNERS,))))
-    if violations:
-        raise InvalidError(file, tuple(violations))
-    return Base(file=file, tree=tree, owners=owners, read=read)
-
-
-def conflicts(under: Base, fragment: Fragment) -> tuple[Mistake, ...]:
-    """Where the base says otherwise than a Service, with both places."""
-    parts = {"nodes": fragment.groups, "frontends": fragment.frontends, "backends": fragment.backends}
-    who = "/".join(fragment.service)
-    closed = [mistake for name in fragment.backends if (mistake := under.closed(name, who))]
-    return (*closed, *(found for key, part in parts.items() for found in _conflicts(under, (key,), part)))
-
-
-def merge(under: Base, fragments: Iterable[Fragment]) -> tuple[dict[str, Any], tuple[str, ...]]:
+def merge(under: Base, fragments: Iterable[Fragment], groups: Groups) -> tuple[dict[str, Any], tuple[str, ...]]:
     """All of it, as one tree, and what of the base waits for a Service that is not there.
 
-    Of two that have a name in common (one is about to give it up) the first is in it.
+    `groups`: the nodes as they are now; a fragment that was read back from a firewall may have older ones. Of two that
+    have a name in common (one is about to give it up) the first is in it.
     """
     tree: dict[str, Any] = {"version": 1, **under.tree}
     names: set[str] = set()
-    groups: dict[str, Mapping[str, str]] = {}
-    for one in fragments:
-        if not names.isdisjoint(one.backends):
+    for fragment in fragments:
+        if not names.isdisjoint(fragment.backends):
             continue
-        names |= one.backends.keys()
-        for name, members in one.groups.items():
-            if groups.setdefault(name, members) != members:  # as it was, while the others have moved on
-                one = flat(one)  # the same servers, written otherwise
-                break
-        for key, part in (("nodes", one.groups), ("frontends", one.frontends), ("backends", one.backends)):
+        names |= fragment.backends.keys()
+        used = {name: groups.get(name, members) for name, members in fragment.groups.items()}
+        for key, part in (("nodes", used), ("frontends", fragment.frontends), ("backends", fragment.backends)):
             if part:
                 tree[key] = _together(tree.get(key), part)
     return tree, tuple(_wait(under, tree))
@@ -148,11 +53,11 @@ def _wait(under: Base, tree: dict[str, Any]) -> Iterator[str]:
             continue
         waits = [
             name
-            for name, one in part.items()
-            if isinstance(one, Mapping) and one.keys() <= known and not all(one.keys() & keys for keys in needed)
+            for name, value in part.items()
+            if isinstance(value, Mapping) and value.keys() <= known and not all(value.keys() & keys for keys in needed)
         ]
         if waits:
-            tree[kind] = {name: one for name, one in part.items() if name not in waits}
+            tree[kind] = {name: value for name, value in part.items() if name not in waits}
         for name in waits:
             yield f"{under.place((kind, name))}: {kind}.{name} waits for a Service that makes the rest of it"
     backends, frontends = tree.get("backends", {}), tree.get("frontends", {})
@@ -170,45 +75,14 @@ _NONE = {"address": "127.0.0.1:9", "disabled": True}
 
 def _led(frontends: Mapping[str, Any]) -> Iterator[tuple[str, Path]]:
     """Each backend that a frontend leads to, and where it says so."""
-    for name, one in frontends.items():
-        if not isinstance(one, Mapping):
+    for name, frontend in frontends.items():
+        if not isinstance(frontend, Mapping):
             continue
-        if isinstance(one.get("backend"), str):
-            yield one["backend"], ("frontends", name, "backend")
-        for index, route in enumerate(one["routes"] if isinstance(one.get("routes"), list) else ()):
+        if isinstance(frontend.get("backend"), str):
+            yield frontend["backend"], ("frontends", name, "backend")
+        for index, route in enumerate(frontend["routes"] if isinstance(frontend.get("routes"), list) else ()):
             if isinstance(route, Mapping) and isinstance(route.get("backend"), str):
                 yield route["backend"], ("frontends", name, "routes", index, "backend")
-
-
-def _conflicts(under: Base, path: Path, ours: object) -> Iterator[Mistake]:
-    """Where the base says something else at the same place."""
-    theirs = _at(under.tree, path)
-    if theirs is None or theirs == ours or (path[-1] == "bind" and _endpoints(theirs) == _endpoints(ours)):
-        return
-    if isinstance(theirs, Mapping) and isinstance(ours, Mapping):
-        for key, value in ours.items():
-            yield from _conflicts(under, (*path, key), value)
-        return
-    yield Mistake(
-        dotted(path), f"the Service makes it {_short(ours)}, {under.place(path)} says {_short(theirs)}", conflict=True
-    )
-
-
-def _endpoints(found: object) -> frozenset[str] | None:
-    """Addresses however they are written."""
-    try:
-        return frozenset(str(endpoint(one)) for one in found) if isinstance(found, list) else None
-    except ValueError:
-        return None
-
-
-def _at(tree: object, path: Path) -> object:
-    for step in path:
-        if isinstance(tree, Mapping):
-            tree = tree.get(step)
-        else:
-            tree = tree[step] if isinstance(tree, list) and isinstance(step, int) and step < len(tree) else None
-    return tree
 
 
 def _together(theirs: object, ours: object) -> object:
@@ -216,10 +90,6 @@ def _together(theirs: object, ours: object) -> object:
     if isinstance(theirs, Mapping) and isinstance(ours, Mapping):
         return {**theirs, **{key: _together(theirs.get(key), value) for key, value in ours.items()}}
     return ours
-
-
-def _short(value: object) -> str:
-    return json.dumps(value) if isinstance(value, list) else describe(value)
 
 
 # --- written ------------------------------------------------------------------------------------------------------
@@ -239,14 +109,14 @@ def as_json(tree: Mapping[str, Any], serial: int | None = None) -> bytes:
     parts = []
     for key, value in ordered.items():
         if key in ("nodes", "frontends", "backends") and isinstance(value, dict) and value:
-            lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(one)}" for name, one in value.items())
+            lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(entry)}" for name, entry in value.items())
             parts.append(f"{json.dumps(key)}: {{\n{lines}\n }}")
         else:
             parts.append(f"{json.dumps(key)}: {json.dumps(value)}")
     return ("{" + ",\n ".join(parts) + "}\n").encode()
 
 
-_ORDER = ("version", "name", "serial", "defaults", "nodes", "frontends", "backends")
+_ORDER = ("version", "name", "serial", "manager", "defaults", "nodes", "frontends", "backends")
 
 
 def _sorted(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -297,12 +167,12 @@ def judge(data: bytes, under: Base, fragments: Sequence[Fragment], *, max_bytes:
             who = owners.get((str(path[0]), str(path[1])), []) if len(path) > 1 else []
             # Whoever wrote the line: without the Service it would be right, or it comes again as the base's own.
             for key in who:
-                place = f" ({under.place(path)})" if _at(under.tree, path) is not None else ""
+                place = f" ({under.place(path)})" if at(under.tree, path) is not None else ""
                 culprits.setdefault(key, []).append(Mistake(dotted(path), wrong.message + place))
             if not who:
-                place = under.place(path) if path and _at(under.tree, path) is not None else "desired state"
+                place = under.place(path) if path and at(under.tree, path) is not None else "desired state"
                 rest.append(": ".join(part for part in (place, dotted(path), wrong.message) if part))
-        if any("servers in all" in one for one in rest):
+        if any("servers in all" in text for text in rest):
             rest.append(f"fewer nodes for each: {PREFIX}nodes, or externalTrafficPolicy: Local")
         return Judged(
             parsed=None, culprits={key: tuple(found) for key, found in culprits.items()}, violations=tuple(rest)
@@ -312,4 +182,4 @@ def judge(data: bytes, under: Base, fragments: Sequence[Fragment], *, max_bytes:
 
 def bind_addresses(texts: Sequence[str]) -> tuple[str, ...]:
     """What `--bind` names. Raises ValueError."""
-    return tuple(dict.fromkeys(ip(one.strip())[1] for text in texts for one in text.split(",")))
+    return tuple(dict.fromkeys(ip(address.strip())[1] for text in texts for address in text.split(",")))

@@ -6,7 +6,7 @@ Only what is used is read, so that an object of a newer API, with fields nobody 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from attrs import field, frozen
@@ -16,6 +16,7 @@ from agent.discover.selector import Labels
 
 PREFIX = "edgeagent.io/"
 STATUS = f"{PREFIX}status"
+"""An annotation of earlier versions, which is taken away."""
 FINALIZER = f"{PREFIX}edge"
 LOAD_BALANCER_CLASS = f"{PREFIX}edge"
 """`spec.loadBalancerClass` of a Service whose load balancer is the firewall."""
@@ -56,8 +57,8 @@ class Port:
 class Service:
     """`annotations`: those that begin with PREFIX, without it. `given`: addresses of its load balancer.
 
-    `status`: what edgeagent itself wrote there last, which makes no difference to anything. `families`: 4 and 6, in the
-    Service's own order of preference. `created` sorts by age.
+    `families`: 4 and 6, in the Service's own order of preference. `created` sorts by age. What edgeagent itself writes
+    there makes no difference to anything.
     """
 
     namespace: str
@@ -65,7 +66,8 @@ class Service:
     uid: str = ""
     created: str = ""
     annotations: Mapping[str, str] = field(factory=dict)
-    status: str = field(default="", eq=False)
+    has_old_status: bool = field(default=False, eq=False)
+    """whether it carries the annotation STATUS"""
     ports: tuple[Port, ...] = ()
     addresses: tuple[str, ...] = ()
     families: tuple[int, ...] = (4,)
@@ -94,6 +96,11 @@ class Service:
         return (self.namespace, self.name)
 
     @property
+    def owner(self) -> str:
+        """What its frontends and backends carry in a desired state: another Service of its name is another owner."""
+        return f"{self.namespace}/{self.name}/{self.uid}"
+
+    @property
     def text(self) -> str:
         """As people name it."""
         return f"Service {self.namespace}/{self.name}"
@@ -102,6 +109,11 @@ class Service:
     def wants(self) -> bool:
         """Whether it asks edgeagent for anything."""
         return (bool(self.annotations) or self.balanced) and not self.deleted
+
+    @property
+    def says_bind(self) -> bool:
+        """Whether it names an address of the firewall."""
+        return any(key.partition(".")[0] == "bind" for key in self.annotations)
 
     @property
     def requests(self) -> tuple[Any, ...]:
@@ -174,6 +186,15 @@ class Slice:
         return (self.namespace, self.service)
 
 
+@frozen(kw_only=True)
+class Snapshot:
+    """What is in the cluster at one moment."""
+
+    services: Sequence[Service] = ()
+    nodes: Sequence[Node] = ()
+    slices: Sequence[Slice] = ()
+
+
 def service(found: Mapping[str, Any]) -> Service:
     """A Service out of the API's JSON."""
     meta, spec = _part(found, "metadata"), _part(found, "spec")
@@ -192,7 +213,7 @@ def service(found: Mapping[str, Any]) -> Service:
             for key, value in _part(meta, "annotations").items()
             if key.startswith(PREFIX) and key != STATUS
         },
-        status=str(_part(meta, "annotations").get(STATUS) or ""),
+        has_old_status=STATUS in _part(meta, "annotations"),
         ports=tuple(
             Port(
                 _text(one, "name"),
@@ -245,12 +266,12 @@ def node(found: Mapping[str, Any]) -> Node:
 
 
 def endpoint_slice(found: Mapping[str, Any]) -> Slice:
-    """An EndpointSlice out of the API's JSON, of discovery.k8s.io/v1 or v1beta1 (where a node is in `topology`)."""
+    """An EndpointSlice out of the API's JSON, of discovery.k8s.io/v1."""
     meta = _part(found, "metadata")
     members = []
     for one in found.get("endpoints") or ():
         at = _reachable(one.get("addresses") or ())
-        where = one.get("nodeName") or _part(one, "topology").get("kubernetes.io/hostname") or ""
+        where = one.get("nodeName") or ""
         # "nil should be interpreted as ready" (EndpointConditions, in the API's own words).
         conditions = _part(one, "conditions")
         rank = 0 if conditions.get("ready") is not False else 1 if conditions.get("serving") is True else 2

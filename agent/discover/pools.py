@@ -48,7 +48,7 @@ class Server:
 class Pool:
     """The servers of one port, and the port that their checks use (None: each server's own).
 
-    `group`: which nodes those of weight 1 are, where they are the same for every Service that says so; None where
+    `group`: the labels of the nodes that they are, where those are the same for every Service that says so; None where
     they are not. `remark`: what a person should know of it.
     """
 
@@ -80,6 +80,27 @@ class View:
         """Its EndpointSlices, of the families it has."""
         return [one for one in self._of.get(service.key, ()) if one.family in (4, 6)]
 
+    def members(
+        self, labels: str, families: tuple[int, ...], holders: frozenset[str] | None = None
+    ) -> tuple[Server, ...]:
+        """The nodes with these labels that have an address of one of the families, without a port (0).
+
+        `holders`: only nodes of these names. A node that takes no new clients has the weight 0.
+        """
+        key = (labels, families, holders)
+        if key not in self._members:
+            self._members[key] = _unique(
+                _server(node.name, host, 0, int(node.serves))
+                for node in self.chosen(labels)
+                if holders is None or node.name in holders
+                if (host := _preferred(node.addresses, families)) is not None
+            )
+        return self._members[key]
+
+    @cached_property
+    def _members(self) -> dict[tuple[str, tuple[int, ...], frozenset[str] | None], tuple[Server, ...]]:
+        return {}
+
     def chosen(self, labels: str) -> tuple[Node, ...]:
         """The nodes that take traffic from outside and have these labels, by name."""
         if labels not in self._chosen:
@@ -109,35 +130,39 @@ def _nodeport(service: Service, exposure: Exposure, exposed: Exposed, view: View
     port = exposed.port.node
     assert port is not None  # the annotations were read
     check = exposed.check.node if exposed.check else None
-    nodes = view.chosen(exposure.nodes)
-    found = [(node, host) for node in nodes if (host := _preferred(node.addresses, service.families))]
-    if not found:
-        which = f" with the labels {describe(exposure.nodes)}" if exposure.nodes else ""
-        if nodes:
-            return _none(
-                service, port, check, f"no node{which} has an address of its family (IPv{service.families[0]})"
-            )
-        why = f"no node{which} takes traffic from outside"
-        return _none(service, port, check, f"{why} (the label {EXCLUDED[0]} keeps one out)" if view.nodes else why)
-    remarks = []
+    labels, families, remarks = exposure.nodes, service.families, []
+    members = view.members(labels, families)
+    if not members:
+        return _none(service, port, check, _why_no_node(labels, service, view))
     if service.local:
         # Only there does kube-proxy take a connection at all, and it keeps the source address.
-        held, ready = _holders(service, exposed, view)
-        found = [pair for pair in found if pair[0].name in held]
-        if not found:
+        holders, ready = _holders(service, exposed, view)
+        members = view.members(labels, families, holders)
+        if not members:
             return _none(service, port, check, "no node that takes traffic holds an endpoint of it")
         if not ready:
             remarks.append(_UNREADY)
-    servers = _unique(_server(node.name, host, port, int(node.serves)) for node, host in found)
-    if not any(server.weight for server in servers):
-        servers = tuple(evolve(server, weight=1) for server in servers)
+    if not any(server.weight for server in members):
         remarks.append("no node of it is Ready and schedulable; all serve, and HAProxy's checks decide")
-    if len(servers) > MAX_SERVERS:
-        remarks.append(f"{len(servers):,} nodes; the first {MAX_SERVERS:,} serve ({PREFIX}nodes chooses)")
+    if len(members) > MAX_SERVERS:
+        remarks.append(f"{len(members):,} nodes; the first {MAX_SERVERS:,} serve ({PREFIX}nodes chooses)")
     if service.sticky and not service.local:
         remarks.append("its sessionAffinity sees the firewall, not its clients: a node sends all to one pod")
-    group = None if service.local else exposure.nodes
-    return Pool(servers=servers[:MAX_SERVERS], check=check, group=group, remark="; ".join(remarks))
+    servers = tuple(evolve(server, port=port) for server in fail_open(members)[:MAX_SERVERS])
+    return Pool(servers=servers, check=check, group=None if service.local else labels, remark="; ".join(remarks))
+
+
+def _why_no_node(labels: str, service: Service, view: View) -> str:
+    which = f" with the labels {describe(labels)}" if labels else ""
+    if view.chosen(labels):
+        return f"no node{which} has an address of its family (IPv{service.families[0]})"
+    why = f"no node{which} takes traffic from outside"
+    return f"{why} (the label {EXCLUDED[0]} keeps one out)" if view.nodes else why
+
+
+def fail_open(servers: tuple[Server, ...]) -> tuple[Server, ...]:
+    """Where none of them takes new clients, all do: HAProxy's checks decide."""
+    return servers if any(server.weight for server in servers) else tuple(evolve(one, weight=1) for one in servers)
 
 
 def _holders(service: Service, exposed: Exposed, view: View) -> tuple[frozenset[str], bool]:

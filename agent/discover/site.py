@@ -11,10 +11,10 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
 from agent import __version__
+from agent.discover.cluster import Cluster
 from agent.discover.controller import Controller
 from agent.discover.firewalls import Firewalls
-from agent.discover.reports import Reporter
-from agent.discover.sources import Sources
+from agent.discover.reporter import Reporter
 from agent.host.http_server import Answer
 from agent.remote.push import GRACE_SECONDS
 
@@ -22,8 +22,8 @@ from agent.remote.push import GRACE_SECONDS
 class Site(Collector):
     """`/metrics`, `/healthz` (503: start it anew), `/readyz` (503: it has not read the cluster yet)."""
 
-    def __init__(self, controller: Controller, sources: Sources, firewalls: Firewalls, reporter: Reporter) -> None:
-        self._controller, self._sources, self._firewalls, self._reporter = controller, sources, firewalls, reporter
+    def __init__(self, controller: Controller, cluster: Cluster, firewalls: Firewalls, reporter: Reporter) -> None:
+        self._controller, self._cluster, self._firewalls, self._reporter = controller, cluster, firewalls, reporter
         self._registry = CollectorRegistry()
         self._registry.register(self)
 
@@ -41,7 +41,6 @@ class Site(Collector):
         control, firewalls = self._controller, self._firewalls
         prefix = "edgeagent_discover_"
         yield InfoMetricFamily(f"{prefix}build", "Version of edgeagent.", value={"version": __version__})
-        yield GaugeMetricFamily(f"{prefix}leader", "1 while this replica pushes.", value=int(control.election.leads))
         yield GaugeMetricFamily(
             f"{prefix}in_step",
             "1 while all is live everywhere as it is asked for.",
@@ -66,14 +65,16 @@ class Site(Collector):
         objects = GaugeMetricFamily(f"{prefix}objects", "Objects of the cluster that are known.", labels=["kind"])
         lists = CounterMetricFamily(f"{prefix}lists", "How often a kind was listed anew.", labels=["kind"])
         failures = CounterMetricFamily(f"{prefix}watch_failures", "Failed requests to list or watch.", labels=["kind"])
-        heard = GaugeMetricFamily(f"{prefix}heard_seconds", "Since the API server was last heard of.", labels=["kind"])
-        for kind in sorted({one.kind for one in self._sources.all}):
-            same = [one for one in self._sources.all if one.kind == kind]
-            objects.add_metric([kind], sum(len(one.objects()) for one in same))
-            lists.add_metric([kind], sum(one.lists for one in same))
-            failures.add_metric([kind], sum(one.failures for one in same))
-            heard.add_metric([kind], time.monotonic() - min(one.heard for one in same))
-        yield from (objects, lists, failures, heard)
+        failing = GaugeMetricFamily(
+            f"{prefix}failing_seconds", "Since when the API server does not answer; 0 where it does.", labels=["kind"]
+        )
+        for kind in sorted({informer.kind for informer in self._cluster.informers}):
+            same = [informer for informer in self._cluster.informers if informer.kind == kind]
+            objects.add_metric([kind], sum(len(informer.objects()) for informer in same))
+            lists.add_metric([kind], sum(informer.lists for informer in same))
+            failures.add_metric([kind], sum(informer.failures for informer in same))
+            failing.add_metric([kind], max(informer.failing_seconds() for informer in same))
+        yield from (objects, lists, failures, failing)
 
     def _metrics(self, _accept: str) -> Answer:
         return Answer(code=200, kind=CONTENT_TYPE_LATEST, body=generate_latest(self._registry))
@@ -81,11 +82,15 @@ class Site(Collector):
     def _health(self, _accept: str) -> Answer:
         # Three sessions of ssh, one after the other, are the longest that a turn is silent.
         still = time.monotonic() - self._controller.last_loop > 60 + 3 * (self._firewalls.seconds + GRACE_SECONDS)
-        return _plain([f"{one.name} has ended" for one in self._controller.dead] + ["it stands still"] * still)
+        return _plain([f"{thread.name} has ended" for thread in self._controller.dead] + ["it stands still"] * still)
 
     def _ready(self, _accept: str) -> Answer:
         return _plain(
-            [f"{one.kind}: {one.error or 'not read yet'}" for one in self._sources.all if not one.synced.is_set()]
+            [
+                f"{informer.kind}: {informer.error or 'not read yet'}"
+                for informer in self._cluster.informers
+                if not informer.synced.is_set()
+            ]
         )
 
 

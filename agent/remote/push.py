@@ -15,7 +15,7 @@ import re
 import signal
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from attrs import evolve, frozen
 
@@ -154,27 +154,58 @@ def worst(codes: Sequence[ExitCode]) -> ExitCode:
 
 
 def status(targets: Sequence[Target], *, seconds: float) -> tuple[dict[str, Any] | str, ...]:
-    """The status.json of each, in their order; of one that does not tell, why."""
+    """The status.json of each, in their order; of one that does not answer, why."""
 
-    async def ask(where: Target) -> dict[str, Any] | str:
-        try:
-            code, out, stderr = await _session(where, "agent status --json", _nothing, seconds, lambda _: None)
-        except OSError as error:
-            return f"ssh does not run: {error.strerror}"
+    def read(code: int | None, out: bytes, stderr: Sequence[str]) -> dict[str, Any] | str:
         with contextlib.suppress(ValueError, RecursionError):
             answer = json.loads(out)
             if isinstance(answer, dict) and answer.get("schema") == 1:
                 return answer
-        if code == _SSH_FAILED:
-            return _ssh_failed(stderr)[0]
-        if code is None:
-            return "no answer in time"
-        return f"it reports no status: {'; '.join(stderr) or f'exit {code}'}"
+        return _unanswered(code, stderr) or f"it reports no status: {'; '.join(stderr) or f'exit {code}'}"
 
-    async def everyone() -> tuple[dict[str, Any] | str, ...]:
+    return _ask(targets, "agent status --json", read, seconds=seconds)
+
+
+def show(targets: Sequence[Target], *, seconds: float) -> tuple[bytes | str, ...]:
+    """The live document of each, in their order; of one that does not answer, or has none, why."""
+
+    def read(code: int | None, out: bytes, stderr: Sequence[str]) -> bytes | str:
+        if code == 0 and len(out) <= MOST:
+            return out
+        return _unanswered(code, stderr) or f"it shows no document: {'; '.join(stderr) or f'exit {code}'}"
+
+    return _ask(targets, "agent show", read, seconds=seconds)
+
+
+T = TypeVar("T")
+
+
+def _ask(
+    targets: Sequence[Target],
+    command: str,
+    read: Callable[[int | None, bytes, Sequence[str]], T | str],
+    *,
+    seconds: float,
+) -> tuple[T | str, ...]:
+    """What each answers to a command that only reads."""
+
+    async def ask(where: Target) -> T | str:
+        try:
+            return read(*await _session(where, command, _nothing, seconds, lambda _: None))
+        except OSError as error:
+            return f"ssh does not run: {error.strerror}"
+
+    async def everyone() -> tuple[T | str, ...]:
         return tuple(await asyncio.gather(*map(ask, targets)))
 
     return asyncio.run(everyone())
+
+
+def _unanswered(code: int | None, stderr: Sequence[str]) -> str:
+    """Why there is no answer at all; "" where there is one."""
+    if code is None:
+        return "no answer in time"
+    return _ssh_failed(stderr)[0] if code == _SSH_FAILED else ""
 
 
 async def _nothing() -> bytes:

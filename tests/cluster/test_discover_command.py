@@ -94,7 +94,8 @@ def test_a_thousand_services_come_in_pages(bare: Kube):
 
 def test_no_service_that_asks_is_said(kube: Kube):
     done = discover("--kubeconfig", kube.kubeconfig())
-    assert (done.returncode, yaml.safe_load(done.stdout)) == (6, {"version": 1})
+    manager = kube.get("Namespace", "kube-system")["metadata"]["uid"]
+    assert (done.returncode, yaml.safe_load(done.stdout)) == (6, {"version": 1, "manager": manager})
     assert "no Service has the annotation edgeagent.io/expose" in done.stderr
 
 
@@ -249,7 +250,7 @@ def test_a_certificate_that_is_not_known_is_not_taken(tmp_path: Path):
         done = discover(
             "--kubeconfig", config(tmp_path, server, **{"certificate-authority": str(tmp_path / "good.pem")})
         )
-        assert (done.returncode, len(heard)) == (6, 3), done.stderr
+        assert (done.returncode, len(heard)) == (6, 4), done.stderr
 
 
 def test_objects_that_cannot_be_read_are_left_out_and_the_others_are_not(tmp_path: Path):

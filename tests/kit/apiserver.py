@@ -13,6 +13,7 @@ import itertools
 import json
 import socket
 import ssl
+import subprocess
 import threading
 import time
 import urllib.parse
@@ -141,7 +142,11 @@ class Recorded(Kube):
             self._create(Call("create", "", "v1", "services", "default", "", "", {}), own)
 
     def start(self) -> None:
-        self._server = _Server(self._port, self)
+        try:
+            self._server = _Server(self._port, self)
+        except OSError as error:  # seen twice in two days, never alone: who has it?
+            holders = subprocess.run(["ss", "-tanp", f"( sport = :{self._port} )"], capture_output=True, check=False)
+            raise OSError(f"{error}: {holders.stdout.decode()}") from error
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
 
     def stop(self) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import os
 import subprocess
 import sys
@@ -193,9 +192,14 @@ def node_servers(addresses: list[str], *ports: int, header: bool = True) -> Iter
 
 
 def told(kube: Kube, name: str, namespace: str = "default") -> dict[str, Any]:
-    """What the controller has written to a Service; {} where nothing."""
-    found = kube.get("Service", name, namespace)["metadata"].get("annotations") or {}
-    return dict(json.loads(found.get("edgeagent.io/status", "{}")))
+    """What the controller reports of a Service, by its conditions: `state` and `message`; {} where nothing."""
+    found = (kube.get("Service", name, namespace).get("status") or {}).get("conditions") or ()
+    by_type = {condition["type"].removeprefix("edgeagent.io/"): condition for condition in found}
+    if "Programmed" not in by_type:
+        return {}
+    degraded = by_type["Degraded"]["status"] == "True"
+    state = "degraded" if degraded else by_type["Programmed"]["reason"].lower()
+    return {"state": state, "message": by_type["Programmed"]["message"]}
 
 
 def events(kube: Kube, name: str, namespace: str = "default") -> list[tuple[str, str]]:

@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 import yaml
+from attrs import evolve
 from kit.discover import balanced, endpoints, manifests, node, service
 
 from agent.desired.state import parse
-from agent.discover import merge, objects, selector
-from agent.discover.fragments import Before
-from agent.discover.merge import Base
-from agent.discover.service_status import ServiceStatus, told
-from agent.discover.state import Config, Snapshot, Wanted, document, wanted
+from agent.discover import conditions, memory, merge, objects, selector
+from agent.discover.base import Base, base
+from agent.discover.conditions import ServiceStatus, State
+from agent.discover.desired import Config, Desired, desired
+from agent.discover.objects import Snapshot
 from agent.errors import InvalidError
 
 ROOT = Path(__file__).parents[2]
@@ -34,19 +35,27 @@ def snapshot(*found: dict[str, Any]) -> Snapshot:
 
 
 def discovered(
-    *found: dict[str, Any], base: str = "", bind: str = "", good: Any = None, live: Any = None
-) -> tuple[Wanted, dict]:
-    """What is wanted, and the desired state, which is valid where there is no violation."""
-    under = merge.base(base.encode(), "base.yaml", watched=False) if base else Base()
-    terms = Config(base=under, bind=(bind,) if bind else ())
-    result = wanted(snapshot(*found), terms, Before(good=good or {}, live=live or {}))
-    tree = document(terms, result.fragments)
+    *found: dict[str, Any], text: str = "", bind: str = "", live: dict[str, Any] | None = None
+) -> tuple[Desired, dict[str, Any]]:
+    """What is desired, which is valid where there is no violation; and its tree without the owners.
+
+    `text`: the base; `live`: the tree that a firewall has.
+    """
+    under = base(text.encode(), "base.yaml", watched=False) if text else Base()
+    config, snap = Config(base=under, bind=(bind,) if bind else ()), snapshot(*found)
+    known = memory.fragments(live or {})
+    by_key = {one.key: known[one.owner] for one in snap.services if one.owner in known}
+    result = desired(snap, config, live=by_key)
+    tree: dict[str, Any] = json.loads(json.dumps(result.tree))
     if not result.violations:
         assert parse(merge.as_yaml(tree, "x"), file="x").state == parse(merge.as_json(tree), file="x").state
+    for kind in ("frontends", "backends"):
+        for part in tree.get(kind, {}).values():
+            part.pop("owner", None)
     return result, tree
 
 
-def mistakes(result: Wanted, name: str = "mail", namespace: str = "default") -> list[str]:
+def mistakes(result: Desired, name: str = "mail", namespace: str = "default") -> list[str]:
     return [one.text for one in result.mistakes.get((namespace, name), ())]
 
 
@@ -233,11 +242,13 @@ def test_a_node_that_is_cordoned_or_not_ready_is_drained_and_one_that_is_exclude
     out["metadata"]["labels"]["node.kubernetes.io/exclude-from-external-load-balancers"] = ""
     nodes = [*NODES, node("node3", "192.0.2.103", cordoned=True), node("node4", "192.0.2.104", ready=False), out]
     _, tree = discovered(MAIL, *nodes)
-    assert tree["nodes"]["workers"] == {"node1": "192.0.2.101", "node2": "192.0.2.102"}
-    assert tree["backends"]["smtp"]["servers"] == {
-        "node3": {"address": "192.0.2.103:30025", "weight": 0},
-        "node4": {"address": "192.0.2.104:30025", "weight": 0},
+    assert tree["nodes"]["workers"] == {
+        "node1": "192.0.2.101",
+        "node2": "192.0.2.102",
+        "node3": {"address": "192.0.2.103", "weight": 0},
+        "node4": {"address": "192.0.2.104", "weight": 0},
     }
+    assert "servers" not in tree["backends"]["smtp"]
 
 
 def test_where_no_node_is_as_it_should_be_all_serve():
@@ -251,7 +262,7 @@ def test_a_node_that_never_said_that_it_is_ready_is_not():
     bare = node("node3", "192.0.2.103")
     bare["status"]["conditions"] = []
     _, tree = discovered(MAIL, *NODES, bare)
-    assert tree["backends"]["smtp"]["servers"]["node3"]["weight"] == 0
+    assert tree["nodes"]["workers"]["node3"] == {"address": "192.0.2.103", "weight": 0}
 
 
 def test_nodes_are_chosen_by_their_labels():
@@ -347,8 +358,7 @@ def test_a_node_that_is_about_to_be_deleted_is_drained():
     going["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
     tainted["spec"]["taints"] = [{"key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule"}]
     _, tree = discovered(MAIL, *NODES, going, tainted)
-    assert {one["weight"] for one in tree["backends"]["smtp"]["servers"].values()} == {0}
-    assert len(tree["backends"]["smtp"]["servers"]) == 2
+    assert {one["weight"] for one in tree["nodes"]["workers"].values() if isinstance(one, dict)} == {0}
 
 
 def test_a_node_with_an_external_address_alone_is_reached_there():
@@ -442,18 +452,15 @@ def test_a_pod_of_both_families_is_one_server():
     assert tree["backends"]["smtp"]["servers"] == {"mail-0": {"address": "[2001:db8::7]:2525"}}
 
 
-def test_slices_of_v1_and_of_v1beta1_are_read_alike():
+def test_endpoints_are_ready_serving_or_neither():
     new = endpoints("mail", ("198.51.100.1", "node1", True), smtp=2525)
-    old = json.loads(json.dumps(new)) | {"apiVersion": "discovery.k8s.io/v1beta1"}
-    for endpoint in old["endpoints"]:
-        endpoint["topology"] = {"kubernetes.io/hostname": endpoint.pop("nodeName")}
-    for one in new["endpoints"]:
-        one["conditions"] = {"ready": True, "serving": True, "terminating": False}
-    assert objects.endpoint_slice(old) == objects.endpoint_slice(new)
-    new["endpoints"][0]["conditions"] = {}
-    assert objects.endpoint_slice(new).members[0].rank == 0
-    for conditions, rank in (({"ready": False, "serving": True}, 1), ({"ready": False, "serving": False}, 2)):
-        new["endpoints"][0]["conditions"] = conditions
+    for states, rank in (
+        ({"ready": True, "serving": True, "terminating": False}, 0),
+        ({}, 0),
+        ({"ready": False, "serving": True}, 1),
+        ({"ready": False, "serving": False}, 2),
+    ):
+        new["endpoints"][0]["conditions"] = states
         assert objects.endpoint_slice(new).members[0].rank == rank
 
 
@@ -496,27 +503,50 @@ def test_names_and_addresses_belong_to_the_older_service():
 def test_what_is_live_is_not_displaced_by_what_says_it_is_older():
     live = aged(service("live", {"smtp": 25}, expose="smtp", bind=BIND), 9)
     older = aged(service("older", {"smtp": 25}, expose="smtp", bind=BIND), 1)
-    good = {("default", "live"): {"expose": "smtp", "bind": BIND}}
-    now = discovered(live, *NODES)[0].fragments
-    result, _ = discovered(older, live, *NODES, good=good, live=now)
+    now = discovered(live, *NODES)[0].tree
+    result, _ = discovered(older, live, *NODES, live=dict(now))
     assert list(result.mistakes) == [("default", "older")]
     # Nor by what is live itself, and asks for more than it has.
     other = aged(service("other", {"mx": 26}, expose="mx", bind=BIND), 1)
-    now = discovered(live, other, *NODES)[0].fragments
+    now = discovered(live, other, *NODES)[0].tree
     other["metadata"]["annotations"]["edgeagent.io/expose"] = "mx=25"
-    result, tree = discovered(other, live, *NODES, live=now)
+    result, tree = discovered(other, live, *NODES, live=dict(now))
     assert list(result.mistakes) == [("default", "other")]
     assert tree["frontends"]["mx"]["bind"] == ["192.0.2.1:26"]
-    result, _ = discovered(older, live, *NODES, good=good, live=discovered(live, *NODES)[0].fragments)
-    assert list(result.mistakes) == [("default", "older")]
 
 
-def test_annotations_that_were_live_go_on_where_the_new_ones_are_mistaken():
+def test_everything_of_a_service_carries_its_owner_by_which_it_is_found_again():
+    mail = service("mail", {"smtp": 25}, expose="smtp", bind=BIND)
+    mail["metadata"]["uid"] = "u-1"
+    tree = discovered(mail, *NODES)[0].tree
+    assert tree["frontends"]["smtp"]["owner"] == tree["backends"]["smtp"]["owner"] == "default/mail/u-1"
+    found = memory.fragments(json.loads(merge.as_json(tree)))
+    assert found == {"default/mail/u-1": discovered(mail, *NODES)[0].fragments["default", "mail"]}
+
+
+@pytest.mark.parametrize(
+    "part",
+    [None, 4, {"owner": 4}, {"owner": "a/b"}, {"owner": "a/b/c", "bind": ["x"]}, {"owner": "a/b/c", "bind": 7}],
+)
+def test_what_nobody_could_have_written_is_nobodys(part: Any):
+    assert memory.fragments({"frontends": {"x": part}, "backends": []}) == {}
+
+
+def test_of_two_firewalls_the_newer_memory_counts_and_nothing_meets_itself():
+    mail, web = service("mail", {"smtp": 25}, expose="smtp", bind=BIND), service("web", {"x": 80}, expose="x=25")
+    web["metadata"]["annotations"]["edgeagent.io/bind"] = BIND
+    newer, older = (memory.fragments(discovered(one, *NODES)[0].tree) for one in (mail, web))
+    assert memory.together([newer, older]) == newer  # both have 192.0.2.1:25
+
+
+def test_what_is_live_goes_on_where_the_annotations_are_mistaken_and_follows_its_nodes():
+    mail = service("mail", {"smtp": 25}, expose="smtp=2525", bind=BIND)
+    live = dict(discovered(mail, *NODES)[0].tree)
     broken = service("mail", {"smtp": 25}, expose="smtp=twenty", bind=BIND)
-    good = {("default", "mail"): {"expose": "smtp=2525", "bind": BIND}}
-    result, tree = discovered(broken, *NODES, good=good)
-    assert result.levels == {("default", "mail"): 1}
+    result, tree = discovered(broken, NODES[0], node("node2", "192.0.2.102", cordoned=True), live=live)
+    assert result.kept == {("default", "mail")}
     assert tree["frontends"]["smtp"]["bind"] == ["192.0.2.1:2525"]
+    assert tree["nodes"]["workers"]["node2"] == {"address": "192.0.2.102", "weight": 0}
     assert "smtp: a port from 1 to 65,535" in mistakes(result)[0]
 
 
@@ -578,7 +608,7 @@ backends:
 def test_the_base_is_put_underneath():
     mail = service("mail", {"smtp": 25, "check": 145}, expose="smtp", health_port="check")
     web = service("traefik", {"websecure": 443}, expose="websecure=routed", application="tls")
-    result, tree = discovered(mail, web, *NODES, base=BASE)
+    result, tree = discovered(mail, web, *NODES, text=BASE)
     assert (dict(result.mistakes), result.violations) == ({}, ())
     assert tree["frontends"]["smtp"] == {"maxconn": 500, "bind": ["192.0.2.1:25"], "backend": "smtp"}
     assert tree["frontends"]["https"]["routes"] == [{"sni": ["*"], "backend": "websecure"}]
@@ -591,7 +621,7 @@ def test_the_base_is_put_underneath():
 def test_a_conflict_names_both_places():
     mail = service("mail", {"smtp": 25}, expose="smtp", bind="192.0.2.7")
     web = service("web", {"https": 443}, expose="https")
-    result, _ = discovered(mail, web, *NODES, base=BASE)
+    result, _ = discovered(mail, web, *NODES, text=BASE)
     assert mistakes(result) == [
         'frontends.smtp.bind: the Service makes it ["192.0.2.7:25"], base.yaml:7 says ["192.0.2.1:25"]'
     ]
@@ -604,7 +634,7 @@ def test_a_conflict_names_both_places():
 def test_an_address_of_the_base_is_not_a_services():
     one = service("web", {"web": 443}, expose="web", bind=BIND)
     mail = service("mail", {"smtp": 25}, expose="smtp")
-    result, _ = discovered(one, mail, *NODES, base=BASE)
+    result, _ = discovered(one, mail, *NODES, text=BASE)
     assert "192.0.2.1:443 is base.yaml:9's already (192.0.2.1:443)" in mistakes(result, "web")[0]
 
 
@@ -612,13 +642,13 @@ def test_what_is_wrong_with_the_base_is_told_with_its_line():
     web = service("traefik", {"websecure": 443}, expose="websecure=routed")
     mail = service("mail", {"smtp": 25}, expose="smtp")
     wrong = BASE.replace("maxconn: 500", "maxconn: many")
-    result, _ = discovered(mail, web, *NODES, base=wrong)
+    result, _ = discovered(mail, web, *NODES, text=wrong)
     assert "(base.yaml:6)" in mistakes(result)[0]
     # Nothing that is live is taken away for it: nothing is pushed.
-    live = discovered(mail, web, *NODES, base=BASE)[0].fragments
-    result, _tree = discovered(mail, web, *NODES, base=wrong, live=live)
+    live = dict(discovered(mail, web, *NODES, text=BASE)[0].tree)
+    result, _tree = discovered(mail, web, *NODES, text=wrong, live=live)
     assert "Service default/mail cannot go on as it is: frontends.smtp.maxconn" in result.violations[0]
-    result, _ = discovered(mail, web, *NODES, base=BASE.replace("backend: webgui", "backend: webgui\n    maxcon: 5"))
+    result, _ = discovered(mail, web, *NODES, text=BASE.replace("backend: webgui", "backend: webgui\n    maxcon: 5"))
     assert [
         violation
         for violation in result.violations
@@ -628,28 +658,28 @@ def test_what_is_wrong_with_the_base_is_told_with_its_line():
 
 def test_what_the_base_says_of_a_service_that_is_not_there_is_in_nobodys_way():
     web = service("web", {"web": 80}, expose="web", bind=BIND)
-    base = "version: 1\nfrontends: {smtp: {maxconn: 5}}\nbackends: {smtp: {health: {interval: 10s}}}\n"
-    result, tree = discovered(web, *NODES, base=base)
+    base_text = "version: 1\nfrontends: {smtp: {maxconn: 5}}\nbackends: {smtp: {health: {interval: 10s}}}\n"
+    result, tree = discovered(web, *NODES, text=base_text)
     assert (list(tree["frontends"]), list(tree["backends"]), result.violations) == (["web"], ["web"], ())
     assert "base.yaml:2: frontends.smtp waits for a Service that makes the rest of it" in result.remarks
     mistaken = service("mail", {"smtp": 25}, expose="smtp", bind=BIND, application="smpt")
-    result, tree = discovered(web, mistaken, *NODES, base=base)
+    result, tree = discovered(web, mistaken, *NODES, text=base_text)
     assert list(tree["frontends"]) == ["web"]
 
 
 def test_clients_of_a_route_whose_service_is_gone_are_turned_away_and_come_nowhere_else():
     mail = service("mail", {"smtp": 25}, expose="smtp")
-    result, tree = discovered(mail, *NODES, base=BASE)
+    result, tree = discovered(mail, *NODES, text=BASE)
     assert result.violations == ()
     assert tree["backends"]["websecure"] == {"servers": {"nobody": {"address": "127.0.0.1:9", "disabled": True}}}
     assert "base.yaml:11: backend websecure is made by no Service: its clients are turned away" in result.remarks
 
 
 def test_what_a_service_makes_wrong_of_a_line_of_the_base_is_the_services():
-    base = "version: 1\nbackends: {smtp: {health: {send_proxy: true}}}\n"
+    base_text = "version: 1\nbackends: {smtp: {health: {send_proxy: true}}}\n"
     mail = service("mail", {"smtp": 25}, expose="smtp", bind=BIND, proxy_protocol="none")
     web = service("web", {"web": 80}, expose="web", bind=BIND)
-    result, tree = discovered(mail, web, *NODES, base=base)
+    result, tree = discovered(mail, web, *NODES, text=base_text)
     assert (list(tree["frontends"]), result.violations) == (["web"], ())
     assert "(base.yaml:2)" in mistakes(result)[0]
 
@@ -659,7 +689,7 @@ def test_a_name_of_the_base_is_kept_for_its_owner():
     other = service("other", {"smtp": 25}, namespace="tenant", expose="smtp")
     evil = service("evil", {"webgui": 1}, namespace="tenant", expose="webgui=routed")
     web = service("traefik", {"websecure": 443}, expose="websecure=routed")
-    result, tree = discovered(aged(other, 1), evil, web, aged(mine, 2), *NODES, base=BASE)
+    result, tree = discovered(aged(other, 1), evil, web, aged(mine, 2), *NODES, text=BASE)
     assert mistakes(result, "other", "tenant") == [
         "edgeagent.io/expose: base.yaml:3 keeps smtp for Service default/mail"
     ]
@@ -669,33 +699,34 @@ def test_a_name_of_the_base_is_kept_for_its_owner():
 
 
 def test_what_base_and_service_say_alike_is_no_conflict():
-    base = 'version: 1\nfrontends:\n  smtp: {bind: ["[2001:DB8::1]:25", "192.0.2.1:25"]}\n'
+    base_text = 'version: 1\nfrontends:\n  smtp: {bind: ["[2001:DB8::1]:25", "192.0.2.1:25"]}\n'
     mail = service("mail", {"smtp": 25}, expose="smtp", bind="192.0.2.1, 2001:db8::1")
-    result, tree = discovered(mail, *NODES, base=base)
+    result, tree = discovered(mail, *NODES, text=base_text)
     assert (dict(result.mistakes), list(tree["frontends"])) == ({}, ["smtp"])
 
 
 def test_a_port_that_is_said_is_not_ignored_for_the_bases():
-    base = 'version: 1\nfrontends:\n  smtp: {bind: ["192.0.2.1:25"]}\n'
-    result, _ = discovered(service("mail", {"smtp": 25}, expose="smtp=2525"), *NODES, base=base)
+    base_text = 'version: 1\nfrontends:\n  smtp: {bind: ["192.0.2.1:25"]}\n'
+    result, _ = discovered(service("mail", {"smtp": 25}, expose="smtp=2525"), *NODES, text=base_text)
     assert mistakes(result) == ["edgeagent.io/expose: smtp shall listen at 2525, base.yaml:3 has it at 25"]
-    result, _ = discovered(service("mail", {"smtp": 2525}, expose="smtp"), *NODES, base=base)
+    result, _ = discovered(service("mail", {"smtp": 2525}, expose="smtp"), *NODES, text=base_text)
     assert mistakes(result) == []
 
 
 def test_a_group_of_the_base_is_not_ours():
-    base = "version: 1\nnodes: {workers: {node2: 192.0.2.9}}\n"
-    _, tree = discovered(MAIL, NODES[0], node("node2", "192.0.2.102", cordoned=True), base=base)
-    assert tree["nodes"] == {"workers": {"node2": "192.0.2.9"}, "cluster-workers": {"node1": "192.0.2.101"}}
-    assert tree["backends"]["smtp"]["servers"] == {"node2": {"address": "192.0.2.102:30025", "weight": 0}}
+    base_text = "version: 1\nnodes: {workers: {node2: 192.0.2.9}}\n"
+    _, tree = discovered(MAIL, NODES[0], node("node2", "192.0.2.102", cordoned=True), text=base_text)
+    cluster = {"node1": "192.0.2.101", "node2": {"address": "192.0.2.102", "weight": 0}}
+    assert tree["nodes"] == {"workers": {"node2": "192.0.2.9"}, "cluster-workers": cluster}
+    assert tree["backends"]["smtp"]["nodes"] == "cluster-workers"
 
 
 def test_a_base_that_cannot_be_read_is_refused():
     for text in ("[1, 2]", "a: b\na: c", "\tx", ""):
         with pytest.raises(InvalidError):
-            merge.base(text.encode(), "base.yaml", watched=False)
+            base(text.encode(), "base.yaml", watched=False)
     with pytest.raises(InvalidError, match=r"base.yaml:2: serial: not in a base that is watched"):
-        merge.base(b"version: 1\nserial: 4\n", "base.yaml", watched=True)
+        base(b"version: 1\nserial: 4\n", "base.yaml", watched=True)
 
 
 def test_bind_of_the_command_is_for_who_names_none():
@@ -706,15 +737,23 @@ def test_bind_of_the_command_is_for_who_names_none():
     assert tree["frontends"]["imaps"]["bind"] == ["192.0.2.1:993"]
 
 
-# --- told
+# --- conditions
 
 
-def test_what_was_told_is_read_again_and_what_is_no_work_of_ours_is_nothing():
-    one = ServiceStatus(
-        state="mistake", message="x", frontends=("smtp",), good={"expose": "smtp"}, tried={"a": "b"}, uid="u"
-    )
-    assert told(one.annotation, "u") == one
-    assert told(one.annotation, "of its copy") is None
-    for text in ("", "live", "[]", '{"state": 1}', '{"state": "live", "message": "", "frontends": 4}', "[" * 9999):
-        assert told(text, "") is None
-    assert told('{"state": "live", "message": "", "frontends": [], "good": [1]}', "") is None
+def test_what_was_rolled_back_is_known_by_what_was_asked_for():
+    mail = objects.service(service("mail", {"smtp": 25}, expose="smtp", bind=BIND))
+    digest = conditions.request_digest(mail)
+    status = ServiceStatus(state=State.ROLLED_BACK, message=f"it hurt (request {digest})")
+    body = conditions.body(mail, status, now="2026-11-29T00:00:00Z")
+    told = evolve(mail, conditions={one["type"]: one for one in body["status"]["conditions"]})
+    assert conditions.was_rolled_back(told) == status.message
+    assert conditions.was_rolled_back(evolve(told, annotations={"expose": "smtp=26"})) == ""
+    assert conditions.was_rolled_back(mail) == ""
+
+
+def test_why_a_service_is_accepted_tells_a_class_from_an_annotation():
+    for found, by_class in ((balanced("mail", {"smtp": 25}), True), (MAIL, False)):
+        one = objects.service(found)
+        body = conditions.body(one, ServiceStatus(state=State.LIVE), now="2026-11-29T00:00:00Z")
+        told = evolve(one, conditions={entry["type"]: entry for entry in body["status"]["conditions"]})
+        assert conditions.was_by_class(told) is by_class

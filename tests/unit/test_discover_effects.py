@@ -1,8 +1,8 @@
-"""The controller's hands: watching, leading, handing over, reporting; each against something that a test plays."""
+"""The controller's hands: watching, pushing, reporting; each against something that a test plays."""
 
 from __future__ import annotations
 
-import itertools
+import json
 import threading
 import time
 import types
@@ -12,20 +12,18 @@ from typing import Any
 
 import pytest
 from attrs import evolve
+from kit.agents import Agent, Judgement, install
 from kit.edge import until
 
-from agent.desired.identity import digest_of
-from agent.discover import election as elections
-from agent.discover import objects
+from agent.discover import conditions, objects
 from agent.discover.api import ApiError
-from agent.discover.election import Election
+from agent.discover.backoff import Backoff
+from agent.discover.conditions import ServiceStatus, State
 from agent.discover.finalizers import Finalizers
 from agent.discover.firewalls import Firewalls
-from agent.discover.merge import as_json
+from agent.discover.informer import Informer
 from agent.discover.objects import FINALIZER, Node, Service
-from agent.discover.reflector import Backoff, Kind, Reflector
-from agent.discover.reports import Reporter
-from agent.discover.service_status import ServiceStatus
+from agent.discover.reporter import Reporter
 from agent.errors import ExitCode
 from agent.remote import push
 
@@ -65,9 +63,6 @@ class Script:
                         raise one
                     yield one
 
-            def stop(self) -> None:
-                """Nobody reads on."""
-
         return Events()
 
 
@@ -82,12 +77,11 @@ def event(word: str, name: str, version: str, **status: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def watching() -> Iterator[Callable[[Script], Reflector[Node]]]:
+def watching() -> Iterator[Callable[[Script], Informer[Node]]]:
     end, started = threading.Event(), []
 
-    def start(script: Script, *paths: str) -> Reflector[Node]:
-        kind = Kind[Node]("nodes", paths or ("/new",), objects.node)
-        one = Reflector(script, kind, changed=lambda: None, end=end)  # type: ignore[arg-type]
+    def start(script: Script) -> Informer[Node]:
+        one = Informer[Node](script, "/nodes", objects.node, changed=lambda: None, end=end)  # type: ignore[arg-type]
         one.thread.start()
         started.append((one, script))
         return one
@@ -100,8 +94,8 @@ def watching() -> Iterator[Callable[[Script], Reflector[Node]]]:
         assert not one.thread.is_alive()
 
 
-def names(reflector: Reflector[Node]) -> list[str]:
-    return sorted(found.name for found in reflector.objects())
+def names(informer: Informer[Node]) -> list[str]:
+    return sorted(found.name for found in informer.objects())
 
 
 def test_pages_are_read_and_events_followed_from_there(watching):
@@ -111,7 +105,7 @@ def test_pages_are_read_and_events_followed_from_there(watching):
     )
     one = watching(script)
     until(lambda: len(script.asked) == 4, "watched again")
-    assert script.asked == ["list /new", "list /new p2", "watch /new 9", "watch /new 20"]
+    assert script.asked == ["list /nodes", "list /nodes p2", "watch /nodes 9", "watch /nodes 20"]
     assert names(one) == ["b", "c"]
 
 
@@ -127,15 +121,6 @@ def test_what_is_no_list_empties_nothing(watching):
         until(lambda one=one: names(one) == ["b"], "listed anew")
 
 
-def test_a_version_of_the_api_that_goes_is_left_for_the_other(watching):
-    gone = ApiError("404", status=404)
-    script = Script([gone, a_list("a"), a_list("b")], [[], gone])
-    one = watching(script, "/new", "/old")
-    until(lambda: names(one) == ["b"], "listed by the new one")
-    assert script.asked[:3] == ["list /new", "list /old", "watch /old 7"]
-    assert script.asked[-2:] == ["list /new", "watch /new 7"]
-
-
 def test_whoever_says_no_at_once_is_not_asked_at_once(watching):
     """A watch that ends as it begins, a history that is gone each time, a list that is refused: none is a hot loop."""
     gone = [{"type": "ERROR", "object": {"code": 410}}]
@@ -147,34 +132,6 @@ def test_whoever_says_no_at_once_is_not_asked_at_once(watching):
         watching(script)
         time.sleep(0.4)  # that nothing happens has no event
         assert len(script.asked) < 12, script.asked
-
-
-def test_it_is_read_anew_when_it_is_told(watching):
-    class Open(Script):
-        """A watch that says nothing until it is stopped."""
-
-        def watch(self, path: str, *, read_seconds: float, **query: str) -> Any:
-            self.asked.append("watch")
-            cut = threading.Event()
-
-            class Events:
-                def __iter__(self) -> Iterator[Any]:
-                    cut.wait(10)
-                    raise ApiError("cut")
-
-                def stop(self) -> None:
-                    cut.set()
-
-            return Events()
-
-    script = Open([a_list("a"), a_list("b")], [])
-    one = watching(script)
-    until(lambda: "watch" in script.asked, "watched")
-    assert one.listed_within(10)
-    one.relist()
-    until(lambda: names(one) == ["b"], "read anew")
-    one.relist()
-    script.over.set()
 
 
 def test_objects_that_are_none_are_left_out(watching):
@@ -196,263 +153,123 @@ def test_the_waits_grow_to_a_limit_and_differ():
     assert backoff.next() <= 1
 
 
-# --- leading ------------------------------------------------------------------------------------------------------
+# --- pushing ------------------------------------------------------------------------------------------------------
 
 
-class Leases:
-    """A Lease, as an API server keeps it."""
-
-    def __init__(self) -> None:
-        self.found: dict[str, Any] | None = None
-        self.version = itertools.count(1)
-        self.fails = False
-
-    def get(self, _: str) -> dict[str, Any]:
-        self._is_leader()
-        if self.found is None:
-            raise ApiError("no lease", status=404)
-        return {**self.found, "metadata": dict(self.found["metadata"]), "spec": dict(self.found["spec"])}
-
-    def post(self, _: str, body: dict[str, Any]) -> dict[str, Any]:
-        self._is_leader()
-        if self.found is not None:
-            raise ApiError("exists", status=409)
-        return self._put(body)
-
-    def put(self, _: str, body: dict[str, Any]) -> dict[str, Any]:
-        self._is_leader()
-        assert self.found is not None
-        if body["metadata"]["resourceVersion"] != self.found["metadata"]["resourceVersion"]:
-            raise ApiError("conflict", status=409)
-        return self._put(body)
-
-    def _put(self, body: dict[str, Any]) -> dict[str, Any]:
-        self.found = {**body, "metadata": {**body["metadata"], "resourceVersion": str(next(self.version))}}
-        return self.found
-
-    def _is_leader(self) -> None:
-        if self.fails:
-            raise ApiError("does not answer")
+TREE = {"version": 1, "frontends": {"a": {"owner": "x/a/1"}}, "backends": {"a": {"owner": "x/a/1"}}}
 
 
-def candidate(leases: Leases, name: str) -> Election:
-    return Election(leases, namespace="x", identity=name, changed=lambda: None, end=threading.Event())  # type: ignore[arg-type]
+class Site:
+    """Agents `one` and `two`, and what the controller knows of them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.one, self.two = Agent(), Agent()
+        install(monkeypatch, {"one": self.one, "two": self.two})
+        self.firewalls = Firewalls([push.target("one"), push.target("two")], seconds=1, sign=None)
+        self.firewalls.refresh()
+
+    def pushed(self, tree: dict[str, Any]) -> tuple[int, int]:
+        """To how many."""
+        before = len(self.one.handed), len(self.two.handed)
+        self.firewalls.push_all(tree)
+        return len(self.one.handed) - before[0], len(self.two.handed) - before[1]
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
-    now = [1_000.0]
-    monkeypatch.setattr(elections.time, "monotonic", lambda: now[0])
-    return now
+def site(monkeypatch: pytest.MonkeyPatch) -> Site:
+    return Site(monkeypatch)
 
 
-def test_one_leads_and_the_next_only_when_the_first_was_silent_for_the_whole_time(clock):
-    leases = Leases()
-    one, two = candidate(leases, "one"), candidate(leases, "two")
-    one._round()
-    two._round()
-    assert (one.leads, two.leads) == (True, False)
-    for _ in range(20):
-        clock[0] += 2
-        one._round()
-        two._round()
-        assert (one.leads, two.leads) == (True, False)
-    for _ in range(7):
-        clock[0] += 2
-        two._round()
-        assert not two.leads
-    assert not one.leads  # it knew before anybody else could begin
-    clock[0] += 2
-    two._round()
-    assert (two.leads, two.term, leases.found["spec"]["leaseTransitions"]) == (True, 1, 1)
-    one._round()
-    assert not one.leads
+def test_one_that_is_away_does_not_stop_the_others_and_gets_it_when_it_is_back(site: Site):
+    site.two.away = "gone"
+    assert site.pushed(TREE) == (1, 1)
+    result = site.firewalls.result
+    assert (result.live, result.complete, result.away) == (True, False, "two: gone")
+    fragment = site.firewalls.live["x/a/1"]
+    assert site.firewalls.lacking("x/a/1", fragment) == "1 of 2 firewalls takes no change now"
+    assert site.firewalls.outdated(TREE) == []  # who is away is asked first
+    site.two.away = ""
+    site.firewalls.refresh()
+    assert site.pushed(TREE) == (0, 1)  # who has it is left alone
+    assert site.firewalls.result.complete
+    assert site.two.live == site.one.live == TREE
 
 
-def test_a_leader_that_cannot_renew_ends_before_its_time_and_counts_anew(clock):
-    leases = Leases()
-    one = candidate(leases, "one")
-    one._round()
-    leases.fails = True
-    clock[0] += 9
-    one._round()
-    assert one.leads
-    clock[0] += 2
-    one._round()
-    assert not one.leads
-    leases.fails = False
-    one._round()
-    assert (one.leads, one.term) == (True, 2)
+def test_one_that_refuses_is_heard_although_another_is_away(site: Site):
+    site.one.away = "gone"
+    site.two.judge = lambda _: Judgement(code=ExitCode.REFUSED, message="said")
+    result = site.firewalls.push_all(TREE)
+    assert (result.rejected, result.message, result.away) == (True, "two: said", "one: gone")
+    site.two.away = "gone"
+    result = site.firewalls.push_all({**TREE, "name": "x"})
+    assert (result.rejected, result.live) == (False, False)
 
 
-def test_of_two_that_take_it_at_once_one_has_it(clock):
-    leases = Leases()
-    one, two = candidate(leases, "one"), candidate(leases, "two")
-    one._round()
-    clock[0] += 60
-    seen = leases.get("")
-    two._seen = ((seen["spec"]["holderIdentity"], seen["spec"]["renewTime"]), 0.0)
-    get = leases.get
-    leases.get = lambda path: (leases.__dict__.pop("get"), one._round(), seen)[2]  # type: ignore[method-assign]
-    two._round()
-    assert get is not None
-    assert (one.leads, two.leads) == (True, False)
+def test_what_a_person_holds_is_not_pushed_to(site: Site):
+    site.firewalls.push_all(TREE)
+    site.one.synced({"version": 1, "serial": 3})
+    site.one.desired, site.one.held = json.dumps(TREE).encode(), "generation 3 was put back by hand"
+    site.firewalls.refresh()
+    assert site.pushed({**TREE, "name": "x"}) == (0, 1)
+    assert "was put back by hand" in site.firewalls.result.away
+    assert site.firewalls.outdated(TREE) == [site.firewalls.all[1]]
+    assert site.firewalls.lacking("x/a/1", site.firewalls.live["x/a/1"]) == "1 of 2 firewalls takes no change now"
 
 
-def test_it_is_given_back_and_nobody_waits(clock):
-    leases = Leases()
-    one, two = candidate(leases, "one"), candidate(leases, "two")
-    one._round()
-    two._round()
-    one._release()
-    two._round()
-    assert (one.leads, two.leads) == (False, True)
-
-
-# --- handing over -------------------------------------------------------------------------------------------------
-
-
-def have(firewalls: Firewalls, tree: dict[str, Any]) -> bool:
-    """Whether it is what all have as their desired state."""
-    return all(firewalls._has(one, tree) for one in firewalls.all)
-
-
-TREE = {"version": 1, "frontends": {"a": {}}}
-
-
-def result(target: push.Target, code: ExitCode, message: str = "said") -> push.Result:
-    return push.Result(target=target, exit_code=code, message=message, answer={"report": {}})
-
-
-class Ssh:
-    """What is sent, and what each says to it."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
-        self.codes = dict.fromkeys(names, ExitCode.LIVE)
-        self.statuses: dict[str, Any] = dict.fromkeys(names, "nobody listens there")
-        self.more: list[dict[str, tuple[str, ...]]] = []
-        self.sent: list[tuple[tuple[str, ...], tuple[str, ...]]] = []
-        monkeypatch.setattr(push, "push", self._push)
-        monkeypatch.setattr(push, "status", lambda to, seconds: tuple(self.statuses[one.text] for one in to))
-        self.firewalls = Firewalls([push.target(name) for name in names], seconds=1, sign=None)
-
-    def _push(self, to: Any, payload: push.Payload, more: Any, **_: Any) -> tuple[push.Result, ...]:
-        self.more.append(dict(more))
-        self.sent.append((tuple(one.text for one in to), payload.arguments))
-        return tuple(result(one, self.codes[one.text]) for one in to)
-
-
-def status(tree: dict[str, Any], serial: int, **more: Any) -> dict[str, Any]:
-    digest = digest_of(as_json(tree, serial))
-    found = {"schema": 1, "desired": {"digest": digest, "serial": serial}, "live": {"serial": serial}, "held": None,
-             "outcome": "committed", "exit_code": 0, "message": "", "frontends": [], "backends": []}  # fmt: skip
-    return found | more
-
-
-def test_one_that_is_away_does_not_stop_the_others_and_gets_it_when_it_is_back(monkeypatch):
-    ssh = Ssh(monkeypatch, "one", "two")
-    ssh.codes["two"] = ExitCode.SSH
-    verdict = ssh.firewalls.push_all(TREE)
-    assert (verdict.live, verdict.complete, verdict.away) == (True, False, "two: said")
-    assert not have(ssh.firewalls, TREE)
-    assert ssh.firewalls.without(["a"], TREE) == "1 of 2 firewalls takes no change now"
-    assert ssh.firewalls.outdated(TREE) == []  # who is away is asked first
-    ssh.codes["two"] = ExitCode.LIVE
-    ssh.statuses = {"one": status(TREE, ssh.firewalls.all[0].serial), "two": status({}, 4)}
-    ssh.firewalls.ask()
-    assert ssh.firewalls.push_all(TREE).complete
-    assert [to for to, _ in ssh.sent] == [("one", "two"), ("two",)]  # who has it is left alone
-    assert have(ssh.firewalls, TREE)
-
-
-def test_one_that_refuses_is_heard_although_another_is_away(monkeypatch):
-    ssh = Ssh(monkeypatch, "one", "two")
-    ssh.codes |= {"one": ExitCode.SSH, "two": ExitCode.REFUSED}
-    verdict = ssh.firewalls.push_all(TREE)
-    assert (verdict.refused, verdict.message, verdict.away) == (True, "two: said", "one: said")
-    ssh.codes["two"] = ExitCode.SSH
-    verdict = ssh.firewalls.push_all({**TREE, "name": "x"})
-    assert (verdict.refused, verdict.live) == (False, False)
-
-
-def test_what_a_person_holds_is_not_pushed_to(monkeypatch):
-    ssh = Ssh(monkeypatch, "one", "two")
-    held = {"digest": "ab", "reason": "generation 3 was put back by hand", "since": ""}
-    ssh.statuses = {"one": status(TREE, 9, held=held), "two": status({}, 4)}
-    ssh.firewalls.ask()
-    verdict = ssh.firewalls.push_all(TREE)
-    assert [to for to, _ in ssh.sent] == [("two",)]
-    assert "was put back by hand" in verdict.away
-    assert ssh.firewalls.outdated(TREE) == []
-    assert "takes no change now" in ssh.firewalls.without(["a"], TREE)
-    assert "was put back by hand" in ssh.firewalls.away
-
-
-def test_a_serial_is_higher_than_any_that_is_known(monkeypatch):
-    ssh = Ssh(monkeypatch, "one", "two")
+def test_a_serial_is_higher_than_any_that_is_known(site: Site):
     far = 2**40
-    ssh.statuses = {"one": status({}, far), "two": status({}, 4)}
-    ssh.firewalls.ask()
-    ssh.firewalls.push_all(TREE)
-    assert {one.serial for one in ssh.firewalls.all} == {far + 1}
-    ssh.statuses["one"] = status(TREE, far + 1)
-    ssh.firewalls.ask()
-    assert ssh.firewalls.all[0].digest == digest_of(as_json(TREE, far + 1))
+    site.one.synced({"version": 1, "serial": far})
+    site.two.synced({"version": 1, "serial": 4})
+    site.firewalls.refresh()
+    site.firewalls.push_all(TREE)
+    assert {json.loads(agent.document)["serial"] for agent in (site.one, site.two)} == {far + 1}
 
 
 @pytest.mark.parametrize(
     "odd",
     [
-        {"desired": [1]}, {"desired": {"serial": "x"}}, {"backends": None}, {"backends": [4]}, {"held": 7},
-        {"live": "x"}, {"backends": [{"name": "a"}]}, {"exit_code": "0"}, {"frontends": 3}, {"outcome": []},
+        {"desired": [1]}, {"desired": {"serial": "x"}}, {"held": 7}, {"live": "x"}, {"exit_code": "0"},
+        {"frontends": 3}, {"outcome": []}, {"backends": [4]},
     ],
 )  # fmt: skip
-def test_another_versions_status_ends_nothing(monkeypatch, odd):
-    ssh = Ssh(monkeypatch, "one")
-    ssh.statuses = {"one": {**status(TREE, 9), **odd}}
-    ssh.firewalls.ask()
-    ssh.firewalls.push_all(TREE)
+def test_another_versions_status_ends_nothing(site: Site, monkeypatch: pytest.MonkeyPatch, odd: dict[str, Any]):
+    site.firewalls.push_all(TREE)
+    good = site.one.status()
+    assert isinstance(good, dict)
+    monkeypatch.setattr(site.one, "status", lambda: {**good, **odd})
+    site.firewalls.refresh()
+    site.firewalls.push_all({**TREE, "name": "x"})
+    assert "x/a/1" in site.firewalls.live
 
 
-def test_nothing_is_pushed_on_top_of_what_is_not_known(monkeypatch):
-    ssh = Ssh(monkeypatch, "one")
-    ssh.statuses = {"one": status({"version": 1}, 4, live={"digest": "ab" * 32, "serial": 4})}
-    ssh.firewalls.ask()
-    ssh.codes["one"] = ExitCode.POLICY  # somebody was there in between
-    verdict = ssh.firewalls.push_all(TREE)
-    assert ssh.more == [{"one": ("--if-live", "ab" * 32)}]
-    assert (verdict.live, verdict.refused, ssh.firewalls.outdated(TREE)) == (False, False, [])
+def test_nothing_is_pushed_on_top_of_what_is_not_known(site: Site):
+    """Another controller, or a person, was there in between."""
+    site.firewalls.push_all(TREE)
+    site.one.synced({"version": 1, "name": "theirs"})
+    result = site.firewalls.push_all({**TREE, "name": "x"})
+    assert site.one.live == {"version": 1, "name": "theirs"}
+    assert (result.live, "another document is live" in result.away) == (True, True)
+    assert site.firewalls.outdated(TREE) == [site.firewalls.all[1]]
+    site.firewalls.refresh()
+    assert site.pushed({**TREE, "name": "x"}) == (1, 0)
 
 
-def test_one_that_was_put_back_by_hand_has_not_what_it_had(monkeypatch):
-    ssh = Ssh(monkeypatch, "one")
-    ssh.firewalls.push_all(TREE)
-    serial = ssh.firewalls.all[0].serial
-    held = {"digest": digest_of(as_json(TREE, serial)), "reason": "generation 1 was put back by hand", "since": ""}
-    ssh.statuses = {"one": status({"version": 1}, 3, held=held, live={"digest": "cd" * 32, "serial": 3})}
-    ssh.firewalls.ask()
-    assert "takes no change now" in ssh.firewalls.without(["a"], TREE)
-    assert "was put back by hand" in ssh.firewalls.away
+def test_a_document_that_changes_while_it_is_read_is_read_again(site: Site, monkeypatch: pytest.MonkeyPatch):
+    site.one.synced(TREE)
+    monkeypatch.setattr(site.one, "show", lambda: b"version: 1")
+    site.firewalls.refresh()
+    assert "changes just now" in site.firewalls.result.away
+    assert site.firewalls.live == {}
+    monkeypatch.undo()
 
 
-def test_a_group_that_has_other_nodes_is_another_backend(monkeypatch):
-    ssh = Ssh(monkeypatch, "one")
-    tree = {"version": 1, "nodes": {"w": {"n1": "192.0.2.1"}}, "backends": {"a": {"nodes": "w", "port": 1}}}
-    ssh.firewalls.push_all(tree)
-    ssh.firewalls.ask()  # it does not answer
-    assert ssh.firewalls.without(["a"], tree) == ""
-    assert ssh.firewalls.without(["a"], {**tree, "nodes": {"w": {"n2": "192.0.2.2"}}})
-
-
-def test_a_rehearsal_touches_nothing_and_is_not_asked_of_who_is_away(monkeypatch):
-    ssh = Ssh(monkeypatch, "one", "two")
-    ssh.codes["two"] = ExitCode.SSH
-    ssh.firewalls.push_all({})
-    ssh.codes["one"] = ExitCode.REFUSED
-    assert ssh.firewalls.rehearse(TREE).refused
-    to, words = ssh.sent[-1]
-    assert (to, words[0]) == (("one",), "--dry-run")
-    assert not have(ssh.firewalls, TREE)
+def test_a_broken_desired_file_is_put_right(site: Site):
+    """Somebody wrote one there that is refused: what is live is ours, and the file is not."""
+    site.firewalls.push_all(TREE)
+    site.one.desired = b'{"version": 2}'
+    site.firewalls.refresh()
+    assert site.pushed(TREE) == (1, 0)
+    assert site.one.desired == site.one.document
 
 
 def test_a_session_of_ssh_ends_with_all_that_it_has_started(monkeypatch, tmp_path: Path):
@@ -480,21 +297,24 @@ class Written:
     """What is written to Services, and what is refused."""
 
     def __init__(self) -> None:
-        self.patches: list[str | None] = []
+        self.patches: list[dict[str, Any]] = []
         self.events: list[str] = []
         self.applied: list[dict[str, Any]] = []
         self.tried = 0
         self.refuse: ApiError | None = None
         self.refuse_events: ApiError | None = None
 
-    def patch(self, _: str, body: dict[str, Any]) -> dict[str, Any]:
+    def patch(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         self.tried += 1
         if self.refuse is not None:
             raise self.refuse
-        self.patches.append(body["metadata"]["annotations"]["edgeagent.io/status"])
+        self.patches.append(body)
         return {}
 
     def apply(self, _: str, body: dict[str, Any]) -> dict[str, Any]:
+        self.tried += 1
+        if self.refuse is not None:
+            raise self.refuse
         self.applied.append(body)
         return body
 
@@ -508,7 +328,7 @@ class Written:
 @pytest.fixture
 def reporting() -> Iterator[tuple[Reporter, Written]]:
     end, written = threading.Event(), Written()
-    one = Reporter(written, is_leader=lambda: True, end=end)  # type: ignore[arg-type]
+    one = Reporter(written, end=end)  # type: ignore[arg-type]
     one.thread.start()
     yield one, written
     end.set()
@@ -518,74 +338,85 @@ def reporting() -> Iterator[tuple[Reporter, Written]]:
 
 
 MAIL = Service(namespace="x", name="mail", uid="u")
+LIVE = ServiceStatus(state=State.LIVE, frontends=("smtp",))
 
 
-def test_the_same_is_told_once_and_again_where_somebody_has_wiped_it(reporting):
+def reported(service: Service, body: dict[str, Any]) -> Service:
+    """As the watch brings it back."""
+    status = body.get("status") or {}
+    ingress = tuple(entry["ip"] for entry in (status.get("loadBalancer") or {}).get("ingress") or ())
+    return evolve(service, conditions={one["type"]: one for one in status.get("conditions") or ()}, ingress=ingress)
+
+
+def test_the_same_is_written_once_and_again_where_somebody_has_wiped_it(reporting):
     reporter, written = reporting
-    what = ServiceStatus(state="live", frontends=("smtp",), uid="u")
-    for _ in range(3):  # the watch tells of it later
-        reporter.report(MAIL, what)
-    until(lambda: written.events == ["Live"], "told")
-    conditions = {entry["type"]: entry for entry in written.applied[0]["status"]["conditions"]}
-    assert {kind: entry["status"] for kind, entry in conditions.items()} == {
+    for _ in range(3):  # the watch brings it back later
+        reporter.report(MAIL, LIVE)
+    until(lambda: written.events == ["Live"], "reported")
+    found = {entry["type"]: entry["status"] for entry in written.applied[0]["status"]["conditions"]}
+    assert found == {
         "edgeagent.io/Accepted": "True", "edgeagent.io/Programmed": "True", "edgeagent.io/Degraded": "False",
     }  # fmt: skip
-    back = evolve(MAIL, status=written.patches[0], conditions=conditions)
-    reporter.report(back, what)
-    assert len(written.patches) == 1
-    reporter.report(MAIL, what)
-    until(lambda: len(written.patches) == 2, "told again")
+    back = reported(MAIL, written.applied[0])
+    reporter.report(back, LIVE)
+    assert len(written.applied) == 1
+    reporter.report(MAIL, LIVE)
+    until(lambda: len(written.applied) == 2, "written again")
     reporter.report(back, None)
-    until(lambda: written.patches[-1] is None, "taken away")
-    until(lambda: "status" not in written.applied[-1], "its conditions too")
-    assert written.events == ["Live", "Live"]
+    until(lambda: "status" not in written.applied[-1], "its conditions go")
+    until(lambda: not reporter._waiting, "all is written")
+    assert written.events == ["Live"]
+    series = [body["series"]["count"] for body in written.patches if "series" in body]
+    assert series == [2]  # the same words again are one of a series
+
+
+def test_an_annotation_of_an_earlier_version_goes(reporting):
+    reporter, written = reporting
+    there = evolve(reported(MAIL, conditions.body(MAIL, LIVE, now="")), has_old_status=True)
+    reporter.report(there, LIVE)
+    until(lambda: written.patches, "written")
+    assert written.patches[0]["metadata"]["annotations"] == {"edgeagent.io/status": None}
 
 
 def test_what_was_not_written_whole_is_written_again(reporting):
-    """An ended leader, an upgrade, a Service that became one of our class: the annotation alone tells nothing."""
     reporter, written = reporting
-    what = ServiceStatus(state="live", frontends=("smtp",), uid="u", addresses=("192.0.2.1",))
-    ours = {
-        "edgeagent.io/Accepted": {"status": "True"}, "edgeagent.io/Programmed": {"status": "True"},
-        "edgeagent.io/Degraded": {"status": "False"},
-    }  # fmt: skip
-    there = evolve(MAIL, status=what.annotation, conditions=ours)
-    reporter.report(there, what)
+    status = evolve(LIVE, addresses=("192.0.2.1",))
+    there = reported(MAIL, conditions.body(MAIL, status, now=""))
+    reporter.report(there, status)
     assert not reporter._waiting, "all of it stands there"
-    stale = ours | {"edgeagent.io/Programmed": {"status": "False"}}
-    for service in (
-        evolve(there, conditions={"example.org/Other": {"status": "True"}}),
-        evolve(there, conditions=stale),
-        evolve(there, balanced=True),
-    ):
-        before = len(written.applied)
-        reporter.clear()
-        reporter.report(service, what)
-        until(lambda before=before: len(written.applied) > before, "written again")
+    stale = {**there.conditions, "edgeagent.io/Programmed": {"status": "False"}}
+    for number, service in enumerate((
+        evolve(there, uid="u1", conditions={"example.org/Other": {"status": "True"}}),
+        evolve(there, uid="u2", conditions=stale),
+        evolve(there, uid="u3", balanced=True),
+    ), 1):  # fmt: skip
+        reporter.report(service, status)
+        until(lambda number=number: len(written.applied) == number, "written again")
     assert written.applied[-1]["status"]["loadBalancer"]["ingress"] == [{"ip": "192.0.2.1", "ipMode": "Proxy"}]
 
 
-def test_what_is_so_again_before_the_watch_has_told_is_told_again(reporting):
+def test_what_is_so_again_before_the_watch_has_brought_it_is_written_again(reporting):
     reporter, written = reporting
-    one, other = ServiceStatus(state="live", uid="u"), ServiceStatus(state="waiting", uid="u")
-    there = evolve(MAIL, status=one.annotation)
-    reporter.report(there, other)
-    until(lambda: len(written.patches) == 1, "told")
-    reporter.report(there, one)  # the watch still says so
-    until(lambda: len(written.patches) == 2, "told again")
+    there = reported(MAIL, conditions.body(MAIL, LIVE, now=""))
+    reporter.report(there, ServiceStatus(state=State.WAITING))
+    until(lambda: len(written.applied) == 1, "written")
+    reporter.report(there, LIVE)  # the watch still says so
+    until(lambda: not reporter._waiting, "looked at")
+    until(lambda: len(written.applied) == 2, "written again")
 
 
 def test_an_event_that_is_refused_is_dropped_and_an_api_server_that_is_away_is_waited_for(reporting):
     reporter, written = reporting
     written.refuse_events = ApiError("403: the namespace is being terminated", status=403)
-    reporter.report(MAIL, ServiceStatus(state="live", uid="u"))
-    until(lambda: len(written.patches) == 1, "its annotation")
+    reporter.report(MAIL, LIVE)
+    until(lambda: len(written.applied) == 1, "its conditions")
+    until(lambda: reporter.failures == 1, "no Event")
     written.refuse_events, written.refuse = None, ApiError("does not answer")
-    reporter.report(MAIL, ServiceStatus(state="degraded", uid="u"))
-    until(lambda: reporter.failures >= 2, "tried")
+    reporter.report(MAIL, ServiceStatus(state=State.DEGRADED))
+    until(lambda: reporter.failures >= 3, "tried")
     written.refuse = None
-    until(lambda: written.events == ["Degraded"], "told at last")
-    assert len(written.patches) == 2
+    until(lambda: written.events == ["Degraded"], "reported at last")
+    assert len(written.applied) == 2
 
 
 @pytest.mark.parametrize(
@@ -620,15 +451,3 @@ def test_a_finalizer_is_one_of_several_and_of_the_version_that_was_read():
         {**known, "finalizers": ["example.org/theirs", FINALIZER]},
         {**known, "finalizers": ["example.org/theirs"]},
     ]
-
-
-def test_what_is_somebody_elses_to_tell_is_not_told():
-    end, written = threading.Event(), Written()
-    reporter = Reporter(written, is_leader=lambda: False, end=end)  # type: ignore[arg-type]
-    reporter.report(MAIL, ServiceStatus(state="live", uid="u"))
-    reporter.thread.start()
-    until(lambda: not reporter._waiting, "looked at")
-    assert written.patches == []
-    end.set()
-    reporter.wake()
-    reporter.thread.join(5)

@@ -1,7 +1,7 @@
-"""What became of a Service, told where its owner looks: conditions, an Event, and the annotation `edgeagent.io/status`.
+"""What became of a Service, reported where its owner looks: conditions, and an Event.
 
 In a thread of its own: the API server may be slow or away, and a push does not wait for words about the last one. Of
-several things to be told of one Service only the last is.
+several reports about one Service only the last is written.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 from agent.discover import conditions
 from agent.discover.api import Api, ApiError
+from agent.discover.backoff import Backoff
+from agent.discover.conditions import ServiceStatus, State
 from agent.discover.objects import PREFIX, STATUS, Key, Service
-from agent.discover.reflector import Backoff
-from agent.discover.service_status import ServiceStatus, told
 
 CONTROLLER = f"{PREFIX}discover"
 PACE_SECONDS = 0.02  # between two Services: fifty a second of them is no load for any API server
 ECHO_SECONDS = 60.0  # after which what was written should have come back by the watch
+SERIES_SECONDS = 360.0  # an Event that comes again within that time is one of a series, as client-go has it
 _LONGEST = 1_000  # characters of an Event's message; the API takes 1,024
 _GONE, _ANOTHER = 404, 422
 _REFUSED, _FAILED = 400, 500
@@ -31,36 +31,33 @@ _log = logging.getLogger("agent.discover")
 
 
 class Reporter:
-    """Tells what is new, and nothing twice. `is_leader`: whether it is ours to tell, still."""
+    """Writes what is new, and nothing twice."""
 
-    def __init__(self, api: Api, *, is_leader: Callable[[], bool], end: threading.Event) -> None:
-        self._is_leader = is_leader
+    def __init__(self, api: Api, *, end: threading.Event) -> None:
         self._instance = socket.gethostname()[:128]  # the pod's name, in a cluster
         self._api, self._end = api, end
         self._lock = threading.Condition()
         self._waiting: dict[Key, tuple[Service, ServiceStatus | None]] = {}
         self._written: dict[str, tuple[ServiceStatus | None, float]] = {}  # by uid, and when
+        self._series: dict[tuple[str, str, str], tuple[str, int, float]] = {}  # by uid and words: name, count, when
         self.failures = 0
-        self._kept = True  # whether the server keeps conditions of a Service: before 1.24 it drops them
         self._error = ""
         self.thread = threading.Thread(target=self._run, name="reports", daemon=True)
 
-    def report(self, service: Service, what: ServiceStatus | None) -> None:
-        """`what` None: it asks for nothing any more, and its annotation goes."""
-        uid, there = service.uid, told(service.status, service.uid)
+    def report(self, service: Service, status: ServiceStatus | None) -> None:
+        """`status` None: it asks for nothing any more, and its conditions go."""
         with self._lock:
-            written = self._written.get(uid)
-            if service.key in self._waiting and self._waiting[service.key][1] == what:
+            if service.key in self._waiting and self._waiting[service.key][1] == status:
                 return
-            kept = conditions.is_written(service, what) or not self._kept
-            whole = bool(service.status) == (what is not None) and kept
-            if what == there and whole and (not written or written[0] == what):
-                self._waiting.pop(service.key, None)
-                self._written.pop(uid, None)
-                return
-            if written is not None and written[0] == what and time.monotonic() - written[1] < ECHO_SECONDS:
-                return  # the watch has not told of it yet
-            self._waiting[service.key] = (service, what)
+            written = self._written.get(service.uid)
+            if conditions.is_written(service, status) and not service.has_old_status:
+                if written is None or written[0] == status:
+                    self._waiting.pop(service.key, None)
+                    self._written.pop(service.uid, None)
+                    return
+            elif written is not None and written[0] == status and time.monotonic() - written[1] < ECHO_SECONDS:
+                return  # the watch has not brought it back yet
+            self._waiting[service.key] = (service, status)
             self._lock.notify()
 
     def forget(self, uids: set[str]) -> None:
@@ -68,12 +65,7 @@ class Reporter:
         with self._lock:
             for uid in self._written.keys() - uids:
                 del self._written[uid]
-
-    def clear(self) -> None:
-        """It is somebody else's to tell now, or was."""
-        with self._lock:
-            self._waiting.clear()
-            self._written.clear()
+            self._series = {key: last for key, last in self._series.items() if key[0] in uids}
 
     def wake(self) -> None:
         """To see that the end has come."""
@@ -89,11 +81,9 @@ class Reporter:
                 if self._end.is_set():
                     return
                 key = next(iter(self._waiting))
-                service, what = self._waiting.pop(key)
-            if not self._is_leader():
-                continue
+                service, status = self._waiting.pop(key)
             try:
-                self._tell(service, what)
+                self._write(service, status)
                 backoff.reset()
                 self._error = ""
                 self._end.wait(PACE_SECONDS)
@@ -101,41 +91,56 @@ class Reporter:
                 self.failures += 1
                 if str(error) != self._error:
                     self._error = str(error)
-                    _log.warning("%s cannot be told of: %s%s", service.text, error, _in_brackets(error.remedy))
+                    remedy = f" ({error.remedy})" if error.remedy else ""
+                    _log.warning("%s: its status cannot be written: %s%s", service.text, error, remedy)
                 if error.status == _GONE or (error.status == _ANOTHER and "metadata.uid" in str(error)):
                     continue  # it is not there any more
                 with self._lock:
-                    self._waiting.setdefault(key, (service, what))  # unless something newer waits
+                    self._waiting.setdefault(key, (service, status))  # unless something newer waits
                 self._end.wait(backoff.next())
 
-    def _tell(self, service: Service, what: ServiceStatus | None) -> None:
-        """The annotation by way of `status`: there a ServiceAccount needs no right to what the Service is."""
+    def _write(self, service: Service, status: ServiceStatus | None) -> None:
+        """By way of `services/status`: there a ServiceAccount needs no right to what the Service is."""
         path = f"/api/v1/namespaces/{service.namespace}/services/{service.name}/status"
         with self._lock:
-            self._written[service.uid] = (what, time.monotonic())
-        # Of this very Service: another one may have its name by now. A wrong uid is refused (recorded of 1.32, 1.36).
-        annotations = {STATUS: what.annotation if what else None}
-        # The annotation last: where it stands, the rest does.
-        answer = self._api.apply(path, conditions.status(service, what, now=_now()))
-        if what is not None:
-            self._kept = bool((answer.get("status") or {}).get("conditions"))
-        self._api.patch(path, {"metadata": {"uid": service.uid, "annotations": annotations}})
-        if what is None:
+            self._written[service.uid] = (status, time.monotonic())
+        if service.has_old_status:
+            self._api.patch(path, {"metadata": {"uid": service.uid, "annotations": {STATUS: None}}})
+        self._api.apply(path, conditions.body(service, status, now=_now()))
+        if status is None:
             return
         try:
-            path = f"/apis/events.k8s.io/v1/namespaces/{service.namespace}/events"
-            self._api.post(path, _event(service, what, instance=self._instance))
+            self._event(service, status)
         except ApiError as error:
             if not _REFUSED <= error.status < _FAILED:
                 raise
-            # Its namespace ends, or takes no more of them: the annotation has said it.
+            # Its namespace ends, or takes no more of them: the conditions have said it.
             self.failures += 1
             _log.warning("no Event on %s: %s", service.text, error)
 
+    def _event(self, service: Service, status: ServiceStatus) -> None:
+        """A new one, or one more of its series."""
+        path = f"/apis/events.k8s.io/v1/namespaces/{service.namespace}/events"
+        event = _event(service, status, instance=self._instance)
+        key, now = (service.uid, event["reason"], event["note"]), time.monotonic()
+        name, count, last = self._series.get(key, ("", 0, -SERIES_SECONDS))
+        if name and now - last < SERIES_SECONDS:
+            series = {"count": count + 1, "lastObservedTime": event["eventTime"]}
+            try:
+                self._api.patch(f"{path}/{name}", {"series": series})
+            except ApiError as error:
+                if error.status != _GONE:
+                    raise
+            else:
+                self._series[key] = (name, count + 1, now)
+                return
+        self._api.post(path, event)
+        self._series[key] = (event["metadata"]["name"], 1, now)
 
-def _event(service: Service, what: ServiceStatus, *, instance: str) -> dict[str, Any]:
+
+def _event(service: Service, status: ServiceStatus, *, instance: str) -> dict[str, Any]:
     """As events.k8s.io/v1 has it; `kubectl describe` shows it as any other."""
-    note = conditions.message(what)
+    note = conditions.message(status)
     return {
         "apiVersion": "events.k8s.io/v1",
         "kind": "Event",
@@ -144,8 +149,8 @@ def _event(service: Service, what: ServiceStatus, *, instance: str) -> dict[str,
         "reportingController": CONTROLLER,
         "reportingInstance": instance,
         "action": "Program",
-        "reason": conditions.REASONS.get(what.state, what.state),
-        "type": "Normal" if what.state == "live" else "Warning",
+        "reason": str(status.state),
+        "type": "Normal" if status.state is State.LIVE else "Warning",
         "note": note if len(note) <= _LONGEST else f"{note[: _LONGEST - 3]}...",
         "regarding": {
             "apiVersion": "v1",
@@ -159,7 +164,3 @@ def _event(service: Service, what: ServiceStatus, *, instance: str) -> dict[str,
 
 def _now() -> str:
     return dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _in_brackets(text: str) -> str:
-    return f" ({text})" if text else ""

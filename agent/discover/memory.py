@@ -1,0 +1,72 @@
+"""What each Service has on the firewalls, by the owners that stand in their live documents. Pure.
+
+The firewalls are all that the controller remembers: it can be started anew at any moment, and two can run at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from attrs import evolve
+
+from agent.desired.addresses import endpoint
+from agent.discover.fragments import Fragment, overlap
+
+Owner = str
+"""`namespace/name/uid` of a Service."""
+
+
+def fragments(tree: Mapping[str, Any]) -> dict[Owner, Fragment]:
+    """Of one document. What cannot be read, or has no such owner, is nobody's."""
+    found: dict[Owner, Fragment] = {}
+    nodes = _section(tree, "nodes")
+    for kind in ("frontends", "backends"):
+        for name, part in _section(tree, kind).items():
+            owner = part.get("owner") if isinstance(part, Mapping) else None
+            if not isinstance(owner, str) or owner.count("/") != 2 or not _is_readable(part):
+                continue
+            namespace, service, _ = owner.split("/")
+            fragment = found.get(owner) or Fragment(service=(namespace, service))
+            if kind == "frontends":
+                fragment = evolve(fragment, frontends={**fragment.frontends, name: part})
+            else:
+                group = part.get("nodes")
+                groups = {**fragment.groups, group: nodes[group]} if group in nodes else fragment.groups
+                fragment = evolve(fragment, backends={**fragment.backends, name: part}, groups=groups)
+            found[owner] = fragment
+    return found
+
+
+def together(known: Iterable[Mapping[Owner, Fragment]]) -> dict[Owner, Fragment]:
+    """Of several documents: the first that has something of a Service counts, where it fits the others."""
+    found: dict[Owner, Fragment] = {}
+    for fragments in known:
+        new = {owner: fragment for owner, fragment in fragments.items() if owner not in found}
+        found |= {owner: fragment for owner, fragment in new.items() if _disjoint(fragment, found.values())}
+    return found
+
+
+def _disjoint(fragment: Fragment, others: Iterable[Fragment]) -> bool:
+    """Whether it has no name and no address in common with any of them."""
+    binds = list(fragment.binds)
+    for other in others:
+        if not fragment.backends.keys().isdisjoint(other.backends):
+            return False
+        if any(port == number and overlap(host, there) for host, port, _ in binds for there, number, _ in other.binds):
+            return False
+    return True
+
+
+def _section(tree: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    found = tree.get(key)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _is_readable(part: Mapping[str, Any]) -> bool:
+    try:
+        for text in part.get("bind", ()):
+            endpoint(text)
+    except (TypeError, ValueError):
+        return False
+    return True
