@@ -9,6 +9,7 @@ from typing import Any
 
 import hypothesis
 import pytest
+from kit import fault_table
 from kit.binaries import VERSIONS, binaries
 from kit.edge import Edge, edge_in_folder
 from kit.left_out import leave_out, left_out
@@ -30,15 +31,18 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     """Of tests that run beside each other, one process tells for all."""
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["left_out"] = dict(left_out)
+    fault_table.finish(session)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
     for what, count in getattr(node, "workeroutput", {}).get("left_out", {}).items():
         left_out[what] = left_out.get(what, 0) + count
+    fault_table.gather(node)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    fault_table.summary(terminalreporter)
     if left_out:
         terminalreporter.section("LEFT OUT", sep="!", red=True, bold=True)
         for what, count in left_out.items():

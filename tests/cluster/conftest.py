@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 from kit.apiserver import recorded
-from kit.discover import manifests
+from kit.discover import manifests, own_addresses
 from kit.kube import BINARY, Kube, real
 from kit.left_out import leave_out
+from kit.site import Site
 from kit.ssh import Client, Firewall, firewall
 
 WHICH = ["real"] if os.environ.get("EDGEAGENT_CLUSTER") == "real" else ["recorded"]
@@ -44,3 +45,9 @@ def wall(any_haproxy: Path, client: Client, tmp_path: Path) -> Iterator[Firewall
     """A firewall: an agent with its service, behind a real sshd."""
     with firewall(any_haproxy, client, tmp_path / "wall") as one:
         yield one
+
+
+@pytest.fixture
+def site(kube: Kube, client: Client, wall: Firewall, tmp_path: Path) -> Site:
+    bind, *hosts = own_addresses(5)
+    return Site(kube, client, wall, tmp_path, bind, hosts)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import yaml
@@ -16,90 +13,22 @@ from kit.apiserver import Recorded
 from kit.discover import (
     Controller,
     balanced,
-    controller,
     endpoints,
     events,
     manifests,
     node,
     node_servers,
-    own_addresses,
     service,
     told,
 )
 from kit.edge import connect, first_line, until
-from kit.kube import ACCOUNT, STRANGER, Kube, Real
-from kit.servers import EchoServer, free_port
-from kit.ssh import Client, Firewall
+from kit.kube import ACCOUNT, STRANGER, Real
+from kit.servers import free_port
+from kit.site import Mute, Site, pools, reached, reloads
 from kit.web import web
 from kit.witness import Witness
 
 NODES = ("k8s-node1", "k8s-node2", "k8s-node3", "k8s-node4")
-
-
-def pools(wall: Firewall) -> dict[str, dict[str, tuple[str, int]]]:
-    """What the firewall's agent has live: address and weight of each server of each backend."""
-    status = wall.edge.status()
-    return {
-        one["name"]: {server["name"]: (server["address"], server["weight"]) for server in one["servers"]}
-        for one in status["backends"]
-    }
-
-
-def reloads(wall: Firewall) -> int:
-    return wall.edge.status()["counters"].get("reloads", 0)
-
-
-@dataclass
-class Site:
-    """A cluster of nodes that serve, and a firewall in front of them."""
-
-    kube: Kube
-    client: Client
-    wall: Firewall
-    folder: Path
-    bind: str
-    hosts: list[str]
-
-    @contextlib.contextmanager
-    def watched(self, *words: str, name: str = "log") -> Iterator[Controller]:
-        with controller(self.kube, self.client, self.folder, "--to", self.wall.to, *words, name=name) as one:
-            yield one
-
-    def live(self, control: Controller, name: str, namespace: str = "default") -> None:
-        self.told(control, name, "live", namespace)
-
-    def told(self, control: Controller, name: str, state: str, namespace: str = "default") -> None:
-        try:
-            until(lambda: told(self.kube, name, namespace).get("state") == state, f"{name} is {state}")
-        except AssertionError as error:
-            said = told(self.kube, name, namespace)
-            raise AssertionError(f"{error}; it is told: {said}; the controller said:\n{control.said}") from None
-
-    def event(self, name: str, reason: str) -> str:
-        """The message of its last Event, once that is of this reason; it comes right after the annotation."""
-
-        def so() -> str:
-            last = [*events(self.kube, name), ("", "")]
-            return last[-2][1] if len(last) > 1 and last[-2][0] == reason else ""
-
-        return str(until(so, f"an Event {reason}"))
-
-    def nodes(self, *names: str) -> None:
-        for name, host in zip(names, self.hosts, strict=False):
-            self.kube.create(node(name, host))
-
-    def smtp(self, name: str = "mail", port: int = 25, **annotations: str) -> int:
-        """A Service at a free port of the firewall, which is returned. Its NodePort: 30,000 and its own."""
-        at = free_port(self.bind)
-        said = {"expose": f"smtp={at}", "bind": self.bind, **annotations}
-        self.kube.create(service(name, {"smtp": port}, **said))
-        return at
-
-
-@pytest.fixture
-def site(kube: Kube, client: Client, wall: Firewall, tmp_path: Path) -> Site:
-    bind, *hosts = own_addresses(5)
-    return Site(kube, client, wall, tmp_path, bind, hosts)
 
 
 @pytest.fixture
@@ -235,13 +164,6 @@ def test_a_mistake_is_an_event_on_its_service_and_what_was_live_goes_on(site: Si
             assert not reached(site.bind, port)
 
 
-def reached(host: str, port: int) -> str:
-    try:
-        return first_line(port, host=host)
-    except OSError:
-        return ""
-
-
 def test_a_service_that_the_firewall_refuses_is_held_back_and_the_others_go_on(site: Site):
     """Its server does not speak PROXY, which the agent over there proves before it touches anything."""
     host = site.hosts[0]
@@ -271,57 +193,6 @@ def test_a_service_that_the_firewall_refuses_is_held_back_and_the_others_go_on(s
             site.kube.annotate("bad", proxy_protocol="none")
             site.told(control, "bad", "degraded")  # node 2 has no server of it
             assert reached(site.bind, ports["bad"])
-
-
-@contextlib.contextmanager
-def Mute(host: str, port: int) -> Iterator[EchoServer]:  # noqa: N802  # stands beside the other servers
-    """A plain SMTP server: it takes a header for nonsense, says so, and hangs up."""
-    import socketserver
-    import threading
-
-    class Handler(socketserver.BaseRequestHandler):
-        def handle(self) -> None:
-            self.request.sendall(b"220 plain ESMTP\r\n")
-            self.request.settimeout(5)
-            try:
-                while more := self.request.recv(1000):
-                    if more.startswith(b"QUIT"):
-                        return
-                    self.request.sendall(b"500 5.5.2 Error: bad syntax\r\n")
-            except OSError:
-                return
-
-    class Server(socketserver.ThreadingTCPServer):
-        allow_reuse_address = daemon_threads = True
-
-    with Server((host, port), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-        thread.start()
-        yield EchoServer("mute", port, host)
-        server.shutdown()
-
-
-def test_two_controllers_at_once_undo_nothing_of_each_other(site: Site):
-    """A rollout, or a node that is cut off: no Lease decides, but what each knows to be live."""
-    with node_servers(site.hosts[:2], 30025):
-        site.nodes("node1")
-        port = site.smtp()
-        with site.watched() as first:
-            site.live(first, "mail")
-            with site.watched(name="second") as second, Witness(port, host=site.bind) as witness:
-                second.wait("begins with")
-                generation, before = site.wall.edge.status()["live"]["generation"], reloads(site.wall)
-                site.kube.create(node("node2", site.hosts[1]))
-                until(lambda: "node2" in pools(site.wall)["smtp"], "node 2 serves")
-                site.kube.patch("Node", "node1", {"spec": {"unschedulable": True}})
-                until(lambda: pools(site.wall)["smtp"]["node1"][1] == 0, "node 1 drains")
-                site.live(first, "mail")
-                for control in (first, second):
-                    control_idle(control)
-                assert witness.failures == []
-                # Each change is live once, whoever was first.
-                assert site.wall.edge.status()["live"]["generation"] == generation + 2, first.said + second.said
-                assert reloads(site.wall) == before
 
 
 def test_a_burst_of_changes_is_one_push_or_two(site: Site):
@@ -404,59 +275,6 @@ def test_pods_that_come_and_go_take_the_frontend_with_them_never(site: Site):
             until(lambda: list(pools(site.wall)["smtp"]) == ["node2"], "node 2 has it")
             assert first_line(port, host=site.bind).startswith(site.hosts[1])
             assert reloads(site.wall) == before
-
-
-RECOVERY_SECONDS = 10.0
-"""Beyond the time without a pod; it was five minutes, since the Service had been refused meanwhile."""
-
-
-def test_the_only_pod_of_a_local_service_moves_with_a_gap(site: Site):
-    """One Postfix with a volume that only one node can have: the old pod is gone before the new one is there."""
-    site.nodes("node1", "node2")
-    local = service("mail", {"smtp": 25}, expose=f"smtp={(port := free_port(site.bind))}", bind=site.bind)
-    local["spec"]["externalTrafficPolicy"] = "Local"
-    site.kube.create(local)
-    site.kube.create(endpoints("mail", ("198.51.100.1", "node1", True), smtp=2525))
-    with site.watched() as control:
-        with node_servers(site.hosts[:1], 30025):
-            site.live(control, "mail")
-        site.kube.patch("EndpointSlice", "mail-ipv4", {"endpoints": []})
-        until(lambda: told(site.kube, "mail").get("state") != "live", "the gap is noticed")
-        before = reloads(site.wall)
-        with node_servers(site.hosts[1:2], 30025):
-            moved = endpoints("mail", ("198.51.100.2", "node2", True), smtp=2525)
-            site.kube.patch("EndpointSlice", "mail-ipv4", {"endpoints": moved["endpoints"]})
-            until(lambda: reached(site.bind, port).startswith(site.hosts[1]), "clients are served", RECOVERY_SECONDS)
-            site.live(control, "mail")
-            assert reloads(site.wall) == before
-
-
-def test_twelve_refused_services_stop_nobody(site: Site):
-    """The agent names what it refuses: a node is drained with two pushes, where it took 27 sessions."""
-    refused = {f"bad{number}": 200 + number for number in range(12)}
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(node_servers(site.hosts[:2], 30025))
-        for number in refused.values():
-            for host in site.hosts[:2]:
-                stack.enter_context(Mute(host, 30_000 + number))
-        site.nodes("node1", "node2")
-        site.smtp(application="smtp")
-        with site.watched() as control:
-            site.live(control, "mail")
-            for name, number in refused.items():
-                site.smtp(name, number, prefix=name, application="smtp")
-            for name in refused:
-                site.told(control, name, "refused")
-                message = told(site.kube, name)["message"]
-                assert f"of backend {name}-smtp " in message
-                assert not any(other in message for other in refused if other not in (name, name[:-1]))
-                assert site.wall.to not in message
-            before = control.pushes
-            site.kube.patch("Node", "node1", {"spec": {"unschedulable": True}})
-            until(lambda: pools(site.wall)["smtp"]["node1"][1] == 0, "node1 drains", 5)
-            control.wait(" push to ", count=before + 2)
-            assert set(pools(site.wall)) == {"smtp"}
-            assert control.pushes <= before + 3  # one more where the twelve come due just then
 
 
 def test_what_somebody_else_has_synced_is_put_right_by_whoever_leads_next(site: Site):

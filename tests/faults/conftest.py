@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import pytest
 from kit.binaries import VERSIONS
 from kit.edge import Edge
+from kit.fault_table import TABLES
 from kit.servers import EchoServer, echo, free_port
-from kit.witness import Row, Table, Witness
-
-DOCUMENT = Path(__file__).parents[2] / "docs/reliability.md"
-TABLE = Table()
+from kit.witness import Row, Witness
 
 
 class Scene:
@@ -64,7 +58,7 @@ class Scene:
             witness.more(10)
         row.served, row.failed = len(witness.greetings), len(witness.failures)
         row.outage_ms, row.slowest_ms = round(witness.outage * 1000), round(witness.slowest * 1000)
-        TABLE.rows.append(row)
+        TABLES["faults"].rows.append(row)
         assert row.after, "every fault says what is live afterwards"
         if lossless:
             assert (row.failed, row.outage_ms) == (0, 0), witness.failures[:5]
@@ -76,28 +70,3 @@ def scene(edge: Edge, request: pytest.FixtureRequest) -> Iterator[Scene]:
     version = next(one for one in VERSIONS if f"[{one}" in request.node.name or f"-{one}]" in request.node.name)
     with echo("w") as healthy:
         yield Scene(edge, healthy, version)
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_testnodedown(node: Any) -> None:
-    """What was played beside each other is one table."""
-    TABLE.rows += [Row(**one) for one in getattr(node, "workeroutput", {}).get("faults", ())]
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """`UPDATE_RELIABILITY=1 pytest tests/faults` writes the table into docs/reliability.md."""
-    if hasattr(session.config, "workeroutput"):
-        session.config.workeroutput["faults"] = [asdict(row) for row in TABLE.rows]
-    elif os.environ.get("UPDATE_RELIABILITY") and TABLE.rows and not session.testsfailed:
-        text = DOCUMENT.read_text()
-        table = "".join(f"{line}\n" for line in TABLE.lines())
-        DOCUMENT.write_text(
-            re.sub(r"(?<=<!-- faults -->\n).*(?=\n<!-- end -->)", lambda _: table, text, flags=re.DOTALL)
-        )
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if TABLE.rows:
-        terminalreporter.section("faults, under load")
-        for line in TABLE.lines():
-            terminalreporter.write_line(line)
