@@ -1,4 +1,4 @@
-"""An API server (the recorded one; the real one too where EDGEAGENT_CLUSTER=real), and a firewall behind sshd."""
+"""An API server (the recorded one, or what EDGEAGENT_KUBECONFIG names), and a firewall behind sshd."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from pathlib import Path
 import pytest
 from kit.apiserver import recorded
 from kit.discover import manifests, own_addresses
-from kit.kube import BINARY, Kube, real
-from kit.left_out import leave_out
+from kit.kube import Kube, given
 from kit.site import Site
 from kit.ssh import Client, Firewall, firewall
 
-WHICH = ["real"] if os.environ.get("EDGEAGENT_CLUSTER") == "real" else ["recorded"]
+WHICH = ["given"] if os.environ.get("EDGEAGENT_KUBECONFIG") else ["recorded"]
 
 
 @pytest.fixture(params=WHICH)
@@ -26,10 +25,16 @@ def bare(request: pytest.FixtureRequest) -> Iterator[Kube]:
             with recorded(Path(folder)) as one:
                 yield one
             return
-        if not BINARY.exists():
-            leave_out("kube-apiserver is not built (`make test-cluster` does)")
-        with real(Path(folder)) as one:
+        with given(Path(folder)) as one:
             yield one
+
+
+def pytest_report_header() -> list[str]:
+    """Which version is tested against."""
+    if not os.environ.get("EDGEAGENT_KUBECONFIG"):
+        return []
+    with tempfile.TemporaryDirectory(prefix="kube-") as folder, given(Path(folder)) as one:
+        return [f"Kubernetes: {one.version} at {one.url}"]
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
-"""A small API server in this process, for tests: what it says is what a real one said (`cluster/recorded.json`).
+"""A small API server in this process, for tests: what it says is what real ones said (`cluster/kubernetes-*.json`).
 
 It keeps objects, counts versions, lists in pages, watches, forgets its history, and lets an account do what its RBAC
-says. The same suite runs against the real one (`make test-cluster`), which is how we know that the two are alike.
+says. `tests/cluster/test_recorded.py` holds it against kube-apiserver 1.36 and 1.32, request by request.
+`recorded.json` has further answers, of 1.20: what a server adds to a new object, and refusals.
 """
 
 from __future__ import annotations
@@ -29,10 +30,15 @@ from kit.kube import ACCOUNT, ADMIN, CONTROLLER, KINDS, STRANGER, Kube
 from kit.servers import free_port
 
 RECORDED: dict[str, Any] = json.loads((Path(__file__).parents[1] / "cluster/recorded.json").read_text())
-LATER: dict[str, Any] = {
-    step["title"]: step for step in json.loads((Path(__file__).parents[1] / "cluster/kubernetes-1.36.json").read_text())
-}
-"""What kube-apiserver 1.36.2 answered to requests of our own kind, by title."""
+
+
+def answers(version: str) -> dict[str, Any]:
+    """What a kube-apiserver of this version answered to requests of our own kind, by title."""
+    text = (Path(__file__).parents[1] / f"cluster/kubernetes-{version}.json").read_text()
+    return {step["title"]: step for step in json.loads(text)}
+
+
+LATER = answers("1.36")
 BOOKMARK_SECONDS = 2.0  # the real one: a minute
 _BOOKMARK = next(one for one in RECORDED["watched"]["body"] if one["type"] == "BOOKMARK")
 _USERS = {ADMIN: "admin", CONTROLLER: ACCOUNT, STRANGER: "stranger"}
@@ -116,10 +122,11 @@ class Store:
 
 
 class Recorded(Kube):
-    """As `kit.kube.Real`, in this process and within milliseconds."""
+    """In this process, and within milliseconds."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, version: str = "1.36") -> None:
         self.folder = folder
+        self.later = answers(version)
         self._port = free_port()
         self.url = f"https://127.0.0.1:{self._port}"
         authority = trustme.CA()
@@ -175,6 +182,9 @@ class Recorded(Kube):
         if kind is None or not (self.path(kind).startswith(root) or core_event):
             raise AnswerError("no such path")
         self._allow(call, user)
+        if call.sub == "token":  # authentication.k8s.io/v1, TokenRequest
+            token = CONTROLLER if call.name == "edgeagent-discover" else STRANGER
+            return 201, {"kind": "TokenRequest", "status": {"token": token}}
         if kind == "Event" and call.verb == "get":
             found = self.store.of("events").get((call.namespace, call.name))
             return (200, _core_event(found) if core_event else found) if found else (404, {})
@@ -199,7 +209,8 @@ class Recorded(Kube):
             if call.verb == "delete":
                 self.store.put("DELETED", call.resource, found)
                 raise AnswerError("deleted", services=call.resource, recorded_name=call.name)
-            return 200, self._change(call, found, body)
+            changed = self._change(call, found, body)
+            return 200, _with_managed_fields(changed, call, body) if call.apply else changed
 
     def _terminating(self, found: dict[str, Any], call: Call) -> dict[str, Any]:
         """As "delete with a finalizer: it stays" has it."""
@@ -232,7 +243,10 @@ class Recorded(Kube):
                 and (not rule.get("resourceNames") or call.name in rule["resourceNames"])
             ):
                 return
-        raise AnswerError("forbidden", stranger=user, services=call.resource)
+        error = AnswerError("forbidden", stranger=user, services=call.resource)
+        error.body["details"] |= {"name": call.name} if call.name else {}
+        error.body["details"] |= {"group": call.group} if call.group else {}
+        raise error
 
     def _rules(self, user: str) -> Iterator[tuple[dict[str, Any], str]]:
         """Of each role that is bound to the account, and where it holds ("": everywhere)."""
@@ -257,7 +271,9 @@ class Recorded(Kube):
         if limit and len(items) > limit:
             done = int(token.split("-")[1]) if token else 0
             meta["continue"] = f"{meta['resourceVersion']}-{done + limit}"
+            meta["remainingItemCount"] = len(items) - limit
             items = items[:limit]
+        items = [{key: value for key, value in item.items() if key not in ("apiVersion", "kind")} for item in items]
         return {**RECORDED["page"]["body"], "kind": f"{kind}List", "metadata": meta, "items": items}
 
     def _create(self, call: Call, body: dict[str, Any]) -> dict[str, Any]:
@@ -290,8 +306,16 @@ class Recorded(Kube):
                     port.setdefault("nodePort", 30000 + next(self.store.numbers))
             if spec["type"] == "ClusterIP":
                 spec.setdefault("externalTrafficPolicy", None)
+            spec.setdefault("internalTrafficPolicy", "Cluster")
+            spec.setdefault("ipFamilies", ["IPv6" if ":" in str(spec["clusterIP"]) else "IPv4"])
+            spec.setdefault("ipFamilyPolicy", "SingleStack")
+            if spec["type"] == "LoadBalancer":
+                spec.setdefault("allocateLoadBalancerNodePorts", True)
             if spec["type"] == "LoadBalancer" and spec.get("externalTrafficPolicy") == "Local":
                 spec.setdefault("healthCheckNodePort", 30000 + next(self.store.numbers))
+        if kind == "Node":  # until its kubelet says that it is ready
+            taint = {"key": "node.kubernetes.io/not-ready", "effect": "NoSchedule"}
+            found.setdefault("spec", {}).setdefault("taints", [taint])
         _fill(found, _added(recorded["body"], recorded["asked"]))
         if kind == "Service" and found["spec"]["externalTrafficPolicy"] is None:
             del found["spec"]["externalTrafficPolicy"]
@@ -309,6 +333,10 @@ class Recorded(Kube):
             changed = {**changed, **{key: value for key, value in found.items() if key == "spec"}}
         elif "status" in found and call.resource in ("services", "nodes"):
             changed["status"] = found["status"]
+        if call.resource == "nodes":  # an empty text is left out
+            for condition in (changed.get("status") or {}).get("conditions") or ():
+                for key in [key for key, value in condition.items() if value == ""]:
+                    del condition[key]
         if changed == found:
             return changed
         # "... until the finalizer goes, by way of status": the answer is the object, and then it is gone.
@@ -407,6 +435,8 @@ def _validate(call: Call, found: dict[str, Any], changed: dict[str, Any]) -> Non
         raise RecordedError(recorded["status"], recorded["answer"], **{name: call.name})
 
     before, spec = found["spec"], changed["spec"]
+    if spec.get("type") == "LoadBalancer":
+        spec.setdefault("allocateLoadBalancerNodePorts", True)
     if before.get("type") == spec.get("type") == "LoadBalancer" and (
         before.get("loadBalancerClass") != spec.get("loadBalancerClass")
     ):
@@ -423,10 +453,29 @@ def _validate(call: Call, found: dict[str, Any], changed: dict[str, Any]) -> Non
             refuse("hostname with ipMode", "lb")
 
 
+def _with_managed_fields(found: dict[str, Any], call: Call, body: dict[str, Any]) -> dict[str, Any]:
+    """As the answer to a server-side apply to a status has it: which fields are the manager's."""
+    fields = {
+        f'k:{{"type":"{entry["type"]}"}}': {".": {}, **{f"f:{key}": {} for key in sorted(entry)}}
+        for entry in (body.get("status") or {}).get("conditions") or ()
+    }
+    entry = {
+        "manager": call.query["fieldManager"],
+        "operation": "Apply",
+        "apiVersion": "v1",
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "fieldsType": "FieldsV1",
+        "fieldsV1": {"f:status": {"f:conditions": fields}},
+        "subresource": "status",
+    }
+    return {**found, "metadata": {**found["metadata"], "managedFields": [entry]}}
+
+
 def _core_event(found: dict[str, Any]) -> dict[str, Any]:
     """One of events.k8s.io/v1 as core/v1 shows it."""
     names = {"regarding": "involvedObject", "note": "message", "reportingController": "reportingComponent"}
     made = {names.get(key, key): value for key, value in found.items()}
+    made = {key: value for key, value in made.items() if not key.startswith("deprecated")}
     return {**made, "apiVersion": "v1", "source": {}, "firstTimestamp": None, "lastTimestamp": None}
 
 
@@ -520,7 +569,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         length = int(self.headers.get("Content-Length") or 0)
         body = json.loads(self.rfile.read(length)) if length else None
         if (title := _ABOUT.get(self.path)) is not None:
-            self._answer(200, LATER[title]["answer"])
+            self._answer(200, api.later[title]["answer"])
             return
         call = _call(verb, self.path)
         call.apply = self.headers.get("Content-Type") == "application/apply-patch+yaml"
@@ -580,9 +629,9 @@ def _call(verb: str, path: str) -> Call:
 
 
 @contextlib.contextmanager
-def recorded(folder: Path) -> Iterator[Recorded]:
+def recorded(folder: Path, version: str = "1.36") -> Iterator[Recorded]:
     """One, ready."""
-    one = Recorded(folder)
+    one = Recorded(folder, version)
     try:
         one.start()
         yield one

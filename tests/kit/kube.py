@@ -1,7 +1,6 @@
-"""An API server to test against, with its admin: the real one, or one of our own that answers as the real one did.
+"""An API server to test against, with its admin: one that KUBECONFIG names, or one that answers as real ones did.
 
-`Kube` is what tests use of either. Real: etcd and kube-apiserver on loopback, where `make test-cluster` has built
-it. Recorded: `kit.apiserver`, in this process.
+`Kube` is what tests use of either. Given: `make test-cluster`. Recorded: `kit.apiserver`, in this process.
 """
 
 from __future__ import annotations
@@ -9,20 +8,18 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
+import re
 import ssl
-import subprocess
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from kit.edge import until
-from kit.servers import free_port
+from kit.left_out import leave_out
 
-BINARY = Path(__file__).parents[2] / ".cache/cluster/kube-apiserver"
+OLDEST = (1, 25)
+"""Of Kubernetes: the first in which all that the controller uses is served, and conditions of a Service are kept."""
 ADMIN, CONTROLLER, STRANGER = "admin-token", "controller-token", "stranger-token"
 ACCOUNT = "system:serviceaccount:edgeagent:edgeagent-discover"
 KINDS = {
@@ -40,7 +37,7 @@ KINDS = {
     "ClusterRoleBinding": "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
     "Role": "/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}/roles",
     "RoleBinding": "/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}/rolebindings",
-    "PodDisruptionBudget": "/apis/policy/v1beta1/namespaces/{namespace}/poddisruptionbudgets",
+    "PodDisruptionBudget": "/apis/policy/v1/namespaces/{namespace}/poddisruptionbudgets",
     "NetworkPolicy": "/apis/networking.k8s.io/v1/namespaces/{namespace}/networkpolicies",
 }
 
@@ -75,30 +72,13 @@ class Kube:
     def context(self) -> ssl.SSLContext:
         return ssl.create_default_context(cafile=self.folder / "certificates/apiserver.crt")
 
-    slices = "v1"
-    """Of EndpointSlices, the version that it serves; before 1.21 v1beta1 alone."""
-
     def path(self, kind: str, name: str = "", namespace: str = "default") -> str:
         path = KINDS[kind].format(namespace=namespace)
-        if kind == "EndpointSlice":
-            path = path.replace("/v1/", f"/{self.slices}/")
         return f"{path}/{name}" if name else path
-
-    def _of_its_version(self, body: Any) -> Any:
-        """An EndpointSlice, or a part of one, as a server with `slices` has it: before v1 a node was in `topology`."""
-        if self.slices == "v1" or not isinstance(body, dict) or "endpoints" not in body:
-            return body
-        old = [
-            {key: value for key, value in endpoint.items() if key != "nodeName"}
-            | {"topology": {"kubernetes.io/hostname": endpoint["nodeName"]}}
-            for endpoint in body["endpoints"]
-        ]
-        version = {"apiVersion": f"discovery.k8s.io/{self.slices}"} if "apiVersion" in body else {}
-        return {**body, "endpoints": old, **version}
 
     def create(self, found: Mapping[str, Any], query: str = "") -> dict[str, Any]:
         namespace = found["metadata"].get("namespace", "default")
-        return self.ask("POST", self.path(found["kind"], namespace=namespace) + query, self._of_its_version(found))
+        return self.ask("POST", self.path(found["kind"], namespace=namespace) + query, found)
 
     def get(self, kind: str, name: str = "", namespace: str = "default") -> dict[str, Any]:
         return self.ask("GET", self.path(kind, name, namespace))
@@ -108,7 +88,7 @@ class Kube:
 
     def patch(self, kind: str, name: str, body: Any, namespace: str = "default", *, status: bool = False) -> None:
         path = self.path(kind, name, namespace) + ("/status" if status else "")
-        self.ask("PATCH", path, self._of_its_version(body), kind="application/merge-patch+json")
+        self.ask("PATCH", path, body, kind="application/merge-patch+json")
 
     def replace(self, found: Mapping[str, Any]) -> dict[str, Any]:
         meta = found["metadata"]
@@ -126,8 +106,11 @@ class Kube:
 
     def kubeconfig(self, token: str = CONTROLLER) -> Path:
         """A file for `--kubeconfig`."""
+        return self._kubeconfig(token, token)
+
+    def _kubeconfig(self, name: str, token: str) -> Path:
         cluster = {"server": self.url, "certificate-authority": str(self.folder / "certificates/apiserver.crt")}
-        file = self.folder / f"kubeconfig-{token}"
+        file = self.folder / f"kubeconfig-{name}"
         file.write_text(
             json.dumps(
                 {
@@ -144,132 +127,95 @@ class Kube:
         )
         return file
 
-    # what each does in its own way
+    # what only a server of our own can do; `make test-cluster` leaves those tests out
 
     def stop(self) -> None:
-        raise NotImplementedError
+        leave_out("this needs an API server of our own")
 
     def start(self) -> None:
-        raise NotImplementedError
+        leave_out("this needs an API server of our own")
 
     def forget_history(self) -> None:
         """Watches from before now get 410."""
-        raise NotImplementedError
+        leave_out("this needs an API server of our own")
 
     def requests(self) -> list[tuple[str, str, str, int]]:
         """What the controller's account asked for: verb, resource with group and subresource, namespace, status."""
-        raise NotImplementedError
+        leave_out("this needs an API server of our own")
 
 
-class Real(Kube):
-    """etcd and kube-apiserver 1.20, with RBAC and an audit log."""
+class Given(Kube):
+    """What KUBECONFIG names: an API server without controllers, such as envtest's, of 1.25 or later.
 
-    slices = "v1beta1"
+    A controller would delete the Nodes that tests make, and give real endpoints to their Services. Of what tests make,
+    all but namespaces is removed at the end.
+    """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, kubeconfig: str) -> None:
+        from kubernetes import client, config
+
         self.folder = folder
-        self._etcd_port, self._peer, self._port = free_port(), free_port(), free_port()
-        self.url = f"https://127.0.0.1:{self._port}"
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        subprocess.run(["openssl", "genrsa", "-out", folder / "account.key", "2048"], check=True, capture_output=True)
-        (folder / "tokens").write_text(
-            f'{ADMIN},admin,1,"system:masters"\n'
-            f'{CONTROLLER},{ACCOUNT},2,"system:serviceaccounts,system:serviceaccounts:edgeagent"\n'
-            f"{STRANGER},stranger,3\n"
-        )
-        (folder / "audit.yaml").write_text(
-            "apiVersion: audit.k8s.io/v1\nkind: Policy\nomitStages: [RequestReceived, ResponseStarted]\n"
-            f"rules:\n- level: Metadata\n  users: ['{ACCOUNT}']\n- level: None\n"
-        )
-        self._run(
-            "etcd",
-            shutil.which("etcd") or "etcd",
-            f"--data-dir={folder}/etcd",
-            f"--listen-client-urls=http://127.0.0.1:{self._etcd_port}",
-            f"--advertise-client-urls=http://127.0.0.1:{self._etcd_port}",
-            f"--listen-peer-urls=http://127.0.0.1:{self._peer}",
-            f"--initial-advertise-peer-urls=http://127.0.0.1:{self._peer}",
-            f"--initial-cluster=default=http://127.0.0.1:{self._peer}",
-            "--unsafe-no-fsync",
-        )
+        settings = client.Configuration()
+        config.load_kube_config(config_file=kubeconfig, client_configuration=settings)
+        self.url = str(settings.host).rstrip("/")
+        (folder / "certificates").mkdir()
+        (folder / "certificates/apiserver.crt").write_bytes(Path(settings.ssl_ca_cert).read_bytes())
+        self._context = ssl.create_default_context(cafile=settings.ssl_ca_cert)
+        if settings.cert_file:
+            self._context.load_cert_chain(settings.cert_file, settings.key_file)
+        bearer = settings.api_key.get("BearerToken") or settings.api_key.get("authorization") or ""
+        self._tokens = {ADMIN: str(bearer).removeprefix("Bearer ")}
+        self.version = str(self.ask("GET", "/version")["gitVersion"])
+        numbers = re.match(r"v(\d+)\.(\d+)", self.version)
+        assert numbers, self.version
+        if (int(numbers[1]), int(numbers[2])) < OLDEST:
+            raise RuntimeError(f"{self.url} is {self.version}: the suite is for {OLDEST[0]}.{OLDEST[1]} and later")
+        self._made: list[str] = []
+        self._existing = {one["metadata"]["name"] for one in self.items("Namespace")}
 
-    def _run(self, name: str, *words: str) -> None:
-        with (self.folder / f"{name}.log").open("ab") as log:
-            self._processes[name] = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    @property
+    def context(self) -> ssl.SSLContext:
+        return self._context
 
-    def start(self) -> None:
-        key = self.folder / "account.key"
-        self._run(
-            "kube-apiserver",
-            str(BINARY),
-            f"--etcd-servers=http://127.0.0.1:{self._etcd_port}",
-            f"--secure-port={self._port}",
-            "--bind-address=127.0.0.1",
-            "--advertise-address=127.0.0.1",
-            f"--cert-dir={self.folder}/certificates",
-            f"--service-account-key-file={key}",
-            f"--service-account-signing-key-file={key}",
-            "--service-account-issuer=https://kubernetes.default",
-            f"--token-auth-file={self.folder}/tokens",
-            "--authorization-mode=RBAC",
-            "--service-cluster-ip-range=198.18.0.0/16",
-            "--disable-admission-plugins=ServiceAccount,TaintNodesByCondition",
-            f"--audit-policy-file={self.folder}/audit.yaml",
-            f"--audit-log-path={self.folder}/audit.log",
-        )
+    def ask(
+        self, method: str, path: str, body: Any = None, *, kind: str = "application/json", token: str = ADMIN
+    ) -> dict[str, Any]:
+        return super().ask(method, path, body, kind=kind, token=self._tokens.get(token, token))
 
-        def ready() -> bool:
-            process = self._processes["kube-apiserver"]
-            assert process.poll() is None, (self.folder / "kube-apiserver.log").read_text()[-3000:]
-            with contextlib.suppress(OSError, RefusedError, ValueError):
-                self.ask("GET", "/api/v1/namespaces/default")
-                self.ask("GET", "/apis/rbac.authorization.k8s.io/v1/clusterroles/system:node")
-                return True
-            return False
+    def create(self, found: Mapping[str, Any], query: str = "") -> dict[str, Any]:
+        meta = found["metadata"]
+        path = self.path(found["kind"], meta["name"], meta.get("namespace", "default"))
+        if found["kind"] == "Namespace" and meta["name"] in self._existing:
+            return self.ask("GET", path)
+        self._made.append(path)
+        return super().create(found, query)
 
-        until(ready, "kube-apiserver is ready", 90)
-
-    def stop(self) -> None:
-        self._end("kube-apiserver")
-
-    def _end(self, name: str) -> None:
-        if (process := self._processes.pop(name, None)) is not None:
-            process.kill()
-            process.wait()
+    def kubeconfig(self, token: str = CONTROLLER) -> Path:
+        if token not in self._tokens:
+            namespace, account = ("edgeagent", "edgeagent-discover") if token == CONTROLLER else ("default", "stranger")
+            with contextlib.suppress(RefusedError):  # it is there
+                self.create({"kind": "ServiceAccount", "apiVersion": "v1", "metadata": {"name": account}})
+            path = f"{self.path('ServiceAccount', account, namespace)}/token"
+            made = self.ask(
+                "POST", path, {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}
+            )
+            self._tokens[token] = made["status"]["token"]
+        return self._kubeconfig(token, self._tokens[token])
 
     def close(self) -> None:
-        for name in list(self._processes):
-            self._end(name)
-
-    def forget_history(self) -> None:
-        ctl = ["etcdctl", f"--endpoints=http://127.0.0.1:{self._etcd_port}"]
-        environment = os.environ | {"ETCDCTL_API": "3"}
-        told = subprocess.run(
-            [*ctl, "endpoint", "status", "-w", "json"], check=True, capture_output=True, env=environment
-        )
-        revision = json.loads(told.stdout)[0]["Status"]["header"]["revision"]
-        subprocess.run([*ctl, "compact", str(revision)], check=True, capture_output=True, env=environment)
-
-    def requests(self) -> list[tuple[str, str, str, int]]:
-        found = []
-        for line in (self.folder / "audit.log").read_text().splitlines():
-            event = json.loads(line)
-            ref = event["objectRef"]
-            resource = "/".join(one for one in (ref["resource"], ref.get("subresource")) if one)
-            group = ref.get("apiGroup", "")
-            where = f"{resource}.{group}" if group else resource
-            found.append((event["verb"], where, ref.get("namespace", ""), event["responseStatus"]["code"]))
-        return found
+        """Remove what was made; an object with a finalizer of ours has nobody who would take it off."""
+        for path in reversed(self._made):
+            with contextlib.suppress(RefusedError):
+                self.ask("DELETE", path)
+            with contextlib.suppress(RefusedError):
+                self.ask("PATCH", path, {"metadata": {"finalizers": None}}, kind="application/merge-patch+json")
 
 
 @contextlib.contextmanager
-def real(folder: Path) -> Iterator[Real]:
-    """A real one, ready."""
-    one = Real(folder)
+def given(folder: Path) -> Iterator[Given]:
+    """What KUBECONFIG names."""
+    one = Given(folder, os.environ["EDGEAGENT_KUBECONFIG"])
     try:
-        begin = time.monotonic()
-        one.start()
-        print(f"kube-apiserver: ready in {time.monotonic() - begin:.1f} s")
         yield one
     finally:
         one.close()
