@@ -24,7 +24,7 @@ def fragments(tree: Mapping[str, Any]) -> dict[Owner, Fragment]:
     for kind in ("frontends", "backends"):
         for name, part in _section(tree, kind).items():
             owner = part.get("owner") if isinstance(part, Mapping) else None
-            if not isinstance(owner, str) or owner.count("/") != 2 or not _is_readable(part):
+            if not isinstance(owner, str) or owner.count("/") != 2 or not _is_readable(part, nodes):
                 continue
             namespace, service, _ = owner.split("/")
             fragment = found.get(owner) or Fragment(service=(namespace, service))
@@ -63,10 +63,23 @@ def _section(tree: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {}
 
 
-def _is_readable(part: Mapping[str, Any]) -> bool:
+def _is_readable(part: Mapping[str, Any], nodes: Mapping[str, Any]) -> bool:
+    """Whether a frontend or backend has the shape that an agent accepts, as far as it is looked at here."""
+    bind, servers, group = part.get("bind", []), part.get("servers", {}), part.get("nodes")
     try:
-        for text in part.get("bind", ()):
+        for text in bind:
             endpoint(text)
     except (TypeError, ValueError):
         return False
-    return True
+    members = nodes.get(group) if isinstance(group, str) else {} if group is None else None
+    return _is_servers(servers) and isinstance(members, Mapping) and all(_has_host(node) for node in members.values())
+
+
+def _is_servers(servers: object) -> bool:
+    return isinstance(servers, Mapping) and all(
+        isinstance(server, Mapping) and isinstance(server.get("address"), str) for server in servers.values()
+    )
+
+
+def _has_host(node: object) -> bool:
+    return isinstance(node, str) or (isinstance(node, Mapping) and isinstance(node.get("address"), str))

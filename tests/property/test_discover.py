@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from hypothesis import given
@@ -9,9 +10,10 @@ from hypothesis import strategies as st
 
 from agent.desired.schema import DesiredState
 from agent.desired.state import parse
-from agent.discover import merge, objects, selector
-from agent.discover.service_status import told
-from agent.discover.state import Config, Snapshot, document, wanted
+from agent.discover import memory, merge, objects, selector
+from agent.discover.desired import Config, desired
+from agent.discover.fragments import pinned
+from agent.discover.objects import Snapshot
 
 NAMES = st.sampled_from(["mail", "web", "a", "0", "x.y", "UPPER", "-", "n" * 63, "smtp"])
 PORTS = ["smtp", "imap", "check", ""]
@@ -109,12 +111,11 @@ def snapshot(found: tuple[list[Any], list[Any], list[Any]]) -> Snapshot:
 CLUSTERS = st.tuples(st.lists(services(), max_size=4), st.lists(nodes(), max_size=4), st.lists(slices(), max_size=3))
 
 
-def state(terms: Config, now: Snapshot) -> DesiredState:
-    found = wanted(now, terms)
+def state(config: Config, now: Snapshot) -> DesiredState:
+    found = desired(now, config)
     assert found.violations == ()
-    tree = document(terms, found.fragments)
-    state = parse(merge.as_json(tree), file="json").state
-    assert parse(merge.as_yaml(tree, "x"), file="yaml").state == state
+    state = parse(merge.as_json(found.tree), file="json").state
+    assert parse(merge.as_yaml(found.tree, "x"), file="yaml").state == state
     asking = {service.key for service in now.services if service.wants}
     assert asking == found.fragments.keys() | found.mistakes.keys()
     assert not (found.fragments.keys() & found.mistakes.keys())
@@ -153,7 +154,42 @@ def test_a_selector_is_read_or_refused(text):
     assert chosen({"a": "b"}) in (True, False)
 
 
-@given(st.one_of(NASTY, st.recursive(st.none() | st.booleans() | st.text(), lambda x: st.lists(x) | st.dictionaries(
-    st.sampled_from(["state", "message", "frontends", "good"]), x)).map(str)))  # fmt: skip
-def test_an_annotation_that_somebody_else_wrote_is_nothing_or_read(text):
-    told(text, "u")
+@given(CLUSTERS)
+def test_what_is_live_is_found_again_under_its_owner(found):
+    now = snapshot(found)
+    made = desired(now, Config())
+    read = memory.fragments(json.loads(merge.as_json(made.tree)))
+    owners = {service.key: service.owner for service in now.services}
+    assert read == {owners[key]: fragment for key, fragment in made.fragments.items()}
+
+
+@given(CLUSTERS, CLUSTERS)
+def test_no_service_that_is_live_and_still_asks_loses_its_frontends(before, after):
+    """Whatever becomes wrong with it, its nodes, or anybody else; unless it says so itself."""
+    live = memory.fragments(json.loads(merge.as_json(desired(snapshot(before), Config()).tree)))
+    now = snapshot(after)
+    by_key = {service.key: live[service.owner] for service in now.services if service.owner in live}
+    found = desired(now, Config(), live=by_key)
+    for service in now.services:
+        if service.wants and service.key in by_key:
+            assert service.key in found.fragments
+            if service.key in found.mistakes:
+                assert found.fragments[service.key].frontends == by_key[service.key].frontends
+    if not found.violations:
+        parse(merge.as_json(found.tree), file="json")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | NASTY | st.sampled_from(["a/b/c", "group", "192.0.2.1:25"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(
+        ["nodes", "owner", "bind", "group", "servers", "address", "port"]), inner, max_size=4),
+)  # fmt: skip
+
+
+@given(st.dictionaries(st.sampled_from(["frontends", "backends", "nodes", "version"]), JSON))
+def test_a_document_that_somebody_else_wrote_is_nobodys_or_read(tree):
+    found = memory.together([memory.fragments(tree)])
+    for fragment in found.values():
+        assert pinned(fragment, {}).backends.keys() == fragment.backends.keys()
+        assert fragment.trial[0] == fragment.request
+        assert fragment.is_empty in (True, False)
