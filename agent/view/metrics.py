@@ -6,7 +6,6 @@ of frontends go on over reloads: a new process counts from zero, and what the on
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
@@ -20,7 +19,6 @@ from prometheus_client.registry import Collector
 from agent.desired.schema import DesiredState
 from agent.errors import Outcome
 from agent.haproxy.observed import FrontendStats, Observation
-from agent.haproxy.quarantine import Quarantined
 from agent.proxy_protocol import canary
 from agent.proxy_protocol.canary import CanaryResult
 from agent.proxy_protocol.greetings import mismatch
@@ -33,8 +31,6 @@ from agent.view.assemble import Index, frontend_state
 PREFIX = "edgeagent_"
 BUCKETS = (0.05, 0.5, 5)  # seconds
 _TIMED = STAGES[1:]  # what a crash left is no part of a change
-_ODD = re.compile(r"[^A-Za-z0-9._, -]")
-_HOLDER_LENGTH = 48
 _BACKEND_STATES = ("up", "down", "maintenance", "draining")
 
 
@@ -151,6 +147,8 @@ class Metrics:
             f"{PREFIX}apply_duration_seconds", "Duration of each stage of a change", ["stage"], buckets=BUCKETS,
             registry=self.registry,
         )  # fmt: skip
+        for stage in _TIMED:
+            self._durations.labels(stage)
         self.registry.register(_Now(facts, look, self.totals))
 
     def note(self, report: Report) -> None:
@@ -164,27 +162,8 @@ class Metrics:
     def text(self, *, open_metrics: bool) -> tuple[str, bytes]:
         """Content type and body."""
         if open_metrics:
-            return openmetrics.CONTENT_TYPE_LATEST, bytes(openmetrics.generate_latest(_Unique(self.registry)))  # type: ignore[no-untyped-call]
+            return openmetrics.CONTENT_TYPE_LATEST, bytes(openmetrics.generate_latest(self.registry))  # type: ignore[no-untyped-call]
         return CONTENT_TYPE_LATEST, generate_latest(self.registry)
-
-
-class _Unique(CollectorRegistry):
-    """OpenMetrics knows one family of a name: a gauge `x` and a counter `x_total` would be two. So that is untyped."""
-
-    def __init__(self, inner: CollectorRegistry) -> None:
-        super().__init__(auto_describe=False)
-        self._inner = inner
-
-    def collect(self) -> Iterator[Metric]:
-        names: set[str] = set()
-        for metric in self._inner.collect():
-            if metric.type == "counter" and metric.name in names:
-                other = Metric(f"{metric.name}_total", metric.documentation, "unknown")
-                other.samples = metric.samples
-                yield other
-            else:
-                names.add(metric.name)
-                yield metric
 
 
 class _Now(Collector):
@@ -291,7 +270,7 @@ def _frontends(facts: Facts, state: DesiredState, observed: Observation | None, 
     label = ["frontend"]
     up = _labelled("frontend_up", "Whether a frontend serves: it listens, and a server receives its clients", label, ())
     listening = _labelled("frontend_listening", "Whether an address accepts connections", ["frontend", "bind"], ())
-    sessions = _labelled("frontend_sessions", "Current sessions", label, ())
+    sessions = _labelled("frontend_current_sessions", "Current sessions", label, ())
     servers_up = _labelled("frontend_servers_up", "Servers that receive the frontend's clients", label, ())
     servers = _labelled("frontend_servers", "Servers that should receive the frontend's clients", label, ())
     preserved = _labelled("frontend_client_ip_preserved", "Whether the canary arrived with its own address", label, ())
@@ -320,15 +299,9 @@ def _frontends(facts: Facts, state: DesiredState, observed: Observation | None, 
             preserved.add_metric(key, float(kept))
     quarantined = _labelled(
         "frontend_quarantined", "Addresses left out because they cannot be bound", ["frontend", "bind", "reason"],
-        (((left_out.frontend, left_out.address, _reason(left_out)), 1.0) for left_out in quarantined_binds),
+        (((left_out.frontend, left_out.address, left_out.reason), 1.0) for left_out in quarantined_binds),
     )  # fmt: skip
     yield from (up, listening, quarantined, sessions, servers_up, servers, preserved, *counts)
-
-
-def _reason(quarantined: Quarantined) -> str:
-    """In one word, with the program that holds the address. Its name is foreign text: bounded, and plain."""
-    holder = _ODD.sub("_", quarantined.holder)[:_HOLDER_LENGTH]
-    return f"{quarantined.reason} by {holder}" if holder else quarantined.reason
 
 
 def _backends(facts: Facts, state: DesiredState, observed: Observation | None) -> Iterator[Metric]:
@@ -336,7 +309,7 @@ def _backends(facts: Facts, state: DesiredState, observed: Observation | None) -
     both = ["backend", "server"]
     states = _labelled("backend_servers", "Servers of a backend by state", ["backend", "state"], ())
     up = _labelled("server_up", "Whether new clients are sent to a server", both, ())
-    sessions = _labelled("server_sessions", "Current sessions", both, ())
+    sessions = _labelled("server_current_sessions", "Current sessions", both, ())
     checks = _labelled("server_check_duration_seconds", "Duration of the last health check", both, ())
     handshakes = _labelled("server_proxy_handshake", "Result of the last PROXY probe", [*both, "result"], ())
     wrong = _labelled(

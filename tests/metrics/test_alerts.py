@@ -16,7 +16,18 @@ PROMTOOL = Path("/usr/bin/promtool")
 
 # Series that make it fire, and series that do not: each a metric with its values, minute by minute.
 CASES: dict[str, tuple[dict[str, str], dict[str, str]]] = {
-    "EdgeagentAbsent": ({'up{job="edgeagent"}': "0x20"}, {'up{job="edgeagent"}': "1x20"}),
+    "EdgeagentAbsent": (
+        {
+            'up{job="fw",instance="a"}': "1x2 0x20",
+            'edgeagent_build_info{job="fw",instance="a"}': "1x2 stale",
+            'edgeagent_build_info{job="fw",instance="b"}': "1x20",
+        },
+        {
+            'up{job="fw",instance="a"}': "1x20",
+            'edgeagent_build_info{job="fw",instance="a"}': "1x20",
+            'up{job="other",instance="a"}': "0x20",
+        },
+    ),
     "EdgeagentStalled": (
         {"edgeagent_desired_read_timestamp_seconds": "0x20"},
         {"edgeagent_desired_read_timestamp_seconds": "0+60x20"},
@@ -73,6 +84,15 @@ CASES: dict[str, tuple[dict[str, str], dict[str, str]]] = {
         {'edgeagent_frontend_client_ip_preserved{frontend="f"}': "0x20"},
         {'edgeagent_frontend_client_ip_preserved{frontend="f"}': "1x20"},
     ),
+    "EdgeagentDiscoverOutOfStep": ({"edgeagent_discover_in_step": "0x20"}, {"edgeagent_discover_in_step": "0x5 1x15"}),
+    "EdgeagentDiscoverBlind": (
+        {'edgeagent_discover_failing_seconds{kind="nodes"}': "0+60x20"},
+        {'edgeagent_discover_failing_seconds{kind="nodes"}': "0x20"},
+    ),
+    "EdgeagentDiscoverAbsent": (
+        {"edgeagent_discover_in_step": "1x2 stale"},
+        {"edgeagent_discover_in_step": "1x20"},
+    ),
     "EdgeagentDrainingPilesUp": (
         {'edgeagent_haproxy_processes{role="draining"}': "5x90"},
         {'edgeagent_haproxy_processes{role="draining"}': "3x90", 'edgeagent_haproxy_processes{role="serving"}': "9x90"},
@@ -115,8 +135,42 @@ def test_every_alert_has_its_cases_and_its_heading_in_the_runbook():
     }
     assert rules().keys() == CASES.keys()
     for rule in rules().values():
-        page, _, heading = rule["annotations"]["runbook_url"].partition("#")  # type: ignore[index]  # YAML of ours
-        assert (page, heading in headings) == ("docs/operations.md", True), rule["alert"]
+        url, _, heading = rule["annotations"]["runbook_url"].partition("#")  # type: ignore[index]  # YAML of ours
+        assert url.endswith("{{ end }}"), rule["alert"]
+        assert heading in headings, rule["alert"]
+
+
+def test_the_runbooks_are_where_the_external_label_says(tmp_path: Path):
+    """As Prometheus expands it, with the label and without."""
+    if not PROMTOOL.exists():
+        leave_out("promtool is not here")
+    for labels, start in (
+        ({}, "https://docs.example.org/edgeagent/operations.html"),
+        ({"runbooks": "https://wiki.example.net/edge"}, "https://wiki.example.net/edge"),
+    ):
+        rule = rules()["EdgeagentHeld"]
+        annotations = {"summary": rule["annotations"]["summary"].replace("{{ $labels.instance }}", "fw1")}  # type: ignore[index]
+        case = {
+            "interval": "1m",
+            "external_labels": labels,
+            "input_series": [{"series": 'edgeagent_held{instance="fw1"}', "values": "1x5"}],
+            "alert_rule_test": [
+                {
+                    "eval_time": "4m",
+                    "alertname": "EdgeagentHeld",
+                    "exp_alerts": [
+                        {
+                            "exp_labels": {"severity": "warning", "instance": "fw1"},
+                            "exp_annotations": annotations | {"runbook_url": f"{start}#held"},
+                        }
+                    ],
+                }
+            ],
+        }
+        test = tmp_path / "test.yaml"
+        test.write_text(yaml.safe_dump({"rule_files": [str(RULES)], "evaluation_interval": "1m", "tests": [case]}))
+        done = subprocess.run([PROMTOOL, "test", "rules", test], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("alert", CASES)
