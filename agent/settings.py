@@ -133,6 +133,8 @@ class Sync:
     """an allowed_signers file of ssh-keygen(1): only documents signed by one of these keys are accepted"""
     max_bytes: Count = Count(1_048_576)
     """size of the largest document that is read"""
+    allow_drain: bool = False
+    """whether `agent gate` lets `drain` and `ready` through: an ssh key may take servers out for new clients then"""
 
 
 @frozen(kw_only=True)
@@ -221,6 +223,7 @@ SCALARS: dict[object, Scalar] = {
 _BY_NAME: dict[str, Hook] = {
     **{getattr(kind, "__name__", ""): scalar.hook for kind, scalar in SCALARS.items()},
     "str": TEXT.hook,
+    "bool": scalars.boolean,
     "ProbeMode": lambda value: member(value, ProbeMode),
 }
 """By the name of the type, as the annotation of a field has it."""

@@ -31,6 +31,8 @@ COMMANDS = {
     "history": "status",
     "show": "status",
     "rollback": "apply",
+    "drain": "drain",
+    "ready": "drain",
     "probe": "proxy",
     "echo": "proxy",
     "demo": "tools",

@@ -53,6 +53,10 @@ def let_through(main: click.Group, ctx: click.Context, settings: Settings, *, dr
 
 def _checked(call: str | None, settings: Settings) -> list[str]:
     arguments = gates.arguments(call)
+    if arguments[0] in gates.DRAINING and not settings.sync.allow_drain:
+        raise PolicyError(
+            f"{arguments[0]} is not let through here", remedy="`allow_drain = true` under [sync] in agent.toml lets it"
+        )
     if arguments[0] == "plan" and settings.sync.allowed_signers:
         # A plan asks every server that its document names: not for a stranger's document.
         raise PolicyError("documents are signed here: `agent sync --dry-run` with a signature shows the plan")

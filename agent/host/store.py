@@ -24,7 +24,7 @@ from agent.errors import StoreError
 from agent.host.files import read_json, read_regular
 from agent.host.lock import ServiceLock, held, holder_pid, locked, make_private
 from agent.reconcile.event import Event, recorded
-from agent.reconcile.generation import Generation, Hold, Journal, Request
+from agent.reconcile.generation import Drain, Generation, Hold, Journal, Request
 
 if TYPE_CHECKING:
     from agent.proxy_protocol.record import (
@@ -373,6 +373,20 @@ class Store:
             write(self.state / "unreached.json", json.dumps({"servers": sorted(servers)}).encode())
         else:
             _remove(self.state / "unreached.json")
+
+    def drains(self) -> tuple[Drain, ...]:
+        """Servers that a person has drained; none where that cannot be read."""
+        document = read_json(self.state / "drains.json") or {}
+        with contextlib.suppress(TypeError, ValueError):
+            return tuple(read_as(Drain, drain) for drain in document.get("drains", ()))
+        return ()
+
+    def set_drains(self, drains: Collection[Drain]) -> None:
+        """Remember them; none: forget."""
+        if drains:
+            write(self.state / "drains.json", json.dumps({"drains": [asdict(drain) for drain in drains]}).encode())
+        else:
+            _remove(self.state / "drains.json")
 
     def write_server_state(self, dump: str) -> None:
         """What the next process shall know of its servers."""

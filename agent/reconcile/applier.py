@@ -31,7 +31,7 @@ from agent.haproxy.observed import Observation, Running
 from agent.haproxy.plan import LiveGeneration, Reload, Runtime, Target
 from agent.proxy_protocol.record import Handshake
 from agent.reconcile import preflight, verify
-from agent.reconcile.generation import Generation, Hold, Journal
+from agent.reconcile.generation import Drain, Generation, Hold, Journal
 from agent.reconcile.pace import Pace
 from agent.reconcile.ports import Environment
 from agent.reconcile.preflight import Checks, ServingBackend
@@ -72,6 +72,8 @@ class Assessment:
     """what speaks against the target in that"""
     dirty: frozenset[Key] = frozenset()
     """servers that an interrupted step has changed"""
+    drains: tuple[Drain, ...] = ()
+    """servers that a person has drained"""
 
     @property
     def old(self) -> Running | None:
@@ -260,6 +262,7 @@ class Applier:
             quarantined=target.quarantined,
             restores=report.restores,
             unserved=report.unserved,
+            drained=tuple(sorted(drain.key for drain in assessment.drains)),
         )
 
     def _wait_for_limits(self, assessment: Assessment) -> None:

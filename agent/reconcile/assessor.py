@@ -21,7 +21,7 @@ from agent.haproxy.quarantine import Quarantined
 from agent.proxy_protocol import policy
 from agent.proxy_protocol.greetings import Question
 from agent.proxy_protocol.record import Asked, Handshake
-from agent.reconcile import preflight
+from agent.reconcile import drains, preflight
 from agent.reconcile.applier import RETRY, TCP_PROBE_SECONDS, Assessment
 from agent.reconcile.generation import Generation, Journal
 from agent.reconcile.ports import Environment
@@ -115,7 +115,7 @@ class Assessor:
         if generation is None:
             return None
         parsed = self.document(generation.number)
-        return generation, parsed.state if parsed else None
+        return generation, drains.drained(parsed.state, generation.drained) if parsed else None
 
     def live(self) -> LiveGeneration | None:
         """The live generation, as a plan needs it."""
@@ -123,7 +123,8 @@ class Assessor:
         if generation is None:
             return None
         parsed, config = self.document(generation.number), self.environment.store.config_of(generation.number)
-        state = preflight.without(parsed.state, generation.quarantined) if parsed else None
+        written = drains.drained(parsed.state, generation.drained) if parsed else None
+        state = preflight.without(written, generation.quarantined) if written else None
         return LiveGeneration(
             number=generation.number,
             loaded=generation.loaded,
@@ -179,8 +180,10 @@ class Assessor:
         """
         before, store, prober = live.state if live else None, self.environment.store, self.environment.prober
         dirty = frozenset(journal.servers) if journal else frozenset()
+        drained = drains.active(store.drains(), parsed.state)
+        wanted = drains.drained(parsed.state, frozenset(drain.key for drain in drained))
         checks = preflight.checks(
-            parsed.state,
+            wanted,
             live=before,
             observed=observed,
             held=_held(live, observed),
@@ -188,8 +191,8 @@ class Assessor:
             unreachable=store.unreachable() if observed is None else frozenset(),
         )
         unbound = prober.unbound(checks.binds) if checks.binds else {}
-        quarantined = preflight.quarantine(parsed.state, unbound)
-        state, template = preflight.without(parsed.state, quarantined), self.template()
+        quarantined = preflight.quarantine(wanted, unbound)
+        state, template = preflight.without(wanted, quarantined), self.template()
         config = _rendered(state, self.process, template)  # what cannot be rendered is not worth a probe
         handshakes = self._handshakes(checks.handshakes, parsed.digest)
         target = Target(digest=parsed.digest, state=state, config=config, quarantined=quarantined)
@@ -206,8 +209,9 @@ class Assessor:
             reachable=self._reachable(checks, handshakes),
             serving=(*serving, *(backend for backend in recorded if backend not in serving)),
             handshakes=handshakes,
-            objections=self._objections(before, parsed.state, handshakes),
+            objections=self._objections(before, wanted, handshakes),
             dirty=dirty,
+            drains=drained,
         )
 
     def _reachable(self, checks: Checks, handshakes: Collection[Handshake]) -> frozenset[Key]:

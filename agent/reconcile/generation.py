@@ -9,6 +9,7 @@ from __future__ import annotations
 from attrs import field, frozen
 from attrs.validators import deep_iterable, instance_of, optional
 
+from agent.desired.identity import Key
 from agent.desired.stored import is_number, is_seconds, is_text, read_as, texts
 from agent.haproxy.quarantine import Quarantined
 
@@ -17,6 +18,16 @@ def _quarantines(value: object) -> tuple[Quarantined, ...]:
     if not isinstance(value, (list, tuple)):
         raise TypeError(f"quarantined: {value!r} is no list")
     return tuple(item if isinstance(item, Quarantined) else read_as(Quarantined, item) for item in value)
+
+
+def _keys(value: object) -> tuple[tuple[str, str], ...]:
+    """Servers, each by backend and name, out of values or of JSON. Raises TypeError."""
+    if not isinstance(value, (list, tuple)):
+        raise TypeError(f"{value!r} is no list of servers")
+    pairs = tuple(texts(pair) for pair in value)
+    if any(len(pair) != 2 for pair in pairs):
+        raise TypeError(f"{value!r} is no list of servers")
+    return tuple((pair[0], pair[1]) for pair in pairs)
 
 
 @frozen(kw_only=True)
@@ -53,16 +64,8 @@ class Generation:
     """digest of the template, the settings and the agent that rendered it; empty: of an older agent"""
     unserved: tuple[str, ...] = field(default=(), converter=texts)
     """frontends that were new in it, without a server that answered"""
-
-
-def _keys(value: object) -> tuple[tuple[str, str], ...]:
-    """Servers, each by backend and name, out of values or of JSON. Raises TypeError."""
-    if not isinstance(value, (list, tuple)):
-        raise TypeError(f"{value!r} is no list of servers")
-    pairs = tuple(texts(pair) for pair in value)
-    if any(len(pair) != 2 for pair in pairs):
-        raise TypeError(f"{value!r} is no list of servers")
-    return tuple((pair[0], pair[1]) for pair in pairs)
+    drained: tuple[tuple[str, str], ...] = field(default=(), converter=_keys)
+    """servers that a person had drained"""
 
 
 def _stakes(value: object) -> tuple[tuple[str, tuple[str, ...]], ...]:
@@ -100,6 +103,29 @@ class Hold:
     """what got worse, or that it was rolled back by hand"""
     since: float = field(validator=is_seconds)
     """seconds since the epoch"""
+
+
+@frozen(kw_only=True)
+class Drain:
+    """A server that a person has taken out for new clients, as the document has it: another one there ends that."""
+
+    backend: str = field(validator=is_text)
+    """its backend"""
+    server: str = field(validator=is_text)
+    """its name"""
+    address: str = field(validator=is_text)
+    """address and port"""
+    weight: int = field(validator=is_number)
+    """its weight in the document"""
+    since: float = field(validator=is_seconds)
+    """seconds since the epoch"""
+    by: str = field(default="", validator=is_text)
+    """who did it"""
+
+    @property
+    def key(self) -> Key:
+        """Backend and name."""
+        return (self.backend, self.server)
 
 
 @frozen(kw_only=True)

@@ -38,7 +38,7 @@ from agent.haproxy.observed import Running
 from agent.haproxy.plan import LiveGeneration, Reload, Runtime, Unchanged
 from agent.proxy_protocol import policy
 from agent.proxy_protocol.record import Handshake
-from agent.reconcile import preflight
+from agent.reconcile import drains, preflight
 from agent.reconcile.applier import RETRY, Applier, Assessment
 from agent.reconcile.assessor import Assessor, outage_sentences, outages_of, plan_of
 from agent.reconcile.generation import Generation, Hold, Journal
@@ -269,6 +269,7 @@ class Reconciler:
             raise
         report.interrupted = None
         report.findings += self.assessor.probe_warnings(parsed.state)
+        self._note_drains(report, assessment)
         # A fallback to a reload has replaced `report.step`.
         new_generation = not isinstance(step, Unchanged) and report.step is not None and report.step.new_generation
         return report.done(Outcome.COMMITTED if new_generation else Outcome.UNCHANGED)
@@ -298,10 +299,18 @@ class Reconciler:
             again = self.assessor.probe_again(assessment.target, assessment.observed, assessment.handshakes)
             self._remember(again, state)
         report.findings += self.assessor.probe_warnings(state)
+        self._note_drains(report, assessment)
         report.unserved = self._unserved(assessment)
         if step.new_generation:
             self._applier.record_document(report, assessment)
         return report.done(Outcome.UNCHANGED)
+
+    def _note_drains(self, report: ReportBuilder, assessment: Assessment) -> None:
+        """What a person has drained; one that the document has ended is forgotten. A full disk costs only that."""
+        report.findings += drains.findings(assessment.drains)
+        if assessment.drains != self.environment.store.drains():
+            with contextlib.suppress(StoreError):
+                self.environment.store.set_drains(assessment.drains)
 
     def _unserved(self, assessment: Assessment) -> tuple[str, ...]:
         live, state = assessment.live, assessment.target.state
@@ -329,7 +338,17 @@ class Reconciler:
     def _failed(self, report: ReportBuilder, error: AgentError) -> Report:
         with report.stage("keep"):
             trouble = self._keep_serving(report)
+        self._forget_drains()
         return report.failed(error, trouble)
+
+    def _forget_drains(self) -> None:
+        """Drains that could not be made live: one that would end a frontend's service must not refuse each document."""
+        store = self.environment.store
+        with contextlib.suppress(StoreError):
+            live, before = store.live(), store.drains()
+            kept = tuple(drain for drain in before if live is not None and drain.key in live.drained)
+            if kept != before:
+                store.set_drains(kept)
 
     def _keep_serving(self, report: ReportBuilder) -> str:
         """The second and the third target. Returns what is wrong with what was live, "" where nothing is.

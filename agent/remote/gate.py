@@ -19,6 +19,8 @@ FLAGS: Mapping[str, frozenset[str]] = {
     "status": frozenset({"--json"}),
     "history": frozenset({"--json"}),
     "show": frozenset(),
+    "drain": frozenset({"--json", "--force"}),
+    "ready": frozenset({"--json"}),
 }
 VALUES: Mapping[str, Mapping[str, re.Pattern[str]]] = {
     "sync": {
@@ -28,12 +30,19 @@ VALUES: Mapping[str, Mapping[str, re.Pattern[str]]] = {
         "--signature": re.compile(r"[A-Za-z0-9_=-]{1,24000}"),
     }
 }
-NUMBERED = frozenset({"show"})
-"""These take the number of a generation."""
+NAMED: Mapping[str, tuple[int, re.Pattern[str]]] = {
+    "show": (1, re.compile(r"[1-9][0-9]{0,8}")),
+    "drain": (100, re.compile(r"[a-z0-9][a-z0-9._-]{0,62}(?:/[a-z0-9][a-z0-9._-]{0,62})?")),
+    "ready": (100, re.compile(r"[a-z0-9][a-z0-9._-]{0,62}(?:/[a-z0-9][a-z0-9._-]{0,62})?")),
+}
+"""What these take beside options, and how many: the number of a generation, names of servers."""
+DRAINING = frozenset({"drain", "ready"})
+"""Let through where `sync.allow_drain` says so."""
 TAKES_DOCUMENT = frozenset({"sync", "plan"})
-_LIST = f"{', '.join([*FLAGS][:-1])} and {[*FLAGS][-1]}"
+_ALWAYS = [command for command in FLAGS if command not in DRAINING]
+_LIST = f"{', '.join(_ALWAYS[:-1])} and {_ALWAYS[-1]}"
 LONGEST = 32_768  # characters of a call: a signature and some words
-_NUMBER = re.compile(r"[1-9][0-9]{0,8}")
+_NOTHING = re.compile(r"(?!)")
 _PUBLIC_KEY = re.compile(r"((?:sk-)?(?:ssh|ecdsa)-[a-z0-9@.-]+) ([A-Za-z0-9+/]+={0,3})(?: ([^\x00-\x1f\x7f]*))?")
 
 
@@ -60,7 +69,8 @@ def arguments(call: str | None) -> list[str]:
 def _checked(command: str, rest: list[str]) -> list[str]:
     """The options, each as it is listed, then the document."""
     options: list[str] = []
-    numbers: list[str] = []
+    names: list[str] = []
+    most, name_of = NAMED.get(command, (0, _NOTHING))
     left = list(rest)
     documents = 0
     while left:
@@ -75,11 +85,11 @@ def _checked(command: str, rest: list[str]) -> list[str]:
             options.append(f"{name}={value}")
         elif word == "-" and command in TAKES_DOCUMENT and not documents:
             documents = 1
-        elif command in NUMBERED and not numbers and _NUMBER.fullmatch(word):
-            numbers = [word]
+        elif len(names) < most and name_of.fullmatch(word):
+            names.append(word)
         else:
             raise PolicyError(f"{_shown([word])} is not let through: a document comes by standard input (`-`)")
-    options += numbers
+    options += names
     return [*options, "-"] if command in TAKES_DOCUMENT else options
 
 

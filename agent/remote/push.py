@@ -177,6 +177,31 @@ def show(targets: Sequence[Target], *, seconds: float) -> tuple[bytes | str, ...
     return _ask(targets, "agent show", read, seconds=seconds)
 
 
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}(?:/[a-z0-9][a-z0-9._-]{0,62})?|--[a-z]+")
+
+
+def run(targets: Sequence[Target], arguments: Sequence[str], *, seconds: float) -> tuple[tuple[ExitCode, str], ...]:
+    """Exit code and message of a short command of the agent on each, in their order.
+
+    Raises ValueError for an argument that could be anything but a name or an option: what ssh runs is read by a shell.
+    """
+    if odd := [argument for argument in arguments if not _NAME.fullmatch(argument)]:
+        raise ValueError(f"{odd[0]!r} is no name of a server")
+
+    def read(code: int | None, out: bytes, stderr: Sequence[str]) -> tuple[ExitCode, str] | str:
+        with contextlib.suppress(ValueError, RecursionError):
+            answer = json.loads(out)
+            if isinstance(answer, dict) and answer.get("exit_code") == code and code in list(ExitCode):
+                servers = ", ".join(map(str, answer.get("servers") or ()))
+                return ExitCode(code), printable(f"{servers}: {answer.get('message')}", 2_000)
+        if code in list(ExitCode) and stderr:
+            return ExitCode(code), "; ".join(line.removeprefix("agent: ") for line in stderr)
+        return _unanswered(code, stderr) or f"exit {code}"
+
+    results = _ask(targets, " ".join(["agent", *arguments]), read, seconds=seconds)
+    return tuple((ExitCode.SSH, result) if isinstance(result, str) else result for result in results)
+
+
 T = TypeVar("T")
 
 

@@ -217,6 +217,7 @@ class Publisher:
             canary_results=self._canary_results,
             file_id=self._file_id,
             counters=dict(self._counters),
+            drains=self._store.drains(),
             now=time.time(),
         )
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from attrs import frozen
 
 from agent.desired.addresses import Endpoint
+from agent.desired.identity import Key
 from agent.desired.schema import Backend, DesiredState, Frontend, Server
 from agent.errors import Finding, Refusal, dotted
 from agent.haproxy.observed import FrontendStats, Observation, ServerStats
@@ -16,7 +17,7 @@ from agent.proxy_protocol.canary import CanaryResult
 from agent.proxy_protocol.greetings import mismatch
 from agent.proxy_protocol.record import Asked, Handshake
 from agent.reconcile.event import Event
-from agent.reconcile.generation import Generation, Hold
+from agent.reconcile.generation import Drain, Generation, Hold
 from agent.reconcile.report import Report
 from agent.view.status import (
     SCHEMA,
@@ -59,11 +60,12 @@ def assemble(
     counters: Mapping[str, int] | None = None,
     trouble: NotInSync | None = None,
     events: Sequence[Event] = (),
+    drains: Iterable[Drain] = (),
 ) -> Status:
     """`report`: of the last reconcile, None before the first. `state`: the live one, None where it cannot be read.
 
     `observed` None: HAProxy does not answer. `trouble`: why the desired state is not live, None where it is. `events`:
-    what happened lately, oldest first. `now`: seconds since the epoch.
+    what happened lately, oldest first. `drains`: what a person has drained. `now`: seconds since the epoch.
     """
     index = Index.of(observed)
     quarantined = {(bind.frontend, bind.address): bind for bind in live.quarantined} if live else {}
@@ -88,7 +90,10 @@ def assemble(
         refused=tuple(refusal_status(refusal) for refusal in report.refused[:MAX_LISTED]) if report else (),
         findings=tuple(_finding(finding) for finding in findings),
         frontends=tuple(_frontend(frontend, backends, index, quarantined, canary_results) for frontend in frontends),
-        backends=tuple(_backend(backend, index, handshakes or {}) for backend in backends.values()),
+        backends=tuple(
+            _backend(backend, index, handshakes or {}, {drain.key: drain for drain in drains})
+            for backend in backends.values()
+        ),
         haproxy=_haproxy(observed) if observed else None,
         timings=dict(report.timings) if report else {},
         plan=report.plan if report else None,
@@ -243,7 +248,9 @@ def frontend_state(
 # --- backends
 
 
-def _backend(backend: Backend, index: Index, handshakes: Mapping[Asked, Handshake]) -> BackendStatus:
+def _backend(
+    backend: Backend, index: Index, handshakes: Mapping[Asked, Handshake], drains: Mapping[Key, Drain]
+) -> BackendStatus:
     stats, (up, total) = index.servers.get(backend.name, {}), index.count(backend)
     return BackendStatus(
         name=backend.name,
@@ -251,13 +258,20 @@ def _backend(backend: Backend, index: Index, handshakes: Mapping[Asked, Handshak
         proxy_protocol=backend.proxy_protocol.value,
         servers_up=up,
         servers_total=total,
-        servers=tuple(_server(backend, server, stats.get(server.name), handshakes) for server in backend.servers),
+        servers=tuple(
+            _server(backend, server, stats.get(server.name), handshakes, drains.get((backend.name, server.name)))
+            for server in backend.servers
+        ),
         owner=backend.owner,
     )
 
 
 def _server(
-    backend: Backend, server: Server, stats: ServerStats | None, handshakes: Mapping[Asked, Handshake]
+    backend: Backend,
+    server: Server,
+    stats: ServerStats | None,
+    handshakes: Mapping[Asked, Handshake],
+    drain: Drain | None,
 ) -> ServerStatus:
     address = str(server.address)
     key = (backend.name, server.name, address, backend.application.value, backend.proxy_protocol.value)
@@ -271,6 +285,7 @@ def _server(
         check=stats.check if stats else "",
         sessions=stats.sessions if stats else 0,
         handshake=handshake_status(handshake) if handshake else None,
+        drained=when(drain.since) if drain else "",
     )
 
 

@@ -212,13 +212,16 @@ def _backend_state(backend: BackendStatus) -> str:
 
 
 def _state(server: ServerStatus) -> str:
+    if server.drained:
+        return "idle"
     if server.status.startswith(("UP", "no check")):
         return "up"
     return "idle" if server.status.startswith(("MAINT", "DRAIN")) else "down"
 
 
 def _checked(server: ServerStatus) -> str:
-    return ", ".join(part for part in (server.status, server.check, f"{server.sessions} sessions") if part)
+    drained = "drained" if server.drained else ""
+    return ", ".join(part for part in (drained, server.status, server.check, f"{server.sessions} sessions") if part)
 
 
 def render(status: Status | None, history: Sequence[Generation], *, trouble: Sequence[str] = ()) -> str:

@@ -255,6 +255,8 @@ class ServerStatus:
     """its weight"""
     backup: bool = False
     """whether it is a backup"""
+    drained: str = ""
+    """since when a person has drained it (`agent drain`); empty: it is not drained"""
 
 
 @frozen(kw_only=True, eq=False, repr=False)

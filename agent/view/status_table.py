@@ -53,7 +53,7 @@ def status(now: Status, *, running: bool) -> str:
                 backend.name,
                 server.name,
                 server.address,
-                server.status,
+                f"{server.status}, drained" if server.drained else server.status,
                 server.check,
                 _proxy(server.handshake),
                 server.sessions,

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from kit.edge import first_line, until
+from kit.fault_table import TABLES
 from kit.servers import EchoServer, echo, free_port
 from kit.web import page, web
 from kit.witness import Row, Witness
@@ -23,7 +24,7 @@ from kit.zygote import Zygote
 
 from agent.desired.identity import digest_of
 from agent.host.store import Store
-from tests.faults.conftest import TABLE, Scene
+from tests.faults.conftest import Scene
 
 STEPS = int(os.environ.get("EDGEAGENT_WALK", "100"))
 NEVER = 10**9
@@ -275,7 +276,7 @@ def test_a_random_walk_ends_where_the_oracle_says(scene: Scene):
         if walk.foreign is not None:
             walk.foreign.close()
         what = f"a random walk of {STEPS} steps, where nothing was killed"
-        TABLE.rows.append(
+        TABLES["faults"].rows.append(
             Row(fault=what, version=scene.version, served=served, failed=lost, after="what the oracle says")
         )
         assert served > STEPS

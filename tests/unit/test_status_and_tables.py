@@ -115,6 +115,7 @@ def test_the_document_has_all_of_the_contract_and_is_json():
         "address": "198.51.100.2:2000",
         "weight": 1,
         "backup": False,
+        "drained": "",
         "status": "UP",
         "check": "L4OK",
         "sessions": 1,
