@@ -349,7 +349,7 @@ def _alerts() -> Page:
         """
         # Alerts
 
-        The rules of [alerts.yaml](../../deploy/prometheus/alerts.yaml), for the scrape job `edgeagent`. Each leads to
+        The rules of [alerts.yaml](../../deploy/prometheus/alerts.yaml). Each leads to
         what to do about it.
         """
     )
@@ -371,8 +371,8 @@ def _alerts() -> Page:
 
 def _runbook(url: str) -> str:
     """A link to a heading of the operations guide, out of an alert's `runbook_url`."""
-    page, _, heading = url.partition("#")
-    return f"[{heading.replace('-', ' ')}](../{page.removeprefix('docs/')}#{heading})"
+    heading = url.partition("#")[2]
+    return f"[{heading}](../operations.md#{heading})"
 
 
 # --- status.json, and what notify.command receives

@@ -19,6 +19,7 @@ from agent.cli.output import end
 from agent.desired.addresses import endpoint
 from agent.discover import merge, objects
 from agent.discover.api import Api, ApiError, Where
+from agent.discover.backoff import Backoff
 from agent.discover.base import Base, base
 from agent.discover.cluster import Cluster
 from agent.discover.controller import Controller
@@ -110,14 +111,21 @@ class _BaseFile:
         return base(data, str(self._file), watched=self._watched) if self._file is not None else Base()
 
 
-def _manager(api: Api) -> str:
-    """The uid of the cluster; "" where it may not be read, which is logged: two clusters could take turns then."""
-    try:
-        uid = api.get(CLUSTER_UID).get("metadata", {}).get("uid")
-    except ApiError as error:
-        _log.warning("the document names no manager: %s", error)
-        return ""
-    return uid if isinstance(uid, str) else ""
+def _manager(api: Api, ended: threading.Event | None = None) -> str:
+    """The uid of the cluster; "" where it may not be read, which is logged: two clusters could take turns then.
+
+    `ended`: an API server that does not answer is asked again until that.
+    """
+    backoff = Backoff()
+    while True:
+        try:
+            uid = api.get(CLUSTER_UID).get("metadata", {}).get("uid")
+        except ApiError as error:
+            if ended is not None and error.status not in (401, 403, 404) and not ended.wait(backoff.next()):
+                continue
+            _log.warning("the document names no manager: %s", error)
+            return ""
+        return uid if isinstance(uid, str) else ""
 
 
 # --- once ---------------------------------------------------------------------------------------------------------
@@ -184,7 +192,6 @@ def _watch(api: Api, config: _BaseFile, options: Options) -> NoReturn:
     cluster = _cluster(api, options.namespaces, changed, ended)
     firewalls = Firewalls(targets, seconds=options.timeout, sign=options.key)
     reporter = Reporter(api, end=ended)
-    config.managed_by(_manager(api))
     controller = Controller(
         cluster=cluster,
         config=config.now,
@@ -203,6 +210,7 @@ def _watch(api: Api, config: _BaseFile, options: Options) -> NoReturn:
         signal.signal(number, stop)
     with _site(listen, Site(controller, cluster, firewalls, reporter)):
         _log.info("watching %s for %s", api.name, ", ".join(target.text for target in targets))
+        config.managed_by(_manager(api, ended))
         controller.run()
         reporter.wake()
     _log.info("ended")

@@ -15,7 +15,10 @@ from agent.discover.objects import PREFIX, Service
 PROGRAMMED, ACCEPTED, DEGRADED = (f"{PREFIX}{name}" for name in ("Programmed", "Accepted", "Degraded"))
 """`kubectl wait --for=condition=edgeagent.io/Programmed service/mail`"""
 BY_CLASS, BY_ANNOTATION = "LoadBalancerClass", "Annotated"
-"""Why a Service is accepted: the reason of the condition Accepted."""
+"""Why a Service is accepted: the reason of the condition Accepted; of one that is not, with INVALID before it."""
+INVALID = "Invalid"
+LONGEST = 2_000
+"""Characters of a message: an annotation may have a quarter of a million, and each may be a mistake."""
 
 
 class State(enum.StrEnum):
@@ -56,7 +59,7 @@ def was_rolled_back(service: Service) -> str:
 
 def was_by_class(service: Service) -> bool:
     """Whether it was accepted for its class, not for an annotation that somebody may have wiped by mistake."""
-    return service.conditions.get(ACCEPTED, {}).get("reason") == BY_CLASS
+    return service.conditions.get(ACCEPTED, {}).get("reason") in (BY_CLASS, f"{INVALID}{BY_CLASS}")
 
 
 def body(service: Service, status: ServiceStatus | None, *, now: str) -> dict[str, Any]:
@@ -99,7 +102,8 @@ def is_written(service: Service, status: ServiceStatus | None) -> bool:
 
 def message(status: ServiceStatus) -> str:
     """In a sentence, for people."""
-    return status.message or f"{', '.join(status.frontends)}: live on the firewall"
+    text = status.message or f"{', '.join(status.frontends)}: live on the firewall"
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
 
 
 @frozen
@@ -117,9 +121,11 @@ class _Row:
 def _rows(service: Service, status: ServiceStatus) -> tuple[_Row, ...]:
     state, text = status.state, message(status)
     accepted, degraded = state is not State.MISTAKE, state is State.DEGRADED
-    how = BY_CLASS if service.balanced else BY_ANNOTATION
+    # One that asks for nothing any more is as it was accepted: see `was_by_class`.
+    by_class = service.balanced or (not service.wants and was_by_class(service))
+    how = BY_CLASS if by_class else BY_ANNOTATION
     return (
-        _Row(ACCEPTED, accepted, how if accepted else state, "" if accepted else text),
+        _Row(ACCEPTED, accepted, how if accepted else f"{INVALID}{how}", "" if accepted else text),
         _Row(PROGRAMMED, state in (State.LIVE, State.DEGRADED), State.LIVE if degraded else state, text),
         _Row(DEGRADED, degraded, state if degraded else "AsRequested", text if degraded else ""),
     )

@@ -19,8 +19,9 @@ from typing import Any
 from attrs import evolve, frozen
 
 from agent.desired.addresses import WILDCARDS
-from agent.discover import conditions
+from agent.discover import conditions, memory
 from agent.discover.backoff import Backoff
+from agent.discover.base import Base
 from agent.discover.cluster import Cluster
 from agent.discover.conditions import ServiceStatus, State
 from agent.discover.desired import Config, Desired, desired
@@ -102,8 +103,13 @@ class Controller:
         self._config: Config | None = None  # as it was read last
         self._live_config: Config | None = None  # of what was pushed last, and went live
         self._rejected_config: Config | None = None  # was put aside, since it hurt
+        self._base_is_cleared = False  # the base was not behind what was refused: it is not put aside for it again
+        self._pushed = False  # in this reconcile
         self._sent: Mapping[str, Any] | None = None  # the last document that was pushed, whatever became of it
         self._hurt: tuple[object, ...] | None = None  # what was rolled back, with nobody to blame
+        self._groups: Mapping[
+            str, tuple[str, tuple[int, ...]]
+        ] = {}  # of nodes: also what was chosen earlier, and is live
         self._remarks: tuple[str, ...] = ()
         self._backoff = Backoff(*AWAY_SECONDS)
         self._finalizer_backoff = Backoff(*FINALIZER_SECONDS)
@@ -170,7 +176,9 @@ class Controller:
             due = True
         if not self._firewalls.known:
             self._report_unknown(snapshot)
-            self._requeue_at = self._ask_at = time.monotonic() + self._backoff.next()
+            if due:
+                self._ask_at = time.monotonic() + self._backoff.next()
+            self._requeue_at = self._ask_at
             return
         if not self._restored:
             _log.info("begins with %d Services, %d Nodes", len(snapshot.services), len(snapshot.nodes))
@@ -178,12 +186,15 @@ class Controller:
             self._restored = True
         config = self._take_config()
         self._holds.release(_fragments_of(snapshot, config), snapshot.services)
+        self._pushed = False
         for _ in range(MOST_PUSHES):
             turn = self._turn(snapshot, config)
             result = self._program(turn, due=due)
             if not self._hold_culprits(turn, result):
                 break
             config = self._take_config()
+        else:
+            self.enqueue()  # there is more to try
         if result.live:
             self._holds.accepted()
             self._live_config, self._hurt = turn.config, None
@@ -197,27 +208,39 @@ class Controller:
         """The base as it is now; while one that hurt is in its file, the last good one."""
         config = self._read_config()
         if config is not self._config:
-            self._config, self._rejected_config = config, None
+            self._config, self._rejected_config, self._base_is_cleared = config, None, False
             self._holds.release_refused()
-        if config is self._rejected_config and self._live_config is not None:
-            return self._live_config
-        return config
+        if config is not self._rejected_config:
+            return config
+        if self._live_config is None:  # this process has seen no other one: what is live has one
+            self._live_config = evolve(config, base=Base(file="the live base", tree=self._firewalls.base))
+        return self._live_config
 
     def _turn(self, snapshot: Snapshot, config: Config) -> _Turn:
-        by_owner = self._firewalls.live
+        by_owner = self._firewalls.live({service.owner for service in snapshot.services})
         services = {service.key: service for service in snapshot.services}
-        live = {key: by_owner[one.owner] for key, one in services.items() if one.owner in by_owner}
-        made = desired(snapshot, config, live=live, excluded=self._holds.excluded)
+        now = {key: by_owner[one.owner] for key, one in services.items() if one.owner in by_owner}
+        live = self._holds.memory(now)
+        excluded, pinned = self._holds.excluded, self._holds.pinned
+        made = desired(snapshot, config, live=live, excluded=excluded, pinned=pinned, groups=self._groups)
         # A new Service comes a moment before its endpoints: with nobody behind it, it would be degraded at first, and a
         # reload when they come.
         unready = {
             key: "; ".join(fragment.remarks)
             for key, fragment in made.fragments.items()
-            if key not in live and fragment.is_empty
+            if key not in live and fragment.is_empty and fragment.frontends.keys().isdisjoint(self._firewalls.frontends)
         }
         if unready:
             present = [service for service in snapshot.services if service.key not in unready]
-            made = desired(evolve(snapshot, services=present), config, live=live, excluded=self._holds.excluded)
+            made = desired(
+                evolve(snapshot, services=present),
+                config,
+                live=live,
+                excluded=excluded,
+                pinned=pinned,
+                groups=self._groups,
+            )
+        self._groups = made.groups
         if not made.tree.get("frontends"):  # `_ends_all` has the last word on that
             made = evolve(made, tree={**made.tree, "allow_empty": True})
         return _Turn(
@@ -240,13 +263,14 @@ class Controller:
             public = [text for text in (*made.violations, *empty) if not text.startswith("Service ")]
             message = "; ".join((*made.violations, *empty))
             return Result(code=ExitCode.SSH, message=message, reason="; ".join(public))
+        self._firewalls.settle(tree)
         if not outdated or (tree == self._sent and not due):
             return self._firewalls.result
         if turn.request == self._hurt:
             return Result(code=ExitCode.SSH, message=_ROLLED_BACK, reason=_ROLLED_BACK)
         self.last_loop = time.monotonic()
         self._finalizers.add(turn.services[key] for key in turn.after if key in turn.services)
-        self._sent = tree
+        self._sent, self._pushed = tree, True
         return self._firewalls.push_all(tree)
 
     def _ends_all(self, turn: _Turn) -> bool:
@@ -255,7 +279,7 @@ class Controller:
         A deletion is meant: such a Service is there until its finalizer goes. One that vanished without that, or lost
         its annotations, may be a mistake.
         """
-        serving = {owner for owner, live in self._firewalls.live.items() if live.frontends}
+        serving = {owner for owner, live in self._firewalls.live().items() if live.frontends}
         some = any(made.frontends for made in turn.after.values())
         if turn.desired.tree.get("frontends") and (some or not serving):
             return False
@@ -272,29 +296,40 @@ class Controller:
             return False
         changed = turn.changed
         named = _named(result, turn.after, changed)
-        base_is_new = self._live_config is not None and self._config is not self._live_config
-        if base_is_new and not named and self._rejected_config is None:
+        if self._base_is_new(turn) and not named:
             _log.error("what the base says now is put aside, since it is not accepted: %s", result.message)
             self._rejected_config, self._sent = self._config, None
             return True
         if not changed:
             return False
         self._sent = None  # the same again, once they are tried again, is not what was sent
-        # Of one that is in it as it is live nothing else was tried: see `Hold.fragment`.
+        if self._rejected_config is not None and turn.config is not self._rejected_config:
+            # Without what the base says now it is not accepted either: it is tried again without the culprits.
+            self._rejected_config, self._base_is_cleared = None, True
+        # Of one that is in it as it is live nothing else was tried.
         made = {key: new for key, new in turn.desired.fragments.items() if key not in turn.desired.kept}
         if result.rolled_back:
             blamed = turn.asked or changed
             reason = result.reason if len(blamed) == 1 else result.public  # else it may be about another's
             reasons = dict.fromkeys(blamed, reason)
-            self._holds.hold_rolled_back(turn.services, reasons, made, asked=bool(turn.asked))
+            self._holds.hold_rolled_back(turn.services, reasons, made, turn.live, asked=bool(turn.asked))
             return True
         reason = result.reason if len(changed) == 1 else result.public
-        self._holds.hold(turn.services, named or dict.fromkeys(changed, reason), made, named=bool(named))
+        self._holds.hold(turn.services, named or dict.fromkeys(changed, reason), made, turn.live, named=bool(named))
         return True
+
+    def _base_is_new(self, turn: _Turn) -> bool:
+        """Whether the base says something else than what is live, and nothing speaks for it yet."""
+        if turn.config is not self._config or self._base_is_cleared:
+            return False
+        if self._live_config is not None:
+            return turn.config is not self._live_config
+        live = self._firewalls.base  # after a restart
+        return bool(live) and live != memory.unowned(turn.desired.tree)
 
     def _settle_finalizers(self, turn: _Turn, result: Result) -> float:
         """Add those that are missing, remove those of what no firewall serves. Returns when to try that again."""
-        live = self._firewalls.live
+        live = self._firewalls.live({service.owner for service in turn.snapshot.services})
         settled = self._finalizers.add(service for service in turn.snapshot.services if service.owner in live)
         if result.complete:
             gone = [one for one in turn.snapshot.services if one.released and not self._firewalls.serving(one.owner)]
@@ -315,21 +350,25 @@ class Controller:
     def _schedule(self, turn: _Turn, result: Result, *, due: bool, retry_at: float) -> None:
         """When to look again although nothing has happened."""
         now = time.monotonic()
-        if result.away or not (result.live or result.rejected):
-            self._ask_at = now + self._backoff.next()
-        else:
+        troubled = bool(result.away) or not (result.live or result.rejected)
+        if not troubled:
             self._backoff.reset()
-            if due or not result.live:
-                self._ask_at = now + (RESYNC_SECONDS if result.live and not result.down else ASK_SECONDS)
+            wait = RESYNC_SECONDS if result.live and not result.down else ASK_SECONDS
+        elif due or self._ask_at - now > AWAY_SECONDS[1]:  # else it is near enough
+            wait = self._backoff.next()
+        else:
+            wait = AWAY_SECONDS[1]
+        # What happens in the cluster meanwhile puts nothing off.
+        self._ask_at = now + wait if due else min(self._ask_at, now + wait)
         self._requeue_at = min(self._ask_at, retry_at, self._holds.next_retry)
-        if result.live and turn.desired.mistakes and turn.changed:
+        if self._pushed and result.live and turn.desired.mistakes and turn.changed:
             self.enqueue()  # what a Service has given up just now may be another's
 
     # --- what is reported of it
 
     def _report(self, turn: _Turn, result: Result) -> None:
         states: dict[str, int] = {}
-        by_owner = self._firewalls.live
+        by_owner = self._firewalls.live({service.owner for service in turn.snapshot.services})
         for service in turn.snapshot.services:
             if not service.wants:
                 self._report_released(service, result)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from attrs import field, frozen
 
 from agent.discover.annotations import Mistake
 from agent.discover.base import Base
-from agent.discover.fragments import Fragment, current_groups, pinned, resolve
+from agent.discover.fragments import Fragment, current_groups, kept, resolve, selectors
 from agent.discover.merge import as_json, judge, merge
 from agent.discover.objects import Key, Snapshot
 from agent.discover.pools import View
@@ -42,6 +42,8 @@ class Desired:
     """Services that are in it as they are live, not as they ask"""
     violations: tuple[str, ...] = ()
     """why it cannot be a desired state, where no Service is behind that"""
+    groups: Mapping[str, tuple[str, tuple[int, ...]]] = field(factory=dict)
+    """all groups of nodes that are known, by what they choose"""
     remarks: tuple[str, ...] = ()
     """what a person should know, of the base or of the whole"""
 
@@ -52,24 +54,28 @@ def desired(
     *,
     live: Mapping[Key, Fragment] = {},
     excluded: Mapping[Key, tuple[Mistake, ...]] = {},
+    pinned: Collection[Key] = (),
+    groups: Mapping[str, tuple[str, tuple[int, ...]]] = {},
 ) -> Desired:
     """Every Service that can be served; a mistaken one leaves the others alone.
 
-    `live`: what each has on the firewalls; `excluded`: Services that go on as they are live, and why.
+    `live`: what each has on the firewalls; `excluded`: Services that go on as they are live, and why; `pinned`: those
+    of them that get no other servers; `groups`: of nodes that Services chose earlier, and may be live in (`selectors`).
     """
     view, base = View(snapshot.nodes, snapshot.slices), config.base
     layout = base.layout(config.bind)
-    groups = current_groups(snapshot.services, view, layout)
+    chosen = {**groups, **selectors(snapshot.services, layout)}
+    now = current_groups(chosen, view)
     bound = {service.key for service in snapshot.services if service.says_bind}
     live = {
-        key: base.without(pinned(fragment, groups) if key in excluded else fragment, says_bind=key in bound)
+        key: base.without(kept(fragment, now, pin=key in pinned, foreign=layout.groups), says_bind=key in bound)
         for key, fragment in live.items()
     }
     excluded = dict(excluded)
     while True:  # to its end: each round excludes somebody, for good
         resolved = resolve(snapshot.services, view, layout, live=live, against=base.conflicts, excluded=excluded)
         fragments = list(resolved.fragments.values())
-        tree, waits = merge(base, fragments, groups)
+        tree, waits = merge(base, fragments, now)
         if config.manager:
             tree.setdefault("manager", config.manager)
         judged = judge(as_json(tree), base, fragments, max_bytes=config.max_bytes)
@@ -96,4 +102,5 @@ def desired(
         kept=resolved.kept,
         violations=(*judged.violations, *stuck),
         remarks=(*waits, *advice),
+        groups=chosen,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -134,11 +134,10 @@ class Firewalls:
         """Whether one has never told what it has."""
         return any(firewall.tree is None and not firewall.away for firewall in self.all)
 
-    @property
-    def live(self) -> dict[Owner, Fragment]:
-        """What each Service has on them."""
+    def live(self, present: Collection[Owner] = ()) -> dict[Owner, Fragment]:
+        """What each Service has on them. `present`: Services that are there: they come before those of anybody else."""
         best = sorted(self.all, key=lambda firewall: (firewall.by_hand, -firewall.serial))  # what was put back is older
-        return memory.together(firewall.fragments for firewall in best)
+        return memory.together([firewall.fragments for firewall in best], present)
 
     def serving(self, owner: Owner) -> bool:
         """Whether any of them has something of this Service, as far as is known."""
@@ -212,7 +211,7 @@ class Firewalls:
             before = firewall.away
             try:
                 self._read(firewall, answer)
-            except (KeyError, TypeError, ValueError, AttributeError) as error:  # another version's words, or nobody's
+            except (AgentError, KeyError, TypeError, ValueError, AttributeError) as error:  # another version, or nobody
                 firewall.digest, firewall.away = "", f"its status cannot be read: {error!r}"
             if firewall.away != before:
                 _log.warning("%s takes no change: %s", firewall.target.text, firewall.away) if firewall.away else (
@@ -247,6 +246,25 @@ class Firewalls:
         if answer.get("outcome") in _OUTCOMES:
             firewall.down = _down(answer.get("frontends"))
             firewall.code = ExitCode.DEGRADED if firewall.down else ExitCode.LIVE
+
+    @property
+    def frontends(self) -> frozenset[str]:
+        """The names of all that is live on any of them."""
+        sections = [(firewall.tree or {}).get("frontends") for firewall in self.all]
+        return frozenset(name for section in sections if isinstance(section, Mapping) for name in section)
+
+    @property
+    def base(self) -> dict[str, Any]:
+        """What of the newest live document is no Service's: the base as it was live."""
+        newest = max(self.all, key=lambda firewall: (firewall.tree is not None, firewall.serial))
+        return memory.unowned(newest.tree or {})
+
+    def settle(self, tree: Mapping[str, Any]) -> None:
+        """Whatever was pushed last: one that has this live is well."""
+        for firewall in self.all:
+            if not firewall.away and firewall.has(tree) and firewall.code not in _LIVE:
+                firewall.code = ExitCode.DEGRADED if firewall.down else ExitCode.LIVE
+                firewall.message, firewall.refused = "", ()
 
     @property
     def result(self) -> Result:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from attrs import evolve, field, frozen
@@ -18,7 +18,7 @@ from agent.errors import Path
 
 WORKERS = "workers"
 """The group of every node; one of chosen nodes has its labels behind that."""
-_PLAIN = re.compile(r"[a-z0-9]{1,18}=[a-z0-9]{1,18}")
+_PLAIN = re.compile(r"[a-z0-9]{1,16}=[a-z0-9]{1,16}")
 _SERVERS = ("nodes", "port", "servers")
 
 Groups = Mapping[str, Mapping[str, Any]]
@@ -123,32 +123,40 @@ def fragment(service: Service, view: View, layout: BaseLayout) -> tuple[Fragment
     return made, ()
 
 
-def current_groups(services: Iterable[Service], view: View, layout: BaseLayout) -> Groups:
-    """The groups of the nodes that Services choose, as the nodes are now: whatever backend names one follows them."""
-    groups: dict[str, Mapping[str, Any]] = {}
+def selectors(services: Iterable[Service], layout: BaseLayout) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """The groups of nodes that Services choose, by name: their labels, and the families of the addresses."""
+    chosen = {}
     for service in services:
-        labels = service.annotations.get("nodes", "").strip()
-        name = group_name(labels, service, layout)
-        if service.wants and name not in groups:
-            try:
-                nodes = fail_open(view.members(labels, service.families))[:MAX_SERVERS]
-            except ValueError:  # its mistake, which is reported
-                continue
-            if nodes:
-                groups[name] = members(nodes)
+        if service.wants:
+            labels = service.annotations.get("nodes", "").strip()
+            chosen[group_name(labels, service, layout)] = (labels, service.families)
+    return chosen
+
+
+def current_groups(chosen: Mapping[str, tuple[str, tuple[int, ...]]], view: View) -> Groups:
+    """Those groups as the nodes are now: whatever backend names one follows them."""
+    groups = {}
+    for name, (labels, families) in chosen.items():
+        try:
+            nodes = fail_open(view.members(labels, families))[:MAX_SERVERS]
+        except ValueError:  # a mistake of its Service, which is reported
+            continue
+        if nodes:
+            groups[name] = members(nodes)
     return groups
 
 
-def pinned(fragment: Fragment, groups: Groups) -> Fragment:
-    """What is live of a Service that is held back: it gets no other servers, and drains with the nodes it has.
+def kept(fragment: Fragment, groups: Groups, *, pin: bool, foreign: Collection[str] = ()) -> Fragment:
+    """What is live of a Service that goes on as it is. It stays in its group, and follows the nodes.
 
-    While its group has the same nodes, it stays in it; else its servers stand one by one.
+    `pin`: it gets no other servers, and drains with the nodes it has: where its group has other ones now, its servers
+    stand one by one. `foreign`: names of groups that are the base's by now.
     """
     backends = dict(fragment.backends)
     for name, backend in fragment.backends.items():
         live = fragment.groups.get(backend.get("nodes", ""), {})
         now = groups.get(backend.get("nodes", ""), live)
-        if _hosts(now) != _hosts(live):
+        if live and (backend["nodes"] in foreign or (pin and _hosts(now) != _hosts(live))):
             rest = {key: value for key, value in backend.items() if key not in ("nodes", "port")}
             servers = {
                 node: {"address": endpoint_text(host, backend["port"])} | _weight(now.get(node, live[node]))
@@ -225,9 +233,9 @@ def endpoint_text(host: str, port: int) -> str:
 def group_name(labels: str, service: Service, layout: BaseLayout) -> str:
     """A name for a set of nodes: the same labels, and families of a Service, are the same nodes."""
     families = service.families
-    words = re.sub(r"[^a-z0-9]+", "-", labels.replace("!", "not-").lower())[:38].strip("-")
+    words = re.sub(r"[^a-z0-9]+", "-", labels.replace("!", "not-").lower())[:33].strip("-")
     if labels and not _PLAIN.fullmatch(labels):  # another selector could come to the same words
-        words += f"-{hashlib.sha256(labels.encode()).hexdigest()[:6]}"
+        words += f".{hashlib.sha256(labels.encode()).hexdigest()[:10]}"  # no plain one has a dot
     name = "-".join(part for part in (WORKERS, words, "" if families[0] == 4 else "v6") if part)
     name += "-dual" if len(families) > 1 else ""
     while name in layout.groups:

@@ -31,11 +31,17 @@ class Hold:
 
     service: Service
     fragment: Fragment | None
-    """what was refused; another one is tried at once: a pod that has moved makes one. None: it was what is live"""
+    """what was refused; another one is tried at once: a pod that has moved makes one. None: not known"""
     state: State
     message: str
     until: float
     """by the monotonic clock"""
+    before: Fragment | None = None
+    """what was live of it then, on whichever firewall; that goes on"""
+    before_is_known: bool = True
+    """False after a restart: then what is live now goes on"""
+    pin: bool = False
+    """whether it gets no other servers meanwhile: nodes were what it was refused or rolled back for"""
     named: bool = True
     """whether the firewall named it; else it is one of several, and not all of those are tried again at once"""
 
@@ -56,6 +62,7 @@ class Holds:
         self._backoff: dict[Key, Backoff] = {}  # of those that were refused, until they are live
         self._batch = 1_000_000  # of those that no firewall has named: how many are tried together
         self._batch_is_tried = False
+        self._pinned: set[Key] = set()  # refused for their nodes already, since they were live last
 
     def __contains__(self, key: Key) -> bool:
         return key in self._holds
@@ -73,6 +80,21 @@ class Holds:
         return {key: (Mistake("", hold.message),) for key, hold in self._holds.items()}
 
     @property
+    def pinned(self) -> frozenset[Key]:
+        """Services that get no other servers."""
+        return frozenset(key for key, hold in self._holds.items() if hold.pin)
+
+    def memory(self, live: Mapping[Key, Fragment]) -> dict[Key, Fragment]:
+        """What is live, but of those that are held what was live before: one of two firewalls may have taken it."""
+        found = dict(live)
+        for key, hold in self._holds.items():
+            if hold.before_is_known:
+                found.pop(key, None)
+                if hold.before is not None:
+                    found[key] = hold.before
+        return found
+
+    @property
     def next_retry(self) -> float:
         """When the next one is tried again, by the monotonic clock."""
         return min((hold.until for hold in self._holds.values()), default=math.inf)
@@ -81,9 +103,15 @@ class Holds:
         """What was rolled back before this process began, by the conditions of the Services."""
         for service in services:
             if service.wants and (message := was_rolled_back(service)):
-                until = time.monotonic() + ROLLED_BACK_SECONDS if _BY_NODES in message else math.inf
+                by_nodes = _BY_NODES in message
                 self._holds[service.key] = Hold(
-                    service=service, fragment=None, state=State.ROLLED_BACK, message=message, until=until
+                    service=service,
+                    fragment=None,
+                    state=State.ROLLED_BACK,
+                    message=message,
+                    until=time.monotonic() + ROLLED_BACK_SECONDS if by_nodes else math.inf,
+                    before_is_known=False,
+                    pin=by_nodes,
                 )
 
     def release(self, fragments: Callable[[Service], Fragment | None], services: Sequence[Service]) -> None:
@@ -109,25 +137,33 @@ class Holds:
         self,
         services: Mapping[Key, Service],
         reasons: Mapping[Key, str],
-        fragments: Mapping[Key, Fragment],
+        tried: Mapping[Key, Fragment],
+        live: Mapping[Key, Fragment],
         *,
         named: bool,
     ) -> None:
-        """These were refused, and why. `fragments`: what was. Not `named`: one of them is behind it, or several."""
+        """These were refused, and why.
+
+        `tried`: what was refused; a Service that is not in it was tried as it is live. `live`: what was live. Not
+        `named`: one of them is behind it, or several.
+        """
         if not named:
             # Half as many are tried together the next time, at once; one that is refused alone is to blame.
-            self._batch = max(1, min(self._batch, len(reasons)) // 2)
+            self._batch, self._batch_is_tried = max(1, min(self._batch, len(reasons)) // 2), False
             named = len(reasons) == 1
         for key, reason in reasons.items():
+            earlier = self._holds.get(key)
             first, most = RETRY_SECONDS
             wait = self._backoff.setdefault(key, Backoff(first=first, most=most)).next() if named else 0.0
             self._add(
                 Hold(
                     service=services[key],
-                    fragment=fragments.get(key),
+                    fragment=tried.get(key, earlier.fragment if earlier else None),
                     state=State.REFUSED,
                     message=reason,
                     until=time.monotonic() + wait,
+                    before=earlier.before if earlier else live.get(key),
+                    pin=key in self._pinned or key not in tried,
                     named=named,
                 )
             )
@@ -136,21 +172,24 @@ class Holds:
         self,
         services: Mapping[Key, Service],
         reasons: Mapping[Key, str],
-        fragments: Mapping[Key, Fragment],
+        tried: Mapping[Key, Fragment],
+        live: Mapping[Key, Fragment],
         *,
         asked: bool,
     ) -> None:
         """These were rolled back. `asked`: for what they ask for; else their nodes alone have changed."""
         until = math.inf if asked else time.monotonic() + ROLLED_BACK_SECONDS
         for key, reason in reasons.items():
-            message = f"{reason} (request {request_digest(services[key])}{'' if asked else _BY_NODES})"
+            earlier = self._holds.get(key)
             self._add(
                 Hold(
                     service=services[key],
-                    fragment=fragments.get(key),
+                    fragment=tried.get(key),
                     state=State.ROLLED_BACK,
-                    message=message,
+                    message=f"{reason} (request {request_digest(services[key])}{'' if asked else _BY_NODES})",
                     until=until,
+                    before=earlier.before if earlier else live.get(key),
+                    pin=not asked or key not in tried,
                 )
             )
 
@@ -158,9 +197,12 @@ class Holds:
         """A document is live: all that is not held is good."""
         for key in self._backoff.keys() - self._holds.keys():
             del self._backoff[key]
+        self._pinned &= self._holds.keys()
         if self._batch_is_tried:
             self._batch, self._batch_is_tried = self._batch * 2, False
 
     def _add(self, hold: Hold) -> None:
         self._holds[hold.service.key] = hold
+        if hold.pin:
+            self._pinned.add(hold.service.key)
         _log.warning("held back: %s: %s", hold.service.text, hold.message)

@@ -5,7 +5,7 @@ The firewalls are all that the controller remembers: it can be started anew at a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from attrs import evolve
@@ -38,13 +38,37 @@ def fragments(tree: Mapping[str, Any]) -> dict[Owner, Fragment]:
     return found
 
 
-def together(known: Iterable[Mapping[Owner, Fragment]]) -> dict[Owner, Fragment]:
-    """Of several documents: the first that has something of a Service counts, where it fits the others."""
+def together(known: Sequence[Mapping[Owner, Fragment]], present: Collection[Owner] = ()) -> dict[Owner, Fragment]:
+    """Of several documents: the first that has something of a Service counts, where it fits the others.
+
+    `present`: Services that are there come before all that are not: somebody else's document takes nothing from them.
+    """
     found: dict[Owner, Fragment] = {}
-    for fragments in known:
-        new = {owner: fragment for owner, fragment in fragments.items() if owner not in found}
-        found |= {owner: fragment for owner, fragment in new.items() if _disjoint(fragment, found.values())}
+    for are_present in (True, False):
+        for fragments in known:
+            new = {
+                owner: fragment
+                for owner, fragment in fragments.items()
+                if owner not in found and (owner in present) is are_present
+            }
+            found |= {owner: fragment for owner, fragment in new.items() if _disjoint(fragment, found.values())}
     return found
+
+
+def unowned(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a document is no Service's: the base that it was made with, but for what that says of Services."""
+    left = {key: part for key, part in tree.items() if key not in ("manager", "allow_empty", "nodes")}
+    for kind in ("frontends", "backends"):
+        if kind in left:
+            own = {
+                name: part
+                for name, part in _section(tree, kind).items()
+                if isinstance(part, Mapping) and "owner" not in part
+            }
+            left[kind] = own
+    used = {part.get("nodes") for part in _section(left, "backends").values()}
+    groups = {name: group for name, group in _section(tree, "nodes").items() if name in used}
+    return left | ({"nodes": groups} if groups else {})
 
 
 def _disjoint(fragment: Fragment, others: Iterable[Fragment]) -> bool:

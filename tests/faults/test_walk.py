@@ -1,6 +1,6 @@
 """A random walk of everything that can happen, against an oracle that knows what must be live after each step.
 
-200 steps at each pull, half of them on each HAProxy; EDGEAGENT_WALK=2000 walks further, EDGEAGENT_SEED elsewhere.
+120 steps at each pull, half of them on each HAProxy (400 in `make test-all`); EDGEAGENT_WALK=2000 walks further, EDGEAGENT_SEED elsewhere.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from agent.desired.identity import digest_of
 from agent.host.store import Store
 from tests.faults.conftest import Scene
 
-STEPS = int(os.environ.get("EDGEAGENT_WALK", "100"))
+STEPS = int(os.environ.get("EDGEAGENT_WALK", "100" if os.environ.get("EDGEAGENT_ALL_VERSIONS") else "60"))
 NEVER = 10**9
 KILLED = -signal.SIGKILL
 BALANCES = ("roundrobin", "leastconn", "random", "first")

@@ -12,7 +12,7 @@ from agent.desired.schema import DesiredState
 from agent.desired.state import parse
 from agent.discover import memory, merge, objects, selector
 from agent.discover.desired import Config, desired
-from agent.discover.fragments import pinned
+from agent.discover.fragments import kept
 from agent.discover.objects import Snapshot
 
 NAMES = st.sampled_from(["mail", "web", "a", "0", "x.y", "UPPER", "-", "n" * 63, "smtp"])
@@ -190,6 +190,6 @@ JSON = st.recursive(
 def test_a_document_that_somebody_else_wrote_is_nobodys_or_read(tree):
     found = memory.together([memory.fragments(tree)])
     for fragment in found.values():
-        assert pinned(fragment, {}).backends.keys() == fragment.backends.keys()
+        assert kept(fragment, {}, pin=True).backends.keys() == fragment.backends.keys()
         assert fragment.trial[0] == fragment.request
         assert fragment.is_empty in (True, False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import threading
 from collections.abc import Callable, Mapping
@@ -12,6 +14,7 @@ from attrs import evolve
 from kit.agents import GOOD, Agent, Judgement, install
 from kit.discover import balanced, endpoints, node, service
 
+from agent.desired.identity import digest_of
 from agent.discover import conditions, objects
 from agent.discover import controller as module
 from agent.discover.api import ApiError
@@ -21,6 +24,7 @@ from agent.discover.controller import Controller
 from agent.discover.desired import Config
 from agent.discover.finalizers import Finalizers
 from agent.discover.firewalls import Firewall, Firewalls
+from agent.discover.fragments import BaseLayout, group_name
 from agent.discover.objects import FINALIZER, Service, Slice, Snapshot
 from agent.errors import ExitCode
 from agent.remote import push
@@ -228,11 +232,11 @@ def test_a_service_that_was_live_and_is_refused_stays_as_it_was(bench: Bench):
     assert bench.agent.live["frontends"]["a-x"] == before
     assert bench.state("a") == "refused"
     assert bench.message("a").endswith("what was live before goes on")
-    # A node comes: it is tried once more, and refused. Of what it has live the servers stay, and drain with their node.
+    # A node comes: it is tried once more, and refused. What it has live was not refused for that, and follows.
     bench.cluster.nodes["n2"] = objects.node(node("n2", "192.0.2.102"))
     bench.settle()
-    assert bench.agent.live["backends"]["a-x"]["servers"] == {"n1": {"address": "192.0.2.101:31000"}}
-    assert bench.agent.live["backends"]["b-x"]["nodes"] == "workers"
+    assert bench.agent.live["backends"]["a-x"]["nodes"] == bench.agent.live["backends"]["b-x"]["nodes"] == "workers"
+    assert set(bench.agent.live["nodes"]["workers"]) == {"n1", "n2"}
     drain(bench, "n1")
     bench.settle()
     assert bench.agent.live["nodes"]["workers"]["n1"] == {"address": "192.0.2.101", "weight": 0}
@@ -743,6 +747,8 @@ def test_it_is_asked_again_in_time_although_nothing_happens(bench: Bench, now: l
     bench.agent.judge = refuses()
     idle(360)
     assert bench.serves == {"a", "b"}
+    bench.later()
+    bench.controller.reconcile()
     bench.agent.away = "fw: gone"
     assert idle(200) == 0  # nothing new, nothing to ask
     idle(400)
@@ -957,17 +963,23 @@ def test_what_hurts_after_a_restart_is_found_by_what_is_live(bench: Bench):
     assert bench.serves == {"a", "b"}
 
 
-def test_a_base_that_hurts_at_the_beginning_is_not_pushed_again_for_nodes(bench: Bench):
+def test_a_base_that_hurts_is_put_aside_after_a_restart_too(bench: Bench):
+    """What of the live document is no Service's is the last good one."""
     bench.add("a")
     bench.turn()
     bench.config = Config(base=base(b"version: 1\nname: hurts\n", "base.yaml", watched=True))
     bench.fresh()
-    bench.agent.judge = lambda _: Judgement(code=ExitCode.ROLLED_BACK, message="hurt")
-    assert len(bench.turn()) == 1
-    bench.cluster.nodes["n2"] = objects.node(node("n2", "192.0.2.102"))
-    bench.later()
-    assert bench.turn() == []
-    assert bench.message("a").startswith("it hurt when it was pushed last")
+    bench.agent.judge_tree = lambda tree: (  # type: ignore[method-assign]
+        Judgement(code=ExitCode.ROLLED_BACK, message="hurt") if tree.get("name") == "hurts" else GOOD
+    )
+    assert len(bench.turn()) == 2
+    bench.cluster.nodes = {"n9": objects.node(node("n9", "192.0.2.109"))}
+    bench.turn()
+    assert bench.agent.live["nodes"]["workers"] == {"n9": "192.0.2.109"}
+    assert not bench.controller.in_step
+    bench.config = Config(base=base(b"version: 1\nname: mended\n", "base.yaml", watched=True))
+    bench.turn()
+    assert bench.agent.live["name"] == "mended"
 
 
 def test_nodes_that_hurt_are_not_tried_at_once_by_the_next_leader(bench: Bench):
@@ -983,3 +995,222 @@ def test_nodes_that_hurt_are_not_tried_at_once_by_the_next_leader(bench: Bench):
     bench.fresh()
     assert bench.turn() == []
     assert bench.state("a") == "rolled_back"
+
+
+# --- several firewalls, busy clusters, and what a review found
+
+
+def second(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Agent:
+    """Another firewall."""
+    other = Agent()
+    install(monkeypatch, {"fw": bench.agent, "two": other})
+    bench.firewalls.all.append(Firewall(push.target("two")))
+    return other
+
+
+def serves(agent: Agent) -> set[str]:
+    return {name.removesuffix("-x") for name in agent.live.get("backends", {})}
+
+
+def replaced_nodes(bench: Bench) -> None:
+    bench.cluster.nodes = {"n9": objects.node(node("n9", "192.0.2.109"))}
+
+
+@pytest.mark.parametrize("at_start", [False, True])
+def test_what_happens_in_the_cluster_does_not_put_off_asking(bench: Bench, now: list[float], at_start: bool):  # noqa: FBT001
+    """An event every few seconds, and a firewall that was away was never asked again."""
+    bench.add("a")
+    bench.agent.away = "gone" if at_start else ""
+    bench.turn()
+    bench.agent.away = "gone"
+    bench.add("b")
+    for number in range(50):
+        now[0] += 4
+        bench.agent.away = "gone" if number < 20 else ""
+        bench.cluster.nodes["n1"] = objects.node(node("n1", f"192.0.2.{number + 1}"))
+        bench.controller.reconcile()
+    assert bench.serves == {"a", "b"}
+
+
+@pytest.mark.parametrize("code", [ExitCode.REFUSED, ExitCode.ROLLED_BACK])
+def test_what_one_of_two_firewalls_does_not_accept_is_held_back_on_both(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, now: list[float], code: ExitCode
+):
+    """What the other has accepted counted as live, and so stood in each document that the first one refused."""
+    other = second(bench, monkeypatch)
+    bench.add("a", "b")
+    bench.settle()
+    other.judge = names_parts("x") if code is ExitCode.REFUSED else refuses("x", code=code)
+    bench.add("x")
+    other.handed.clear()
+    bench.turn()
+    assert sum("x-x" in names for names in other.handed) == 1
+    bench.add("c")
+    replaced_nodes(bench)
+    deleted(bench, "b")
+    for _ in range(3):
+        now[0] += 2
+        bench.controller.reconcile()
+    assert serves(other) == bench.serves == {"a", "c"}
+    assert set(other.live["nodes"]["workers"]) == {"n9"}
+    assert "b" not in bench.cluster.services
+    assert (bench.state("a"), bench.state("x")) == ("live", code.name.lower())
+
+
+def test_another_clusters_document_on_one_firewall_takes_nothing_from_the_other(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+):
+    other = second(bench, monkeypatch)
+    bench.add("a", "b")
+    bench.settle()
+    theirs = {"bind": ["192.0.2.1:1000"], "backend": "a-x", "owner": "x/theirs/1"}
+    other.synced(
+        {"version": 1, "serial": 2**40, "frontends": {"a-x": theirs}, "backends": {"a-x": {"owner": "x/theirs/1"}}}
+    )
+    bench.say("a", expose="nothing")
+    bench.later()
+    bench.turn()
+    assert bench.serves == {"a", "b"}
+
+
+def test_a_mistake_is_no_hot_loop_while_two_firewalls_differ(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    other = second(bench, monkeypatch)
+    bench.add("a", "m")
+    bench.settle()
+    bench.say("m", expose="nothing")
+    edited = json.loads(other.document)
+    edited["frontends"]["a-x"]["bind"] = ["192.0.2.7:1000"]
+    other.synced({**edited, "serial": 2**40})
+    bench.later()
+    other.judge_tree = lambda _: Judgement(code=ExitCode.SSH, message="gone")  # type: ignore[method-assign]
+    bench.turn()
+    bench.controller._dirty.clear()
+    bench.turn()
+    assert not bench.controller._dirty.is_set()
+
+
+def test_a_service_that_hurt_by_its_request_follows_its_nodes(bench: Bench):
+    bench.add("a", "b")
+    bench.turn()
+    bench.agent.judge_tree = lambda tree: (  # type: ignore[method-assign]
+        Judgement(code=ExitCode.ROLLED_BACK, message="hurt")
+        if tree["backends"]["a-x"].get("application") == "tls"
+        else GOOD
+    )
+    bench.say("a", application="tls")
+    bench.turn()
+    assert bench.state("a") == "rolled_back"
+    replaced_nodes(bench)
+    bench.turn()
+    assert set(bench.agent.live["nodes"][bench.agent.live["backends"]["a-x"]["nodes"]]) == {"n9"}
+
+
+def test_a_mistaken_service_follows_the_nodes_that_it_chose_before(bench: Bench):
+    for name, host in (("n1", "192.0.2.101"), ("n2", "192.0.2.102")):
+        bench.cluster.nodes[name] = objects.node(node(name, host, zone="a"))
+    bench.add("a", nodes="zone=a")
+    bench.turn()
+    bench.say("a", nodes="zone=b", expose="nothing")
+    bench.turn()
+    del bench.cluster.nodes["n1"]
+    bench.turn()
+    assert set(bench.agent.live["nodes"]["workers-zone-a"]) == {"n2"}
+
+
+@pytest.mark.parametrize("mistaken", [False, True])
+def test_the_last_service_leaves_its_class_also_after_a_blip_and_a_mistake(bench: Bench, mistaken: bool):  # noqa: FBT001
+    bench.config = Config(bind=("192.0.2.1",))
+    bench.fresh()
+    bench.cluster.services["lb"] = balanced_service("lb", 25)
+    bench.turn()
+    if mistaken:
+        bench.cluster.services["lb"] = evolve(bench.cluster.services["lb"], ranges=("nonsense",))
+        bench.turn()
+        assert bench.state("lb") == "mistake"
+    one = reported(bench.cluster.services["lb"], bench.reporter.told["lb"])
+    bench.cluster.services["lb"] = evolve(one, balanced=False, kind="NodePort", ranges=())
+    bench.agent.away = "a blip"
+    bench.later()
+    bench.turn()
+    bench.cluster.services["lb"] = reported(bench.cluster.services["lb"], bench.reporter.told["lb"])
+    bench.agent.away = ""
+    bench.later()
+    bench.turn()
+    assert (bench.serves, bench.cluster.services["lb"].finalizers) == (set(), ())
+
+
+def test_a_harmless_base_is_not_put_aside_for_a_service_that_is_refused_anyway(bench: Bench):
+    bench.add("a")
+    bench.turn()
+    bench.agent.judge = refuses("b")
+    bench.add("b")
+    bench.settle()
+    bench.config = Config(base=base(b"version: 1\nname: harmless\n", "base.yaml", watched=True))
+    bench.settle()
+    assert (bench.agent.live["name"], bench.state("b")) == ("harmless", "refused")
+
+
+def test_a_base_that_hurts_at_the_beginning_blames_no_service(bench: Bench):
+    bench.add("a")
+    bench.turn()
+    bench.agent.judge_tree = lambda tree: (  # type: ignore[method-assign]
+        Judgement(code=ExitCode.ROLLED_BACK, message="hurt") if tree.get("name") == "hurts" else GOOD
+    )
+    bench.config = Config(base=base(b"version: 1\nname: hurts\n", "base.yaml", watched=True))
+    bench.add("b")
+    bench.fresh()
+    bench.turn()
+    assert (bench.serves, bench.state("b")) == ({"a", "b"}, "live")
+
+
+def test_a_service_without_endpoints_keeps_what_an_older_version_has_made_live(bench: Bench):
+    """Without owners: at the first start after the update."""
+    bench.add("a", "b")
+    bench.turn()
+    tree = json.loads(bench.agent.document)
+    for kind in ("frontends", "backends"):
+        for part in tree[kind].values():
+            del part["owner"]
+    bench.agent.synced(tree)
+    bench.cluster.services["a"] = evolve(bench.cluster.services["a"], local=True)  # and no slice
+    bench.fresh()
+    bench.turn()
+    assert bench.serves == {"a", "b"}
+
+
+@pytest.mark.parametrize("data", [b"\n", b"\xff\xfe", b"[" * 5000, b"version: 1\na: [", b"7"])
+def test_a_damaged_document_on_a_firewall_ends_nothing(bench: Bench, data: bytes, monkeypatch: pytest.MonkeyPatch):
+    bench.add("a")
+    status = {"schema": 1, "desired": None, "live": {"digest": digest_of(data)}, "held": None, "exit_code": 0}
+    monkeypatch.setattr(bench.agent, "status", lambda: status)
+    monkeypatch.setattr(bench.agent, "show", lambda: data)
+    bench.turn()
+
+
+def test_groups_of_two_selectors_are_two_and_the_base_may_have_its_own(bench: Bench):
+    digest = hashlib.sha256(b"x").hexdigest()[:6]
+    layout = BaseLayout()
+    a, b = (
+        group_name(labels, bench_service, layout)
+        for labels, bench_service in (("x", balanced_service("a", 25)), (f"x={digest}", balanced_service("b", 26)))
+    )
+    assert a != b
+    bench.add("a")
+    bench.turn()
+    bench.say("a", expose="nothing")
+    text = (
+        b"version: 1\nnodes: {workers: {own: 192.0.2.200}}\nfrontends: {z: {bind: ['192.0.2.9:9'], backend: z}}\n"
+        b"backends: {z: {nodes: workers, port: 9}}\n"
+    )
+    bench.config = Config(base=base(text, "base.yaml", watched=True))
+    bench.turn()
+    assert bench.agent.live["nodes"]["workers"] == {"own": "192.0.2.200"}
+    assert bench.agent.live["backends"]["a-x"]["servers"] == {"n1": {"address": "192.0.2.101:31000"}}
+
+
+def test_a_message_of_many_mistakes_fits_into_a_condition(bench: Bench):
+    bench.add("a", expose=",".join(f"p{number}=0" for number in range(5_000)))
+    bench.turn()
+    status = bench.reporter.told["a"]
+    assert status is not None
+    assert len(conditions.message(status)) == conditions.LONGEST

@@ -185,7 +185,7 @@ def test_one_that_is_away_does_not_stop_the_others_and_gets_it_when_it_is_back(s
     assert site.pushed(TREE) == (1, 1)
     result = site.firewalls.result
     assert (result.live, result.complete, result.away) == (True, False, "two: gone")
-    fragment = site.firewalls.live["x/a/1"]
+    fragment = site.firewalls.live()["x/a/1"]
     assert site.firewalls.lacking("x/a/1", fragment) == "1 of 2 firewalls takes no change now"
     assert site.firewalls.outdated(TREE) == []  # who is away is asked first
     site.two.away = ""
@@ -213,7 +213,7 @@ def test_what_a_person_holds_is_not_pushed_to(site: Site):
     assert site.pushed({**TREE, "name": "x"}) == (0, 1)
     assert "was put back by hand" in site.firewalls.result.away
     assert site.firewalls.outdated(TREE) == [site.firewalls.all[1]]
-    assert site.firewalls.lacking("x/a/1", site.firewalls.live["x/a/1"]) == "1 of 2 firewalls takes no change now"
+    assert site.firewalls.lacking("x/a/1", site.firewalls.live()["x/a/1"]) == "1 of 2 firewalls takes no change now"
 
 
 def test_a_serial_is_higher_than_any_that_is_known(site: Site):
@@ -239,7 +239,7 @@ def test_another_versions_status_ends_nothing(site: Site, monkeypatch: pytest.Mo
     monkeypatch.setattr(site.one, "status", lambda: {**good, **odd})
     site.firewalls.refresh()
     site.firewalls.push_all({**TREE, "name": "x"})
-    assert "x/a/1" in site.firewalls.live
+    assert "x/a/1" in site.firewalls.live()
 
 
 def test_nothing_is_pushed_on_top_of_what_is_not_known(site: Site):
@@ -259,7 +259,7 @@ def test_a_document_that_changes_while_it_is_read_is_read_again(site: Site, monk
     monkeypatch.setattr(site.one, "show", lambda: b"version: 1")
     site.firewalls.refresh()
     assert "changes just now" in site.firewalls.result.away
-    assert site.firewalls.live == {}
+    assert site.firewalls.live() == {}
     monkeypatch.undo()
 
 
