@@ -1,6 +1,7 @@
 """A random walk of everything that can happen, against an oracle that knows what must be live after each step.
 
-120 steps at each pull, half of them on each HAProxy (400 in `make test-all`); EDGEAGENT_WALK=2000 walks further, EDGEAGENT_SEED elsewhere.
+120 steps at each pull, half of them on each HAProxy, 400 in `make test-all`; EDGEAGENT_WALK=2000 walks further,
+EDGEAGENT_SEED elsewhere.
 """
 
 from __future__ import annotations
