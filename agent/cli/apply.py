@@ -9,13 +9,13 @@ import json
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from agent.cli.options import DESIRED, load_settings
-from agent.cli.output import end, show
-from agent.errors import ExitCode, Outcome, UsageError
+from agent.cli.output import end, print_json, show
+from agent.errors import AgentError, ExitCode, InvalidError, Outcome, UsageError, dotted
 
 if TYPE_CHECKING:
     from agent.reconcile.report import Report
@@ -23,10 +23,15 @@ if TYPE_CHECKING:
     from agent.settings import Settings
 
 
+CHANGES = 10
+"""Exit code of `agent plan --detailed-exitcode` where something would change."""
+
+
 @click.command(epilog="Example: agent check examples/mail-edge.yaml", short_help="Validate a desired state.")
 @DESIRED
+@click.option("--json", "as_json", is_flag=True, help="One JSON document: violations and findings, with their lines.")
 @click.pass_obj
-def check(settings_file: Path | None, file: Path | None) -> None:
+def check(settings_file: Path | None, file: Path | None, *, as_json: bool) -> None:
     """Validate a desired state: every violation with its line. Touches nothing, needs no HAProxy.
 
     FILE is the configured desired state where it is left out, standard input where it is `-`. Exit 3 when
@@ -40,8 +45,14 @@ def check(settings_file: Path | None, file: Path | None) -> None:
 
     settings = load_settings(settings_file)
     path = file or settings.desired
-    data = read(path, settings)
-    parsed = parse(data, file=label(path), max_bytes=settings.sync.max_bytes, limits=limits_of(settings))
+    try:
+        data = read(path, settings)
+        parsed = parse(data, file=label(path), max_bytes=settings.sync.max_bytes, limits=limits_of(settings))
+    except InvalidError as error:
+        if not as_json:
+            raise
+        show(json.dumps(_invalid(error), indent=2) + "\n", error.exit_code)
+        sys.exit(error.exit_code)
     process = process_of(settings)
     if settings.paths.templates:
         from agent.host import templates
@@ -49,6 +60,14 @@ def check(settings_file: Path | None, file: Path | None) -> None:
         render(parsed.state, process, templates.load(CONFIG_TEMPLATE, settings.paths.templates))
     else:  # the built-in template takes every valid state
         require_authorities(parsed.state, process)
+    if as_json:
+        findings = [
+            {"where": finding.where, "line": finding.line, "message": finding.message, "remedy": finding.remedy}
+            for finding in parsed.findings
+        ]
+        document = {"file": label(path), "valid": True, "exit_code": 0, "digest": parsed.digest, "findings": findings}
+        show(json.dumps(document | {"violations": []}, indent=2) + "\n", ExitCode.LIVE)
+        return
     for finding in parsed.findings:
         click.echo(f"warning: {finding.text(label(path))}", err=True)
     state = parsed.state
@@ -57,6 +76,16 @@ def check(settings_file: Path | None, file: Path | None) -> None:
         f"{sum(len(backend.servers) for backend in state.backends)} servers, sha256 {parsed.digest[:12]}\n",
         ExitCode.LIVE,
     )
+
+
+def _invalid(error: InvalidError) -> dict[str, Any]:
+    """What `agent check --json` says of a document that is none."""
+    violations = [
+        {"path": dotted(violation.path), "line": violation.line, "message": violation.message}
+        for violation in error.violations
+    ]
+    about = {"file": error.file, "valid": False, "exit_code": int(error.exit_code), "digest": "", "findings": []}
+    return about | {"violations": violations, "violations_total": error.total}
 
 
 @click.command(epilog="Example: agent schema > desired-state.schema.json", short_help="Print the JSON Schema.")
@@ -77,9 +106,12 @@ def schema() -> None:
 @click.command(epilog="Example: agent plan new.yaml", short_help="Show what would change, and why.")
 @DESIRED
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+@click.option("--detailed-exitcode", is_flag=True, help="Exit 10 where something would change, 0 where nothing would.")
 @click.option("--from-gate", is_flag=True, hidden=True)
 @click.pass_obj
-def plan(settings_file: Path | None, file: Path | None, *, as_json: bool, from_gate: bool) -> None:
+def plan(
+    settings_file: Path | None, file: Path | None, *, as_json: bool, detailed_exitcode: bool, from_gate: bool
+) -> None:
     """What would change, and why: no-op, runtime or reload; a unified diff of haproxy.cfg. Touches nothing.
 
     Addresses are tried, new servers are asked whether they answer, and the result is put before `haproxy -c`.
@@ -112,7 +144,8 @@ def plan(settings_file: Path | None, file: Path | None, *, as_json: bool, from_g
         show(tables.plan(*step, running=preview.running), code)
     if refused:
         click.echo(f"agent: would be refused: {'; '.join(refused)}", err=True)
-    sys.exit(code)
+    changes = type(preview.plan).__name__ != "Unchanged" or preview.plan.new_generation
+    sys.exit(CHANGES if detailed_exitcode and changes and not refused else code)
 
 
 @click.command(epilog="Example: agent apply new.yaml", short_help="Make the desired state live now.")
@@ -126,21 +159,51 @@ def plan(settings_file: Path | None, file: Path | None, *, as_json: bool, from_g
 @click.option(
     "--retry", is_flag=True, help="Even if it is held: it was rolled back, or `agent rollback` put another back."
 )
+@click.option("--json", "as_json", is_flag=True, help="One JSON document, as that of `agent sync --json`.")
 @click.pass_obj
-def apply(settings_file: Path | None, file: Path | None, *, force: bool, retry: bool) -> None:
+def apply(settings_file: Path | None, file: Path | None, *, force: bool, retry: bool, as_json: bool) -> None:
     """Make the desired state live now, and say what became of it.
 
     FILE becomes the desired state: a valid one is copied into its place, an invalid one touches nothing. Beside a
     running agent, apply waits its turn. What would leave a frontend that serves now without a server that answers
     is refused.
     """
+    if as_json:
+        _apply_for_programs(load_settings(settings_file), file, force=force, retry=retry)
+    settings = load_settings(settings_file)
+    host, report = _applied(settings, file, force=force, retry=retry)
+    stored = "" if file is None else _stored(file, settings, host, report)
+    end(lambda: _print_report(report, stored=stored), report.exit_code)
+
+
+def _apply_for_programs(settings: Settings, file: Path | None, *, force: bool, retry: bool) -> NoReturn:
+    """The answer of a sync, also for what was refused before it was stored."""
+    from agent.remote import answer, outcome
+
+    try:
+        host, report = _applied(settings, file, force=force, retry=retry)
+    except AgentError as error:
+        refused = answer.refused(error, "")
+        end(lambda: print_json(refused.document()), refused.exit_code)
+    status = host.publisher.status()
+    done = outcome.answer_of(status, digest=report.digest or "", serial=report.serial, seconds=report.seconds)
+    end(lambda: print_json(done.document()), report.exit_code)
+
+
+def _stored(file: Path, settings: Settings, host: Host, report: Report) -> str:
+    from agent.host.documents import label
+
+    return f"{label(file)} is stored as {settings.desired}; {_again(host, settings, report)}"
+
+
+def _applied(settings: Settings, file: Path | None, *, force: bool, retry: bool) -> tuple[Host, Report]:
+    """One reconcile of this host. Raises AgentError where nothing was touched."""
     from agent.desired.state import parse
     from agent.host.documents import label, read, read_signature
     from agent.host.file_writes import writer
     from agent.host.signals import deferred
     from agent.service.wiring import Host
 
-    settings = load_settings(settings_file)
     host = Host(settings, command="apply", on_stage=_progress())
     host.proxy.version()  # without HAProxy nothing can be applied: say so before anything is touched
     data: bytes | None = None
@@ -158,8 +221,7 @@ def apply(settings_file: Path | None, file: Path | None, *, force: bool, retry: 
             host.intake.put(data, signature)
         with deferred(_say_that_it_ends_after_the_step):
             report = host.loop.reconcile(force=force, retry=retry)
-    stored = "" if file is None else f"{label(file)} is stored as {settings.desired}; {_again(host, settings, report)}"
-    end(lambda: _print_report(report, stored=stored), report.exit_code)
+    return host, report
 
 
 def _say_that_it_ends_after_the_step() -> None:

@@ -296,7 +296,8 @@ class Controller:
             return False
         changed = turn.changed
         named = _named(result, turn.after, changed)
-        if self._base_is_new(turn) and not named:
+        # Once cleared it is suspect again where nothing else is left to blame.
+        if (self._base_is_new(turn) and not named) or (not changed and self._base_differs(turn)):
             _log.error("what the base says now is put aside, since it is not accepted: %s", result.message)
             self._rejected_config, self._sent = self._config, None
             return True
@@ -320,7 +321,11 @@ class Controller:
 
     def _base_is_new(self, turn: _Turn) -> bool:
         """Whether the base says something else than what is live, and nothing speaks for it yet."""
-        if turn.config is not self._config or self._base_is_cleared:
+        return not self._base_is_cleared and self._base_differs(turn)
+
+    def _base_differs(self, turn: _Turn) -> bool:
+        """Whether the base in the file was tried, and is not the one that is live."""
+        if turn.config is not self._config:
             return False
         if self._live_config is not None:
             return turn.config is not self._live_config

@@ -61,11 +61,16 @@ def wait(
 
 
 def _answer(submission: Submission, status: Status, seconds: float) -> Answer:
+    return answer_of(status, digest=submission.parsed.digest, serial=submission.parsed.state.serial, seconds=seconds)
+
+
+def answer_of(status: Status, *, digest: str, serial: int | None, seconds: float) -> Answer:
+    """What a status says of the document that it is about."""
     return Answer(
         word=str(status.outcome),
         exit_code=ExitCode(status.exit_code) if status.exit_code is not None else ExitCode.BUG,
-        digest=submission.parsed.digest,
-        serial=submission.parsed.state.serial,
+        digest=digest,
+        serial=serial,
         message=status.message,
         remedy=status.remedy,
         report=_report(status),

@@ -154,6 +154,27 @@ def test_a_node_of_weight_0_takes_no_new_clients_in_any_backend(one_edge: Edge):
         assert "mail/two/1" in one_edge.agent("status").stdout
 
 
+def test_programs_read_what_check_apply_and_plan_say(one_edge: Edge, backend: EchoServer):
+    document = state(backend.address, free_port())
+    file = one_edge.file(document)
+    checked = one_edge.agent("check", file, "--json")
+    assert (checked.returncode, json.loads(checked.stdout)["valid"]) == (0, True)
+    assert one_edge.agent("plan", file, "--detailed-exitcode").returncode == 10
+    done = one_edge.agent("apply", file, "--json")
+    answer = json.loads(done.stdout)
+    assert (done.returncode, answer["result"], answer["report"]["live"]["generation"]) == (0, "committed", 1)
+    assert one_edge.agent("plan", file, "--detailed-exitcode").returncode == 0
+    assert json.loads(one_edge.agent("apply", "--json").stdout)["result"] == "unchanged"
+    broken = one_edge.file(document | {"nonsense": 1})
+    for command, key in (("check", "violations"), ("apply", "report")):
+        done = one_edge.agent(command, broken, "--json")
+        answer = json.loads(done.stdout)
+        violations = answer[key] if key == "violations" else answer[key]["violations"]
+        assert (done.returncode, answer["exit_code"]) == (3, 3), done.stderr
+        assert "unknown key" in violations[0]["message"]
+    assert one_edge.agent("plan", broken, "--detailed-exitcode").returncode == 3
+
+
 def test_a_document_may_end_all_service_where_it_says_so(one_edge: Edge, backend: EchoServer):
     one_edge.live(state(backend.address))
     assert one_edge.apply(EMPTY | {"allow_empty": True}).returncode == 0

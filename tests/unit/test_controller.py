@@ -1214,3 +1214,24 @@ def test_a_message_of_many_mistakes_fits_into_a_condition(bench: Bench):
     status = bench.reporter.told["a"]
     assert status is not None
     assert len(conditions.message(status)) == conditions.LONGEST
+
+
+def test_a_base_and_a_service_that_both_hurt_freeze_nobody(bench: Bench):
+    bench.add("a")
+    bench.turn()
+    bench.agent.judge_tree = lambda tree: (  # type: ignore[method-assign]
+        Judgement(code=ExitCode.ROLLED_BACK, message="hurt")
+        if tree.get("name") == "hurts" or "b-x" in tree["backends"]
+        else GOOD
+    )
+    bench.config = Config(base=base(b"version: 1\nname: hurts\n", "base.yaml", watched=True))
+    bench.add("b")
+    bench.settle()
+    replaced_nodes(bench)
+    bench.settle()
+    assert set(bench.agent.live["nodes"]["workers"]) == {"n9"}
+    assert (bench.serves, bench.state("b")) == ({"a"}, "rolled_back")
+    handed = len(bench.agent.handed)
+    bench.later()
+    bench.turn()
+    assert len(bench.agent.handed) <= handed, "what hurts is not tried again"
