@@ -156,8 +156,8 @@ def gate(ctx: click.Context, key: Path | None) -> None:
     In authorized_keys of the firewall (all in one line):
       restrict,command="/usr/local/bin/agent gate" ssh-ed25519 AAAA... cluster
 
-    Documents come by standard input, the answer goes to standard output, each call to syslog. Exit 9 for every other
-    call.
+    Documents come by standard input, the answer goes to standard output, each call to syslog. `drain` and `ready` get
+    through where `sync.allow_drain` is true. Exit 9 for every other call.
     """  # noqa: D301  # click looks for the character itself
     from agent.cli import gate
     from agent.settings import ENVIRONMENT
