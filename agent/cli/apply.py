@@ -117,6 +117,7 @@ def plan(
     Addresses are tried, new servers are asked whether they answer, and the result is put before `haproxy -c`.
     Exit 3 when invalid, 4 when it would be refused.
     """
+    from agent.haproxy.plan import Unchanged
     from agent.host.documents import GATE_SECONDS, label, read, read_in_time
     from agent.service.wiring import Host
     from agent.view import tables
@@ -144,7 +145,7 @@ def plan(
         show(tables.plan(*step, running=preview.running), code)
     if refused:
         click.echo(f"agent: would be refused: {'; '.join(refused)}", err=True)
-    changes = type(preview.plan).__name__ != "Unchanged" or preview.plan.new_generation
+    changes = not isinstance(preview.plan, Unchanged) or preview.plan.new_generation
     sys.exit(CHANGES if detailed_exitcode and changes and not refused else code)
 
 

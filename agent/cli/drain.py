@@ -8,6 +8,7 @@ import pwd
 import sys
 import time
 from collections.abc import Collection
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -19,10 +20,12 @@ from agent.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
     from agent.desired.identity import Key
+    from agent.desired.schema import DesiredState
     from agent.reconcile.generation import Drain
+    from agent.reconcile.report import Report
     from agent.service.wiring import Host
 
-POLL_SECONDS = 0.5  # HAProxy gives no event when a session ends
+POLL_SECONDS = 0.5
 
 _SERVERS = click.argument("names", metavar="SERVER...", nargs=-1, required=True)
 _TO = click.option(
@@ -60,27 +63,12 @@ def drain(settings_file: Path | None, /, names: tuple[str, ...], **options: Any)
         host.store.set_drains(host.with_drained(keys))
         report = host.reconcile(force=options["force"])  # it forgets what could not be made live
         if not keys <= host.drained():
-            message = report.message or "the live document could not be changed"
-            remedy = report.remedy or "`agent status` says why"
-            _end(
-                "drain",
-                keys,
-                ExitCode(report.exit_code) or ExitCode.REFUSED,
-                f"not drained: {message}",
-                remedy,
-                options,
-            )
+            _failed("drain", keys, report, options)
     if options["wait"]:
         _wait(host, keys, options)
     left = host.sessions(keys)
-    _end(
-        "drain",
-        keys,
-        ExitCode.LIVE,
-        f"drained; {left} sessions go on" if left else "drained; no session is left",
-        "",
-        options,
-    )
+    message = f"drained; {left} sessions go on" if left else "drained; no session is left"
+    _end("drain", keys, ExitCode.LIVE, message, "", options)
 
 
 @click.command(epilog="Example: agent ready k8s-node2", short_help="Put drained servers back.")
@@ -98,15 +86,7 @@ def ready(settings_file: Path | None, /, names: tuple[str, ...], **options: Any)
         host.store.set_drains(tuple(drain for drain in host.store.drains() if drain.key not in keys))
         report = host.reconcile(force=False)
         if keys & host.drained():
-            message = report.message or "the live document could not be changed"
-            _end(
-                "ready",
-                keys,
-                ExitCode(report.exit_code) or ExitCode.REFUSED,
-                f"not put back: {message}",
-                report.remedy,
-                options,
-            )
+            _failed("ready", keys, report, options)
     _end("ready", keys, ExitCode.LIVE, "ready", "", options)
 
 
@@ -134,13 +114,13 @@ class DrainHost:
         new = frozenset(keys) - {drain.key for drain in before}
         return (*before, *drains.started(document, new, since=time.time(), by=_actor()))
 
-    def lock(self) -> Any:
+    def lock(self) -> AbstractContextManager[None]:
         """The lock of this host's changes."""
         self.store.prepare()
         return self.store.lock(waiting=lambda holder: click.echo(f"waiting for another change\n{holder}", err=True))
 
-    def reconcile(self, *, force: bool) -> Any:
-        """Make it so. Returns the report. The caller holds the lock."""
+    def reconcile(self, *, force: bool) -> Report:
+        """Make it so. The caller holds the lock."""
         from agent.host.signals import deferred
 
         with deferred(lambda: click.echo("interrupted: it ends when this step is done", err=True)):
@@ -155,7 +135,7 @@ class DrainHost:
         """How many are left on these servers. Raises NoAnswerError."""
         return sum(server.sessions for server in self._host.proxy.observe().servers if server.key in keys)
 
-    def _document(self) -> Any:
+    def _document(self) -> DesiredState:
         live = self.store.live()
         parsed = self._host.assessor.document(live.number) if live else None
         if parsed is None:
@@ -184,8 +164,16 @@ def _wait(host: DrainHost, keys: frozenset[Key], options: dict[str, Any]) -> Non
             shown = left
         if time.monotonic() > deadline:
             _end("drain", keys, ExitCode.NO_ANSWER, f"drained; {left} sessions last longer than that", "", options)
-        time.sleep(POLL_SECONDS)
+        time.sleep(POLL_SECONDS)  # HAProxy gives no event when a session ends
     clear_line()
+
+
+def _failed(command: str, keys: frozenset[Key], report: Report, options: dict[str, Any]) -> NoReturn:
+    """The live generation is not what was asked for."""
+    message = report.message or "the live document could not be changed"
+    code = report.exit_code or ExitCode.REFUSED  # a reconcile may end well, with something else
+    what = "not drained" if command == "drain" else "not put back"
+    _end(command, keys, code, f"{what}: {message}", report.remedy or "`agent status` says why", options)
 
 
 def _end(

@@ -34,7 +34,7 @@ class Cluster:
     @property
     def stalled(self) -> list[str]:
         """Kinds that cannot be watched, for a while now."""
-        return sorted({one.kind for one in self.informers if one.failing_seconds() > STALLED_SECONDS})
+        return sorted({informer.kind for informer in self.informers if informer.failing_seconds() > STALLED_SECONDS})
 
     def snapshot(self) -> Snapshot:
         """What is there."""

@@ -219,7 +219,7 @@ class Controller:
     def _turn(self, snapshot: Snapshot, config: Config) -> _Turn:
         by_owner = self._firewalls.live({service.owner for service in snapshot.services})
         services = {service.key: service for service in snapshot.services}
-        now = {key: by_owner[one.owner] for key, one in services.items() if one.owner in by_owner}
+        now = {key: by_owner[service.owner] for key, service in services.items() if service.owner in by_owner}
         live = self._holds.memory(now)
         excluded, pinned = self._holds.excluded, self._holds.pinned
         made = desired(snapshot, config, live=live, excluded=excluded, pinned=pinned, groups=self._groups)
@@ -337,7 +337,11 @@ class Controller:
         live = self._firewalls.live({service.owner for service in turn.snapshot.services})
         settled = self._finalizers.add(service for service in turn.snapshot.services if service.owner in live)
         if result.complete:
-            gone = [one for one in turn.snapshot.services if one.released and not self._firewalls.serving(one.owner)]
+            gone = [
+                service
+                for service in turn.snapshot.services
+                if service.released and not self._firewalls.serving(service.owner)
+            ]
             settled = self._finalizers.remove(gone) and settled
         if not settled:
             return time.monotonic() + self._finalizer_backoff.next()

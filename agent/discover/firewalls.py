@@ -169,7 +169,9 @@ class Firewalls:
             signed = signature.sign(data, self._sign) if self._sign else b""
         except AgentError as error:  # the key is gone: nothing is pushed, and it is logged
             message = f"cannot be signed: {error}"
-            return tuple(push.Result(target=one.target, exit_code=error.exit_code, message=message) for one in to)
+            return tuple(
+                push.Result(target=firewall.target, exit_code=error.exit_code, message=message) for firewall in to
+            )
         options = ("--withdraw", "--timeout", f"{round(self.seconds * 1000)}ms")
         payload = push.Payload(data=data, signature=signed, arguments=options, seconds=self.seconds)
         # Only on what it is known to have live: a person, or another controller, is not undone.

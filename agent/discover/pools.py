@@ -162,7 +162,9 @@ def _why_no_node(labels: str, service: Service, view: View) -> str:
 
 def fail_open(servers: tuple[Server, ...]) -> tuple[Server, ...]:
     """Where none of them takes new clients, all do: HAProxy's checks decide."""
-    return servers if any(server.weight for server in servers) else tuple(evolve(one, weight=1) for one in servers)
+    return (
+        servers if any(server.weight for server in servers) else tuple(evolve(server, weight=1) for server in servers)
+    )
 
 
 def _holders(service: Service, exposed: Exposed, view: View) -> tuple[frozenset[str], bool]:

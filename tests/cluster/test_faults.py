@@ -41,8 +41,7 @@ def fault(
         if not ends:
             served = len(witness.greetings)
             until(lambda: len(witness.greetings) > served + 5, "clients are served again")
-        row.served, row.failed = len(witness.greetings), len(witness.failures)
-        row.outage_ms, row.slowest_ms = round(witness.outage * 1000), round(witness.slowest * 1000)
+        row.fill(witness)
     TABLES["cluster faults"].rows.append(row)
     assert row.after, "every fault says what is live afterwards"
     if lossless:

@@ -56,8 +56,7 @@ class Scene:
 
             yield after
             witness.more(10)
-        row.served, row.failed = len(witness.greetings), len(witness.failures)
-        row.outage_ms, row.slowest_ms = round(witness.outage * 1000), round(witness.slowest * 1000)
+        row.fill(witness)
         TABLES["faults"].rows.append(row)
         assert row.after, "every fault says what is live afterwards"
         if lossless:

@@ -8,22 +8,12 @@ import signal
 import subprocess
 from typing import Any
 
-from kit.edge import first_line, until
+from kit.edge import until
 from kit.onefile import AGENT
 from kit.servers import echo, free_port
+from kit.two_frontends import served
 
 from tests.faults.conftest import Scene
-
-
-def served(port: int) -> set[str]:
-    """By the server's name; a killed HAProxy serves nobody for a moment."""
-    names = set()
-    for _ in range(8):
-        try:
-            names.add(first_line(port)[:1])
-        except OSError:
-            names.add("")
-    return names
 
 
 def test_a_drain_lasts_over_a_reload(scene: Scene):

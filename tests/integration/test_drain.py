@@ -5,38 +5,18 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from kit.edge import Edge, connect, first_line, until
 from kit.onefile import AGENT
 from kit.servers import EchoServer, echo, free_port
+from kit.two_frontends import document, served
 
 
 @pytest.fixture
 def servers() -> Iterator[tuple[EchoServer, EchoServer]]:
     with echo("a") as a, echo("b") as b:
         yield a, b
-
-
-OTHER = free_port()
-
-
-def document(port: int, *servers: EchoServer, **more: Any) -> dict[str, Any]:
-    """Two frontends with the same servers, as nodes are behind many."""
-    pool = {"servers": {server.name: {"address": server.address} for server in servers}}
-    return {
-        "version": 1,
-        "frontends": {
-            "one": {"bind": [f"127.0.0.1:{port}"], "backend": "one"},
-            "two": {"bind": [f"127.0.0.1:{OTHER}"], "backend": "two"},
-        },
-        "backends": {"one": {**pool, **more}, "two": pool},
-    }
-
-
-def served(port: int) -> set[str]:
-    return {first_line(port)[:1] for _ in range(8)}
 
 
 def test_a_drained_server_gets_no_new_clients_and_its_sessions_go_on(

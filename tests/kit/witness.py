@@ -51,6 +51,11 @@ class Row:
     slowest_ms: int = 0
     after: str = ""
 
+    def fill(self, witness: Witness) -> None:
+        """What the witness saw."""
+        self.served, self.failed = len(witness.greetings), len(witness.failures)
+        self.outage_ms, self.slowest_ms = round(witness.outage * 1000), round(witness.slowest * 1000)
+
 
 @dataclass
 class Table:

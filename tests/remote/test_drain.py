@@ -4,34 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
-from kit.edge import first_line, until
+from kit.edge import until
 from kit.servers import EchoServer, echo, free_port
 from kit.ssh import Cluster, Firewall
+from kit.two_frontends import document, served
 
 
 @pytest.fixture
 def servers() -> Iterator[tuple[EchoServer, EchoServer]]:
     with echo("a") as a, echo("b") as b:
         yield a, b
-
-
-def document(port: int, *servers: EchoServer) -> dict[str, Any]:
-    pool = {"servers": {server.name: {"address": server.address} for server in servers}}
-    return {
-        "version": 1,
-        "frontends": {
-            "one": {"bind": [f"127.0.0.1:{port}"], "backend": "one"},
-            "two": {"bind": [f"127.0.0.1:{free_port()}"], "backend": "two"},
-        },
-        "backends": {"one": pool, "two": pool},
-    }
-
-
-def served(port: int) -> set[str]:
-    return {first_line(port)[:1] for _ in range(8)}
 
 
 def test_by_ssh_where_the_firewall_allows_it(

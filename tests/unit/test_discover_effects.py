@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attrs import evolve
+from attrs import evolve, fields
 from kit.agents import Agent, Judgement, install
 from kit.edge import until
 
@@ -26,6 +26,8 @@ from agent.discover.objects import FINALIZER, Node, Service
 from agent.discover.reporter import Reporter
 from agent.errors import ExitCode
 from agent.remote import push
+from agent.remote.answer import Answer
+from agent.view.status import DesiredStatus, LiveStatus, Status
 
 # --- watching -----------------------------------------------------------------------------------------------------
 
@@ -178,6 +180,20 @@ class Site:
 @pytest.fixture
 def site(monkeypatch: pytest.MonkeyPatch) -> Site:
     return Site(monkeypatch)
+
+
+def test_the_agents_played_here_answer_in_the_shapes_of_the_real_ones(site: Site):
+    """status.json and the answer of a sync; tests/cluster has real agents."""
+    site.one.synced(TREE)
+    status = site.one.status()
+    assert isinstance(status, dict)
+    assert status.keys() <= {field.name for field in fields(Status)}
+    for key, kind in (("desired", DesiredStatus), ("live", LiveStatus)):
+        assert status[key].keys() <= {field.name for field in fields(kind)}
+    payload = push.Payload(data=json.dumps(TREE).encode(), signature=b"", arguments=(), seconds=1)
+    answer = site.one.sync(push.target("one"), payload, ()).answer
+    assert answer is not None
+    assert answer.keys() <= Answer(word="committed", exit_code=ExitCode.LIVE).document().keys()
 
 
 def test_one_that_is_away_does_not_stop_the_others_and_gets_it_when_it_is_back(site: Site):
