@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from agent.cli.actor import actor
 from agent.cli.options import DESIRED, load_settings
 from agent.cli.output import end, print_json, show
 from agent.errors import AgentError, ExitCode, InvalidError, Outcome, UsageError, dotted
@@ -203,6 +204,7 @@ def _applied(settings: Settings, file: Path | None, *, force: bool, retry: bool)
     from agent.host.documents import label, read, read_signature
     from agent.host.file_writes import writer
     from agent.host.signals import deferred
+    from agent.reconcile.generation import Request
     from agent.service.wiring import Host
 
     host = Host(settings, command="apply", on_stage=_progress())
@@ -219,9 +221,10 @@ def _applied(settings: Settings, file: Path | None, *, force: bool, retry: bool)
     with host.store.lock(waiting=_say_who_is_waited_for):
         if data is not None:
             host.backup.admit(parsed, force=force)
+            host.store.set_request(Request(digest=parsed.digest, actor=actor()))
             host.intake.put(data, signature)
         with deferred(_say_that_it_ends_after_the_step):
-            report = host.loop.reconcile(force=force, retry=retry)
+            report = host.loop.reconcile(force=force, retry=retry, actor=actor())
     return host, report
 
 
@@ -259,7 +262,7 @@ def rollback(settings_file: Path | None, generation: int | None) -> None:
     host = Host(load_settings(settings_file), command="rollback", on_stage=_progress())
     host.store.prepare()
     with host.store.lock(waiting=_say_who_is_waited_for), deferred(_say_that_it_ends_after_the_step):
-        report = host.loop.rollback(generation)
+        report = host.loop.rollback(generation, actor=actor())
     end(lambda: _print_report(report), report.exit_code)
 
 

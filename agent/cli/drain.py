@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import pwd
 import sys
 import time
 from collections.abc import Collection
@@ -14,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from agent.cli.actor import actor
 from agent.cli.options import load_settings, seconds
 from agent.cli.output import clear_line, end
 from agent.errors import ExitCode, UsageError
@@ -112,7 +111,7 @@ class DrainHost:
         document = self._document()
         before = drains.active(self.store.drains(), document)
         new = frozenset(keys) - {drain.key for drain in before}
-        return (*before, *drains.started(document, new, since=time.time(), by=_actor()))
+        return (*before, *drains.started(document, new, since=time.time(), by=actor()))
 
     def lock(self) -> AbstractContextManager[None]:
         """The lock of this host's changes."""
@@ -124,7 +123,7 @@ class DrainHost:
         from agent.host.signals import deferred
 
         with deferred(lambda: click.echo("interrupted: it ends when this step is done", err=True)):
-            return self._host.loop.reconcile(force=force)
+            return self._host.loop.reconcile(force=force, actor=actor())
 
     def drained(self) -> frozenset[Key]:
         """The servers that are drained in the live generation."""
@@ -141,16 +140,6 @@ class DrainHost:
         if parsed is None:
             raise UsageError("nothing is live here", remedy="`agent apply FILE` makes a document live")
         return parsed.state
-
-
-def _actor() -> str:
-    """Who calls: a local user, or where the ssh session came from."""
-    client = os.environ.get("SSH_CONNECTION", "").split(" ")[0][:60]
-    try:
-        name = pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:  # a user that nobody has named
-        name = f"uid {os.getuid()}"
-    return f"{name} from {client}" if client else name
 
 
 def _wait(host: DrainHost, keys: frozenset[Key], options: dict[str, Any]) -> None:

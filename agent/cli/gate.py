@@ -10,18 +10,25 @@ from pathlib import Path
 
 import click
 
+from agent.cli.actor import set_actor
 from agent.errors import AgentError, PolicyError, UsageError
+from agent.host import caller
 from agent.host.syslog import AUTH, to_syslog
+from agent.reconcile.actor import clean
 from agent.remote import gate as gates
 from agent.settings import CONFIG_FOLDER, ENVIRONMENT, Settings
 
 _log = logging.getLogger("agent.gate")
 
 
-def let_through(main: click.Group, ctx: click.Context, settings: Settings, *, dropped: str) -> None:
-    """Let a call through, or exit 9. `dropped`: the EDGEAGENT_SETTINGS that the caller brought along, "" for none."""
+def let_through(main: click.Group, ctx: click.Context, settings: Settings, *, comment: str, dropped: str) -> None:
+    """Let a call through, or exit 9. `comment`: of the ssh key, "" where it is not known.
+
+    `dropped`: the EDGEAGENT_SETTINGS that the caller brought along, "" for none.
+    """
     to_syslog(_log, "edgeagent gate", AUTH)
-    client = (os.environ.get("SSH_CONNECTION") or "nobody").split(" ")[0][:60]
+    client = caller.key(comment)
+    set_actor(ctx.find_root(), client)
     call = os.environ.pop("SSH_ORIGINAL_COMMAND", None)
     if dropped:
         why = f"{ENVIRONMENT} is ignored by the gate: the forced command names its settings (--settings FILE gate)"
@@ -75,9 +82,11 @@ def print_authorized_key(chosen: Path | None, file: Path) -> None:
     settings = ["--settings", str(chosen.absolute())] if chosen else []
     program = Path(sys.argv[0]).absolute()
     how = [sys.executable, "-m", "agent"] if program.name == "__main__.py" else [str(program)]
-    command = " ".join(shlex.quote(word) for word in [*how, *settings, "gate"])
     try:
-        click.echo(gates.authorized_key(text, command))
+        public = gates.public_key(text)
+        owner = ["--as", clean(public.comment)] if public.comment else []
+        command = " ".join(shlex.quote(word) for word in [*how, *settings, "gate", *owner])
+        click.echo(gates.authorized_key(public, command))
     except ValueError as error:
         raise UsageError(f"{file}: {error}") from None
     where = chosen.absolute() if chosen else CONFIG_FOLDER / "agent.toml"

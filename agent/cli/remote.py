@@ -148,13 +148,14 @@ def discover(**options: Any) -> None:
     metavar="KEYFILE",
     help="Print the line that gives this public key the gate and nothing else.",
 )
+@click.option("--as", "comment", default="", metavar="NAME", help="Whose key this is, for the history.")
 @click.pass_context
-def gate(ctx: click.Context, key: Path | None) -> None:
+def gate(ctx: click.Context, key: Path | None, comment: str) -> None:
     """The forced command of an ssh key: lets sync, plan, status, history and show through.
 
     \b
     In authorized_keys of the firewall (all in one line):
-      restrict,command="/usr/local/bin/agent gate" ssh-ed25519 AAAA... cluster
+      restrict,command="/usr/local/bin/agent gate --as cluster" ssh-ed25519 AAAA... cluster
 
     Documents come by standard input, the answer goes to standard output, each call to syslog. `drain` and `ready` get
     through where `sync.allow_drain` is true. Exit 9 for every other call.
@@ -169,4 +170,4 @@ def gate(ctx: click.Context, key: Path | None) -> None:
     assert isinstance(group, click.Group)
     # Whatever ssh brought along: settings are those of the forced command, or the platform's own.
     dropped = os.environ.pop(ENVIRONMENT, "")
-    gate.let_through(group, ctx, load_settings(ctx.obj), dropped=dropped)
+    gate.let_through(group, ctx, load_settings(ctx.obj), comment=comment, dropped=dropped)

@@ -13,6 +13,7 @@ from typing import NoReturn
 import click
 from attrs import evolve
 
+from agent.cli.actor import actor
 from agent.cli.sync import Options, finish
 from agent.desired.identity import digest_of
 from agent.errors import AgentError, ExitCode, PolicyError
@@ -39,6 +40,7 @@ def submit(settings: Settings, path: Path, data: bytes, signed: bytes, options: 
         if_live=options.if_live,
         force=options.force,
         retry=options.retry,
+        actor=actor(),
     )
     if options.dry_run:
         _dry_run(settings, path, to, request, options)

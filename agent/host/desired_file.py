@@ -88,22 +88,22 @@ class Intake:
         """Whether documents must be."""
         return bool(self.settings.sync.allowed_signers)
 
-    def verify(self, data: bytes, signature: bytes | None = None) -> bool:
+    def verify(self, data: bytes, signature: bytes | None = None) -> str | None:
         """Check the signature of a document, where documents are signed; before anything parses the document.
 
-        `signature` None: the one beside the desired file. Raises PolicyError. Returns whether the document is a
-        request: what is live already needs no signature to stay live, and then nothing shows how it came there.
+        `signature` None: the one beside the desired file. Raises PolicyError. Returns the signer, "" where documents
+        are not signed, and None for what is no request: what is live already needs no signature to stay live, and then
+        nothing shows how it came there.
         """
         if not self.signed:
-            return True
+            return ""
         live = self.store.live()
         if signature is None and live is not None and live.digest == digest_of(data):
-            return False
+            return None
         from agent.host import signature as signatures  # only where documents are signed
 
         given = read_signature(self.file) if signature is None else signature
-        signatures.check(data, given, Path(self.settings.sync.allowed_signers))
-        return True
+        return signatures.check(data, given, Path(self.settings.sync.allowed_signers))
 
     def admit(self, parsed: Parsed, live: Generation | None, *, force: bool = False) -> None:
         """Check a valid document against what is live: its serial, its manager, and whether it would end all service.

@@ -393,16 +393,16 @@ class Store:
         write(self.server_state, dump.encode(), durable=False)
 
     def set_request(self, request: Request | None) -> None:
-        """How the document that is handed over next is to be treated, once; None: like any other."""
+        """Who hands the next document over, and how it is to be treated, once; None: like any other."""
         if request is None:
-            _remove(self.state / "force.json")
+            _remove(self.state / "request.json")
         else:
-            write(self.state / "force.json", json.dumps(asdict(request)).encode())
+            write(self.state / "request.json", json.dumps(asdict(request)).encode())
 
     def request(self) -> Request | None:
-        """How a document is to be treated, None where nothing was said."""
+        """What is known of the document that was handed over last; None: nothing."""
         try:
-            return read_as(Request, read_json(self.state / "force.json"))
+            return read_as(Request, read_json(self.state / "request.json"))
         except (TypeError, ValueError):  # absent, or not as we write it
             return None
 

@@ -263,6 +263,7 @@ class Applier:
             restores=report.restores,
             unserved=report.unserved,
             drained=tuple(sorted(drain.key for drain in assessment.drains)),
+            actor=report.actor,
         )
 
     def _wait_for_limits(self, assessment: Assessment) -> None:

@@ -24,6 +24,8 @@ class Kind(enum.StrEnum):
     """a frontend has lost all its servers, or its addresses"""
     FRONTEND_UP = "frontend_up"
     """it serves again"""
+    REFUSED = "refused"
+    """a document was refused before anything was touched, invalid ones included; in the history only, likewise"""
     ROLLED_BACK = "rolled_back"
     """a document was tried and rolled back; in the history only, `notify.command` receives the outcome"""
     DRIFT_CORRECTED = "drift_corrected"
@@ -43,6 +45,8 @@ class Event:
     until: float = field(converter=float)
     """When the last of `count` changes happened, in seconds since the epoch."""
     count: int = field(default=1, validator=instance_of(int))
+    actor: str = field(default="", validator=instance_of(str))
+    """Who had asked for it; empty: nobody."""
 
     @property
     def about(self) -> str:

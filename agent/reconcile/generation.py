@@ -66,6 +66,8 @@ class Generation:
     """frontends that were new in it, without a server that answered"""
     drained: tuple[tuple[str, str], ...] = field(default=(), converter=_keys)
     """servers that a person had drained"""
+    actor: str = field(default="", validator=is_text)
+    """who made the change; empty: of an older agent"""
 
 
 def _stakes(value: object) -> tuple[tuple[str, tuple[str, ...]], ...]:
@@ -130,7 +132,7 @@ class Drain:
 
 @frozen(kw_only=True)
 class Request:
-    """How a document is to be treated at the next look, once."""
+    """Who handed a document over, and how it is to be treated at the next look, once."""
 
     digest: str = field(validator=is_text)
     """of the document"""
@@ -138,3 +140,5 @@ class Request:
     """although a serving frontend would be left without a server that answers"""
     retry: bool = field(default=False, validator=instance_of(bool))
     """although it is held"""
+    actor: str = field(default="", validator=is_text)
+    """who handed it over; it stays until another document stands in the desired file"""

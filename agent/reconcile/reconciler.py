@@ -39,6 +39,7 @@ from agent.haproxy.plan import LiveGeneration, Reload, Runtime, Unchanged
 from agent.proxy_protocol import policy
 from agent.proxy_protocol.record import Handshake
 from agent.reconcile import drains, preflight
+from agent.reconcile.actor import FILE, signed
 from agent.reconcile.applier import RETRY, Applier, Assessment
 from agent.reconcile.assessor import Assessor, outage_sentences, outages_of, plan_of
 from agent.reconcile.generation import Generation, Hold, Journal
@@ -80,9 +81,9 @@ class Reconciler:
     """reloads that need not be paced"""
     on_stage: Callable[[str], None] = field(default=lambda _: None)
     """called with each stage as it begins"""
-    verify: Callable[[bytes], bool] = field(default=lambda _: True)
-    """raises PolicyError for bytes whose signature is not good, before they are parsed; returns whether the document
-    is a request, not only what is live anyway"""
+    verify: Callable[[bytes], str | None] = field(default=lambda _: "")
+    """raises PolicyError for bytes whose signature is not good, before they are parsed; returns the signer, "" where
+    documents are not signed, None for a document that is no request, only what is live anyway"""
     admit: Admit = field(default=lambda _, *, force=False: None)  # noqa: ARG005  # the parameter of the protocol
     """raises PolicyError for a valid document that policy rejects"""
     _pace: Pace = field(init=False)
@@ -98,15 +99,24 @@ class Reconciler:
         return Applier(environment=self.environment, pace=self._pace, verify_seconds=self.verify_seconds)
 
     def reconcile(
-        self, data: bytes | InvalidError, *, force: bool = False, retry: bool = False, request: bool = True
+        self,
+        data: bytes | InvalidError,
+        *,
+        force: bool = False,
+        retry: bool = False,
+        request: bool = True,
+        actor: str = FILE,
+        by_command: bool = False,
     ) -> Report:
         """Make `data` live, in the smallest step that does it; an InvalidError says why there is none to read.
 
         `force`: although a frontend that serves now would have no server that answers, or another manager wrote what is
         live. `retry`: although it is held.
         `request`: it is asked for; else it is what is live, until the desired file can be read, and ends no hold.
+        `actor`: who asks for it now (`by_command`), or has handed it over before.
         """
-        report = self._builder(digest_of(data) if isinstance(data, bytes) else None)
+        report = self._builder(digest_of(data) if isinstance(data, bytes) else None, actor)
+        report.by_command = by_command
         try:
             self._settle(report)
             with report.stage("load"):
@@ -120,18 +130,19 @@ class Reconciler:
         self._failures.clear()
         return done
 
-    def rollback(self, number: int | None, present: bytes | None) -> Report:
+    def rollback(self, number: int | None, present: bytes | None, *, actor: str = "") -> Report:
         """Put the document of generation `number` back (None: the last one before the live one that differs).
 
-        `present`: the desired file as it is, which is held until it changes. Raises UsageError for a generation
-        that is not there.
+        `present`: the desired file as it is, which is held until it changes. `actor`: who asks for it. Raises
+        UsageError for a generation that is not there.
         """
         store = self.environment.store
         number = self._previous() if number is None else number
         if all(generation.number != number for generation in store.generations()):
             raise UsageError(f"there is no generation {number}", remedy="`agent history` lists them")
         data, earlier = store.desired_of(number), store.hold()
-        report = self._builder(digest_of(data))
+        report = self._builder(digest_of(data), actor)
+        report.by_command = True
         if present is not None and (held := digest_of(present)) != report.digest:
             reason = f"generation {number} was put back by hand"
             store.write_hold(Hold(digest=held, reason=reason, since=self.environment.clock.now()))
@@ -149,9 +160,11 @@ class Reconciler:
         self._lift_hold(report.digest, same=True)
         return done
 
-    def _builder(self, digest: str | None) -> ReportBuilder:
+    def _builder(self, digest: str | None, actor: str) -> ReportBuilder:
         file = str(self.assessor.file)
-        return ReportBuilder(environment=self.environment, file=file, on_stage=self.on_stage, digest=digest)
+        return ReportBuilder(
+            environment=self.environment, file=file, on_stage=self.on_stage, digest=digest, author=actor
+        )
 
     def _previous(self) -> int:
         """The last generation before the live one that had another document, and at least one frontend."""
@@ -175,7 +188,9 @@ class Reconciler:
         """The desired document. Raises InvalidError, PolicyError, and SwitchError for one that has to wait."""
         if isinstance(data, InvalidError):
             raise data
-        requested = self.verify(data) and request
+        signer = self.verify(data)
+        requested = signer is not None and request
+        report.author = signed(report.author, signer)
         try:
             parsed = self.assessor.read(data)
         except InvalidError:
@@ -235,6 +250,7 @@ class Reconciler:
         """`force`: whatever serving frontends would lose. `proven`: only where no PROXY probe speaks against it."""
         live = self.assessor.live()
         observed = self.assessor.observed(live)
+        report.unasked = not report.by_command and live is not None and live.digest == parsed.digest
         with report.stage("preflight"):
             assessment = self.assessor.assess(parsed, data, live, observed, report.interrupted)
             report.quarantined, report.handshakes = assessment.target.quarantined, assessment.handshakes

@@ -53,6 +53,10 @@ class Report:
     """the error's own exit code; None: the outcome's"""
     timings: tuple[tuple[str, float], ...] = ()
     """seconds by stage, in order"""
+    author: str = ""
+    """who handed the document over, with its signer; `file`: a program that the agent does not know"""
+    actor: str = ""
+    """who made the change: the author, unless only the world around the document has changed"""
     observed: Observation | None = None
     """HAProxy after a step; None: it has to be asked"""
 

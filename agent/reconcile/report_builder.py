@@ -14,6 +14,7 @@ from agent.haproxy.plan import Plan, Reload, Runtime
 from agent.haproxy.quarantine import Quarantined
 from agent.proxy_protocol.record import Handshake
 from agent.reconcile import preflight
+from agent.reconcile.actor import AGENT
 from agent.reconcile.generation import Journal
 from agent.reconcile.ports import Environment
 from agent.reconcile.report import Report
@@ -31,6 +32,12 @@ class ReportBuilder:
     """called with each stage as it begins"""
     digest: str | None
     """of the document; None: there is none to read"""
+    author: str = ""
+    """who handed the document over, or asks for this reconcile"""
+    by_command: bool = False
+    """it was asked for just now, by a person or a program"""
+    unasked: bool = False
+    """the document is live already, and nobody has asked for this reconcile"""
     parsed: Parsed | None = None
     """the document, once it is valid"""
     step: Plan | None = None
@@ -66,6 +73,11 @@ class ReportBuilder:
         """How long all stages have taken so far."""
         return sum(seconds for _, seconds in self._timings)
 
+    @property
+    def actor(self) -> str:
+        """Who makes the change."""
+        return AGENT if self.unasked else self.author
+
     def for_live(self, digest: str) -> ReportBuilder:
         """Another one, for the live document when the desired one cannot be reached. Only its drift is reported."""
         return ReportBuilder(
@@ -73,6 +85,7 @@ class ReportBuilder:
             file=self.file,
             on_stage=lambda _: None,
             digest=digest,
+            author=AGENT,
             drift=self.drift,
             interrupted=self.interrupted,
         )
@@ -115,6 +128,8 @@ class ReportBuilder:
                 *self.findings,
             ),
             timings=tuple(self._timings),
+            author=self.author,
+            actor=self.actor,
             observed=self.observed,
         )
 

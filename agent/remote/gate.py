@@ -11,6 +11,8 @@ import re
 import shlex
 from collections.abc import Mapping
 
+from attrs import frozen
+
 from agent.errors import PolicyError
 
 FLAGS: Mapping[str, frozenset[str]] = {
@@ -98,8 +100,20 @@ def _shown(arguments: list[str]) -> str:
     return repr(text if len(text) <= 80 else f"{text[:80]}...")
 
 
-def authorized_key(text: str, command: str) -> str:
-    """The line for authorized_keys that gives this public key nothing but the gate. Raises ValueError."""
+@frozen(kw_only=True)
+class PublicKey:
+    """A public key of OpenSSH."""
+
+    type: str
+    """`ssh-ed25519`, ..."""
+    data: str
+    """base64"""
+    comment: str
+    """empty: none"""
+
+
+def public_key(text: str) -> PublicKey:
+    """The one key of a .pub file. Raises ValueError."""
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     if "PRIVATE KEY" in text:
         raise ValueError("this is a private key; it stays where it is, and the one in the .pub file beside it is meant")
@@ -110,7 +124,11 @@ def authorized_key(text: str, command: str) -> str:
         base64.b64decode(key[2], validate=True)
     except ValueError:
         raise ValueError("the key itself is not whole") from None
+    return PublicKey(type=key[1], data=key[2], comment=key[3] or "")
+
+
+def authorized_key(key: PublicKey, command: str) -> str:
+    """The line for authorized_keys that gives this public key nothing but the gate. Raises ValueError."""
     if any(character in command for character in '"\\\n'):
         raise ValueError(f"a path that cannot stand in authorized_keys: {command}")
-    comment = f" {key[3]}" if key[3] else ""
-    return f'restrict,command="{command}" {key[1]} {key[2]}{comment}'
+    return f'restrict,command="{command}" {key.type} {key.data} {key.comment}'.rstrip()

@@ -69,12 +69,12 @@ class SyncRequest:
     """although a serving frontend would be left without a server that answers"""
     retry: bool = False
     """although it is held"""
+    actor: str = ""
+    """who hands it over"""
 
-    def request(self, digest: str) -> Request | None:
+    def request(self, digest: str) -> Request:
         """What the service is to know of it beside the document."""
-        if not self.force and not self.retry:
-            return None
-        return Request(digest=digest, force=self.force, retry=self.retry)
+        return Request(digest=digest, force=self.force, retry=self.retry, actor=self.actor)
 
 
 @frozen(kw_only=True)

@@ -8,12 +8,15 @@ from __future__ import annotations
 import contextlib
 import logging
 
+from attrs import evolve
+
 from agent.desired.identity import digest_of
 from agent.errors import InvalidError, Outcome, RateLimitedError, StoreError, Violation
 from agent.host.desired_file import Intake
 from agent.host.file_writes import QUIET_SECONDS, Writes
 from agent.host.notifier import Notices
 from agent.host.store import Identity, Store
+from agent.reconcile.actor import FILE
 from agent.reconcile.assessor import Assessor
 from agent.reconcile.reconciler import Reconciler
 from agent.reconcile.report import Report
@@ -54,8 +57,11 @@ class Loop:
 
     # --- once
 
-    def reconcile(self, *, force: bool = False, retry: bool = False) -> Report:
-        """One reconcile of the desired file as it is now, and its status. The caller holds the lock."""
+    def reconcile(self, *, force: bool = False, retry: bool = False, actor: str = "") -> Report:
+        """One reconcile of the desired file as it is now, and its status. The caller holds the lock.
+
+        `actor`: who asks for it; "" where the service looks by itself.
+        """
         if self._unread:  # the file is left alone; what was read of it before is wanted until it is whole
             data, request = self._data or self._live_document(), self._data is not None
         else:
@@ -64,23 +70,29 @@ class Loop:
             self._data = data
         digest = digest_of(data) if isinstance(data, bytes) else None
         asked = self._store.request()
-        if asked is not None and asked.digest == digest:
-            force, retry = force or asked.force, retry or asked.retry
+        about = asked if asked is not None and asked.digest == digest else None
+        if about is not None:
+            force, retry = force or about.force, retry or about.retry
+        author = about.actor if about is not None and about.actor else FILE
         with self._publisher.changing(digest, self._files):
-            report = self._reconciler.reconcile(data, force=force, retry=retry, request=request)
-        if asked is not None:
+            report = self._reconciler.reconcile(
+                data, force=force, retry=retry, request=request, actor=actor or author, by_command=bool(actor)
+            )
+        after = about and evolve(about, force=False, retry=False)
+        if after != asked:
             with contextlib.suppress(StoreError):  # reported already, where it matters
-                self._store.set_request(None)
+                self._store.set_request(after)
         self._publisher.note(report)
         if report.digest is not None and report.outcome not in (Outcome.INVALID, Outcome.REFUSED):
             self._intake.record_serial(report.digest, report.serial)
         return report
 
-    def rollback(self, generation: int | None) -> Report:
+    def rollback(self, generation: int | None, *, actor: str) -> Report:
         """Put a generation's document back, and hold the present file. The caller holds the lock."""
         present = self._intake.desired()
         with self._publisher.changing(None, None):  # what is reported is not the desired file
-            report = self._reconciler.rollback(generation, present if isinstance(present, bytes) else None)
+            document = present if isinstance(present, bytes) else None
+            report = self._reconciler.rollback(generation, document, actor=actor)
         self._publisher.note(report)
         return report
 

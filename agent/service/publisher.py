@@ -46,6 +46,7 @@ STATUS_SECONDS = 5.0
 BRIEF_SECONDS = 0.9  # each health tick, where a brief observation is cheap
 STATUS_SHARE = 200  # a status that takes 100 ms to make is made every 20 s: half a percent of a core
 
+_OUTCOMES = (Kind.REFUSED, Kind.ROLLED_BACK)
 _log = logging.getLogger("agent")
 
 
@@ -109,21 +110,25 @@ class Publisher:
         self._counters["rollbacks"] += report.outcome is Outcome.ROLLED_BACK and report.switched
         for kind in report.drift:
             self._counters[f"drift_corrections.{kind}"] += 1
-        if happened := events.events_of(report):
+        happened = events.events_of(report)
+        refusal = events.refusal_of(report)
+        if refusal is not None and not events.repeats(refusal, self._store.events(), told=before is not None):
+            happened.append(refusal)
+        if happened:
             self._record(happened, report)
         if self._site is not None and (report.switched or events.is_news(before, report)):
             self._site.metrics.note(report)
         self.publish(report.observed)
 
     def _record(self, happened: list[Event], report: Report) -> None:
-        """The service also sends them; what was rolled back is sent as its outcome."""
+        """The service also sends them; what was refused or rolled back is sent as its outcome."""
         if self._events is None:
             with contextlib.suppress(StoreError):  # the outcome counts, not the record of it
                 self._store.add_events(happened)
             return
-        self._events.take([event for event in happened if event.kind != Kind.ROLLED_BACK], report.at)
+        self._events.take([event for event in happened if event.kind not in _OUTCOMES], report.at)
         with contextlib.suppress(StoreError):
-            self._store.add_events([event for event in happened if event.kind == Kind.ROLLED_BACK])
+            self._store.add_events([event for event in happened if event.kind in _OUTCOMES])
             self._events.write()
 
     def write_events(self) -> None:

@@ -111,6 +111,7 @@ def _desired(report: Report, file_id: tuple[int, int] | None) -> DesiredStatus:
         serial=report.serial,
         read=when(report.at),
         file_id=file_id,
+        actor=report.author,
     )
 
 
@@ -122,6 +123,7 @@ def _live(live: Generation) -> LiveStatus:
         serial=live.serial,
         since=when(live.at),
         manager=live.manager,
+        actor=live.actor,
     )
 
 

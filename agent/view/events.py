@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from typing import Any
 
 from agent.errors import Outcome
@@ -39,6 +40,7 @@ def notice(before: Report | None, report: Report) -> dict[str, object]:
         "milliseconds": round(report.seconds * 1_000),
         "message": report.message[:_LONGEST],
         "remedy": report.remedy[:_LONGEST],
+        "actor": report.actor,
         "at": when(report.at),
     }
 
@@ -52,10 +54,11 @@ def log(logger: logging.Logger, report: Report) -> None:
         logger.warning("and %d more; `agent check` names them all", len(report.findings) - _MOST_LOGGED)
     logger.log(
         logging.INFO if quiet else logging.ERROR,
-        "%s: %s, desired sha256 %s, %.0f ms%s",
+        "%s: %s, desired sha256 %s, by %s, %.0f ms%s",
         report.outcome.value,
         "nothing is live" if report.generation is None else f"generation {report.generation} is live",
         (report.digest or "none")[:12],
+        report.actor or "nobody",
         report.seconds * 1000,
         f": {'; '.join(report.reasons)}" if report.reasons else "",
     )
@@ -84,9 +87,35 @@ def events_of(report: Report) -> list[Event]:
         subject = (report.digest or "")[:12]
         happened.append((Kind.ROLLED_BACK, subject, f"tried and put back: sha256 {subject}{serial}: {report.message}"))
     return [
-        Event(kind=kind.value, subject=subject, message=message[:_LONGEST], at=report.at, until=report.at)
+        _event(kind, subject, message, report, actor=report.actor if kind is Kind.ROLLED_BACK else "")
         for kind, subject, message in happened
     ]
+
+
+def refusal_of(report: Report) -> Event | None:
+    """A document that was refused, or is none; not a file that cannot be read."""
+    if report.outcome not in (Outcome.REFUSED, Outcome.INVALID) or report.digest is None:
+        return None
+    what, subject = report.message, report.digest[:12]
+    if report.violations:
+        first = report.violations[0]
+        more = f", and {report.violations_total - 1} more" if report.violations_total > 1 else ""
+        line = f"line {first.line}: " if first.line is not None else ""
+        what = f"invalid: {line}{first.message}{more}"
+    return _event(Kind.REFUSED, subject, f"refused: sha256 {subject}: {what}", report, actor=report.actor)
+
+
+def repeats(refusal: Event, before: Iterable[Event], *, told: bool) -> bool:
+    """Whether this is the newest refusal once more. `told`: by the process that has recorded it, whatever its words."""
+    newest = next((event for event in reversed(tuple(before)) if event.kind == Kind.REFUSED), None)
+    if newest is None or (newest.subject, newest.actor) != (refusal.subject, refusal.actor):
+        return False
+    return told or newest.message == refusal.message
+
+
+def _event(kind: Kind, subject: str, message: str, report: Report, *, actor: str) -> Event:
+    message = message[:_LONGEST]
+    return Event(kind=kind.value, subject=subject, message=message, at=report.at, until=report.at, actor=actor)
 
 
 def event_document(event: Event) -> dict[str, Any]:

@@ -26,6 +26,7 @@ def text(generations: Sequence[Generation], events: Sequence[Event] = ()) -> str
                 "-" if generation.serial is None else generation.serial,
                 generation.digest[:12],
                 f"{generation.seconds * 1000:.0f} ms",
+                generation.actor or "-",
                 _why(generation),
             ),
         )
@@ -34,12 +35,21 @@ def text(generations: Sequence[Generation], events: Sequence[Event] = ()) -> str
     rows += [
         (
             event.at,
-            ("-", when(event.at), event.kind, "-", "-", f"x{event.count}" if event.count > 1 else "-", event.message),
+            (
+                "-",
+                when(event.at),
+                event.kind,
+                "-",
+                "-",
+                f"x{event.count}" if event.count > 1 else "-",
+                event.actor or "-",
+                event.message,
+            ),
         )
         for event in events
     ]
     return table(
-        ("GENERATION", "SINCE", "OUTCOME", "SERIAL", "SHA256", "TOOK", "WHY"),
+        ("GENERATION", "SINCE", "OUTCOME", "SERIAL", "SHA256", "TOOK", "BY", "WHY"),
         (row for _, row in sorted(rows, key=lambda entry: entry[0], reverse=True)),
     )
 

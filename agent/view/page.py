@@ -242,6 +242,7 @@ def render(status: Status | None, history: Sequence[Generation], *, trouble: Seq
                 "milliseconds": round(generation.seconds * 1_000),
                 "serial": generation.serial,
                 "digest": generation.digest[:12],
+                "actor": generation.actor,
                 "reasons": "; ".join(generation.reasons[:3]),
             }
             for generation in reversed(history[-10:])

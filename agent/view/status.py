@@ -56,6 +56,8 @@ class DesiredStatus:
     """when it was read"""
     file_id: tuple[int, ...] | None = None
     """identity of that very file: inode and modification time (ns)"""
+    actor: str = ""
+    """who handed it over: a user, an ssh key and its address, a signer, or `file`"""
 
 
 @frozen(kw_only=True, eq=False, repr=False)
@@ -74,6 +76,8 @@ class LiveStatus:
     """when it was committed"""
     manager: str = ""
     """its `manager`"""
+    actor: str = ""
+    """who made the change: a user, an ssh key and its address, a signer, `file`, or `agent`"""
 
 
 @frozen(kw_only=True, eq=False, repr=False)
@@ -298,7 +302,7 @@ class EventStatus:
     """What happened between changes, `count` times."""
 
     event: str
-    """`haproxy_restarted`, `frontend_down`, `frontend_up`, `drift_corrected`, `rolled_back`"""
+    """`haproxy_restarted`, `frontend_down`, `frontend_up`, `drift_corrected`, `refused`, `rolled_back`"""
     message: str
     """a sentence"""
     count: int
@@ -309,6 +313,8 @@ class EventStatus:
     """what it is about: a frontend, a digest"""
     until: str = ""
     """when it happened last"""
+    actor: str = ""
+    """who had asked for it; empty: nobody"""
 
 
 @frozen(kw_only=True, eq=False, repr=False)
@@ -413,6 +419,7 @@ def event_status(event: Event) -> EventStatus:
         count=event.count,
         at=when(event.at),
         until=when(event.until),
+        actor=event.actor,
     )
 
 

@@ -75,10 +75,15 @@ def _bind(bind: BindStatus) -> str:
     return bind.address if bind.state == "listening" else f"{bind.address} ({bind.state}: {bind.reason})"
 
 
+def _by(actor: str) -> str:
+    return f", by {actor}" if actor else ""
+
+
 def _facts(now: Status, *, running: bool) -> Iterable[str]:
     if live := now.live:
         serial = f", serial {live.serial}" if live.serial is not None else ""
-        yield f"live:    generation {live.generation}{serial}, sha256 {live.digest[:12]}, since {live.since}"
+        since = f", since {live.since}{_by(live.actor)}"
+        yield f"live:    generation {live.generation}{serial}, sha256 {live.digest[:12]}{since}"
     if haproxy := now.haproxy:
         # Not "up N s": that would be as old as the status, and this stays true.
         since = when(moment(now.at) - haproxy.uptime)
@@ -91,7 +96,8 @@ def _facts(now: Status, *, running: bool) -> Iterable[str]:
         yield "agent:   " + click.style("not running", fg="red") + " (start it with `agent run`, or its service)"
     if now.outcome is not None:
         digest = now.desired.digest if now.desired else None
-        yield f"last:    {now.outcome}, desired sha256 {(digest or 'none')[:12]}"
+        by = _by(now.desired.actor) if now.desired else ""
+        yield f"last:    {now.outcome}, desired sha256 {(digest or 'none')[:12]}{by}"
     if held := now.held:
         reason = f"sha256 {held.digest[:12]} since {held.since}: {held.reason}"
         yield f"held:    {reason} (change it, or `agent apply --retry`)"
@@ -101,7 +107,7 @@ def _facts(now: Status, *, running: bool) -> Iterable[str]:
         yield f"do:      {now.remedy}"
     for event in now.events[-3:]:
         times = f" ({event.count} times)" if event.count > 1 else ""
-        yield f"event:   {event.at} {event.message}{times}"
+        yield f"event:   {event.at} {event.message}{times}{_by(event.actor)}"
     for finding in now.findings:
         where = f"{finding.where}: " if finding.where else ""
         remedy = f" ({finding.remedy})" if finding.remedy else ""

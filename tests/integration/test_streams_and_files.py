@@ -112,7 +112,7 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
     "a folder": lambda path: path.mkdir(),
 }  # fmt: skip
 JSON_FILES = ["run/status.json", "run/progress.json", "state/hold.json", "state/journal.json", "state/handshakes.json"]
-FILES = ["run/haproxy.pid", "run/server-state", "run/lock", "state/force.json", "state/haproxy.cfg"]
+FILES = ["run/haproxy.pid", "run/server-state", "run/lock", "state/request.json", "state/haproxy.cfg"]
 
 
 def remove(path: Path) -> None:

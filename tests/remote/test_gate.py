@@ -145,7 +145,7 @@ def test_the_printed_line_carries_the_settings_in_force(one_edge: Edge, tmp_path
     words = [*AGENT, "gate", "--print-authorized-key", public]
     environment = {**os.environ, "EDGEAGENT_SETTINGS": str(one_edge.settings)}
     done = subprocess.run(words, capture_output=True, text=True, check=True, env=environment)
-    assert f' --settings {one_edge.settings} gate"' in done.stdout
+    assert f' --settings {one_edge.settings} gate --as cluster"' in done.stdout
     assert f"uses the settings in {one_edge.settings}" in done.stderr
     environment.pop("EDGEAGENT_SETTINGS")
     done = subprocess.run(words, capture_output=True, text=True, check=True, env=environment)
@@ -259,6 +259,6 @@ def test_a_file_that_is_no_public_key(one_edge: Edge, content: str, words: str):
 @pytest.mark.parametrize("kind", ["ed25519", "ecdsa", "rsa"])
 def test_keys_of_every_kind_are_printed(tmp_path: Path, kind: str):
     public = make_key(tmp_path / "k", kind).with_suffix(".pub").read_text()
-    line = gate.authorized_key(public, "/usr/local/bin/agent gate")
+    line = gate.authorized_key(gate.public_key(public), "/usr/local/bin/agent gate")
     (tmp_path / "authorized_keys").write_text(line)
     keygen("-l", "-f", tmp_path / "authorized_keys")  # OpenSSH's own reader

@@ -181,7 +181,7 @@ def test_force_goes_past_what_is_forceable_and_only_for_this_document(served: Ed
     assert "no server of backend pool answers" in answer["message"]
     code, answer = sync(served, loss, "--force")
     assert (code, answer["result"]) == (0, "committed")
-    assert not (served.folder / "state/force.json").exists()
+    assert json.loads((served.folder / "state/request.json").read_bytes())["force"] is False
 
 
 def test_no_wait_does_not_wait(served: Edge, backend: EchoServer):

@@ -108,6 +108,7 @@ def test_the_document_has_all_of_the_contract_and_is_json():
         "serial": 9,
         "since": "1970-01-01T00:01:00Z",
         "manager": "",
+        "actor": "",
     }
     assert found["held"] == {"digest": "d", "reason": "r", "since": "1970-01-01T00:00:00Z"}
     assert found["backends"][0]["servers"][1] == {
@@ -174,7 +175,15 @@ def test_the_status_table_says_in_one_sentence_what_is_wrong():
 
 def test_history_is_newest_first_and_marks_what_is_live():
     one = Generation(
-        number=1, digest="a" * 64, config_digest="", loaded=1, at=0.0, outcome="committed", serial=4, seconds=0.25
+        number=1,
+        digest="a" * 64,
+        config_digest="",
+        loaded=1,
+        at=0.0,
+        outcome="committed",
+        serial=4,
+        seconds=0.25,
+        actor="alice",
     )
     two = Generation(
         number=2,
@@ -196,6 +205,7 @@ def test_history_is_newest_first_and_marks_what_is_live():
             "bbbbbbbbbbbb",
             "100",
             "ms",
+            "-",
             "a;",
             "b;",
             "c;",
@@ -203,7 +213,7 @@ def test_history_is_newest_first_and_marks_what_is_live():
             "1",
             "more",
         ],
-        ["1", "1970-01-01T00:00:00Z", "committed", "4", "aaaaaaaaaaaa", "250", "ms"],
+        ["1", "1970-01-01T00:00:00Z", "committed", "4", "aaaaaaaaaaaa", "250", "ms", "alice"],
     ]
 
 
