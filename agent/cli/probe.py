@@ -11,18 +11,22 @@ from attrs import asdict
 
 from agent.cli.output import print_json, show
 from agent.desired.addresses import endpoint
+from agent.desired.schema import DesiredState
 from agent.desired.state import parse
 from agent.errors import ExitCode, UsageError
 from agent.host import canary_probe
 from agent.host import proxy_probe as asking
 from agent.host.documents import read
+from agent.host.resolver import Resolver
 from agent.host.store import Store
 from agent.proxy_protocol import canary, greetings
+from agent.reconcile import names
 from agent.settings import Settings
 from agent.view import tables
 from agent.view.assemble import canary_status
 
 VIA_SECONDS = 3.0
+RESOLVE_SECONDS = 5.0
 
 
 def ask(settings: Settings, backends: tuple[str, ...], client: str | None, *, as_json: bool) -> None:
@@ -34,7 +38,7 @@ def ask(settings: Settings, backends: tuple[str, ...], client: str | None, *, as
         named = endpoint(f"[{client}]:40000" if ":" in client else f"{client}:40000") if client else None
     except ValueError:
         raise click.BadParameter(f"{client} is no IP address", param_hint="--client") from None
-    questions = greetings.questions(state, backends, named)
+    questions = greetings.questions(_with_addresses(state, settings), backends, named)
     answers = asking.ask(questions)
     mismatch = any(greetings.mismatch(question.version, answers[question.key].result) for question in questions)
     code = ExitCode.REFUSED if mismatch else ExitCode.LIVE
@@ -45,6 +49,16 @@ def ask(settings: Settings, backends: tuple[str, ...], client: str | None, *, as
     ]
     show(json.dumps(entries, indent=2) + "\n" if as_json else tables.handshakes(questions, answers), code)
     sys.exit(code)
+
+
+def _with_addresses(state: DesiredState, settings: Settings) -> DesiredState:
+    """What the names of its servers are now; one without an address is left out, and named on stderr."""
+    if not (wanted := names.of(state)):
+        return state
+    resolution = names.choose(wanted, Resolver().answers(wanted, seconds=RESOLVE_SECONDS), {})
+    for finding in names.findings(state, resolution):
+        click.echo(f"warning: {finding.text(str(settings.desired))}", err=True)
+    return names.without_unresolved(names.resolved(state, resolution.addresses))
 
 
 def go_through(settings: Settings, via: str, source: str | None, *, as_json: bool) -> None:

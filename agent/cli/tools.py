@@ -35,7 +35,7 @@ def demo(*, stay: bool) -> None:
     required=True,
     type=click.Path(path_type=Path, dir_okay=False, exists=True, allow_dash=True),
 )
-@click.option("--resolve", is_flag=True, help="Look host names of servers up, once, now.")
+@click.option("--resolve", is_flag=True, help="Write the present address of a server in place of its host name.")
 def import_(files: tuple[Path, ...], *, resolve: bool) -> None:
     """A desired state out of what is there: a pfSense config.xml or a haproxy.cfg.
 

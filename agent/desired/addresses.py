@@ -11,7 +11,7 @@ import ipaddress
 import re
 from typing import NewType
 
-from attrs import frozen
+from attrs import field, frozen
 
 from agent.desired.scalars import Scalar, describe, expected
 
@@ -25,21 +25,30 @@ Network = NewType("Network", str)
 SniPattern = NewType("SniPattern", str)
 """A host name, `*.suffix` or `*`; lower case."""
 HttpHost = NewType("HttpHost", str)
+ServerEndpoint = NewType("ServerEndpoint", "Endpoint")
+"""Where a server listens: an address or a host name, and a port."""
 
 
 @frozen(order=True)
 class Endpoint:
-    """An IP address and a port."""
+    """An IP address and a port; of a server also a host name that has no address yet."""
 
     family: int
-    """4 or 6"""
+    """4 or 6; 0: a host name"""
     host: str
     """the address in its shortest form"""
     port: int
     """1 to 65535"""
+    name: str = field(default="", eq=False, order=False)
+    """the host name that it is for; empty: the document has the address"""
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if self.family == 6 else f"{self.host}:{self.port}"
+
+    @property
+    def resolved(self) -> bool:
+        """Whether it has an address."""
+        return self.family != 0
 
     @property
     def wildcard(self) -> bool:
@@ -93,6 +102,22 @@ def endpoint(value: object) -> Endpoint:
     if (family == 6) != (match[1] is not None):
         raise ValueError(f"an IPv6 address stands in brackets, an IPv4 address does not, got {describe(value)}")
     return Endpoint(family, host, port)
+
+
+_SERVER = re.compile(r"([^\[\]:]+):([1-9][0-9]{0,4})")
+
+
+def server_endpoint(value: object) -> ServerEndpoint:
+    """An endpoint, or `mx1.example.org:25`. Raises ValueError.
+
+    A name whose last label is a number is none (RFC 3696, 2): it would be an address that was mistyped, and the
+    system's resolver takes `10.0.20` for 10.0.0.20.
+    """
+    match = _SERVER.fullmatch(value) if isinstance(value, str) else None
+    name = _hostname(match[1]) if match else None
+    if match is None or name is None or name.rpartition(".")[2].isdigit() or int(match[2]) > MAX_PORT:
+        return ServerEndpoint(endpoint(value))
+    return ServerEndpoint(Endpoint(0, name, int(match[2]), name))
 
 
 _MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
@@ -161,5 +186,10 @@ NETWORK = Scalar(
     network, "network", _text(f"({_IPV4}(/(3[0-2]|[12]?[0-9]))?|{_IPV6}(/(12[0-8]|1[01][0-9]|[1-9]?[0-9]))?)")
 )
 ENDPOINT = Scalar(endpoint, "address:port", _text(rf"({_IPV4}|\[{_IPV6}\]):{_PORT}"))
+SERVER_ENDPOINT = Scalar(
+    server_endpoint,
+    "address:port or name:port",
+    _text(rf"({_IPV4}|\[{_IPV6}\]|(?!([^:]*\.)?[0-9]+:)(?=[^:]{{1,253}}:){_NAME}):{_PORT}"),
+)
 SNI_PATTERN = Scalar(sni_pattern, "host name pattern", _text(rf"(\*|(\*\.)?{_NAME})", maxLength=255))
 HTTP_HOST = Scalar(http_host, "host name", _text(_NAME, maxLength=253))

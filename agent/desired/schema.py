@@ -17,7 +17,7 @@ from typing import NewType
 from attrs import field, frozen
 
 from agent.desired import addresses, scalars, structure
-from agent.desired.addresses import MAX_PORT, Address, Endpoint, HttpHost, Network, SniPattern
+from agent.desired.addresses import MAX_PORT, Address, Endpoint, HttpHost, Network, ServerEndpoint, SniPattern
 from agent.desired.scalars import Scalar, about, describe, expected, name_key
 
 MAX_SERIAL = 2**53 - 1  # what every JSON reader keeps exact
@@ -254,7 +254,13 @@ class Server:
     """One server of a backend."""
 
     name: str = field(default="", metadata=name_key(Name))
-    address: Endpoint = field(metadata=about("address and port", example="10.0.20.9:2525", line="10.0.20.9:2525"))
+    address: ServerEndpoint = field(
+        metadata=about(
+            "address and port, or a host name and port, which the agent looks up at each resync",
+            example="10.0.20.9:2525",
+            line="10.0.20.9:2525",
+        )
+    )
     weight: Weight = field(
         default=Weight(1),
         metadata=about("its share, beside the weights of the others; 0: no new clients", example=10, line="weight 10"),
@@ -501,6 +507,7 @@ SCALARS: dict[object, Scalar] = {
     ),
     HttpHost: addresses.HTTP_HOST,
     Endpoint: addresses.ENDPOINT,
+    ServerEndpoint: addresses.SERVER_ENDPOINT,
 }
 
 CONVERTER = structure.converter(SCALARS)

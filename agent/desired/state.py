@@ -12,7 +12,7 @@ from operator import attrgetter
 from attrs import evolve, frozen
 
 from agent.desired import document, rules, structure
-from agent.desired.addresses import Endpoint
+from agent.desired.addresses import Endpoint, ServerEndpoint
 from agent.desired.document import Document
 from agent.desired.identity import digest_of
 from agent.desired.schema import CONVERTER, Backend, DesiredState, Node, Server, Weight
@@ -105,4 +105,5 @@ def _nodes(written: DesiredState, backend: Backend) -> Iterable[Server]:
     if backend.nodes is not None and backend.port is not None:
         for name, node in written.nodes[backend.nodes].items():
             host, weight = (node.address, node.weight) if isinstance(node, Node) else (node, Weight(1))
-            yield Server(name=name, address=Endpoint(6 if ":" in host else 4, host, backend.port), weight=weight)
+            address = ServerEndpoint(Endpoint(6 if ":" in host else 4, host, backend.port))
+            yield Server(name=name, address=address, weight=weight)

@@ -43,6 +43,8 @@ class LiveGeneration:
     """addresses that were left out"""
     unserved: tuple[str, ...] = ()
     """its new frontends without a server that answered"""
+    resolved: tuple[tuple[str, str], ...] = ()
+    """host names of servers, each with the address that it uses"""
 
 
 @frozen(kw_only=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Collection, Mapping
 
-from attrs import frozen
+from attrs import field, frozen
 
 from agent.desired.addresses import Endpoint
 from agent.desired.identity import Key, digest_of
@@ -32,6 +32,7 @@ from agent.haproxy.plan import LiveGeneration, Reload, Runtime, Target
 from agent.proxy_protocol.record import Handshake
 from agent.reconcile import preflight, verify
 from agent.reconcile.generation import Drain, Generation, Hold, Journal
+from agent.reconcile.names import Resolution
 from agent.reconcile.pace import Pace
 from agent.reconcile.ports import Environment
 from agent.reconcile.preflight import Checks, ServingBackend
@@ -74,6 +75,10 @@ class Assessment:
     """servers that an interrupted step has changed"""
     drains: tuple[Drain, ...] = ()
     """servers that a person has drained"""
+    written: DesiredState
+    """the document with addresses for its names, and nothing else changed"""
+    resolution: Resolution = field(factory=Resolution)
+    """what its names are"""
 
     @property
     def old(self) -> Running | None:
@@ -264,6 +269,7 @@ class Applier:
             unserved=report.unserved,
             drained=tuple(sorted(drain.key for drain in assessment.drains)),
             actor=report.actor,
+            resolved=assessment.resolution.recorded,
         )
 
     def _wait_for_limits(self, assessment: Assessment) -> None:
@@ -305,6 +311,9 @@ class Applier:
             return RefusedError(str(error), remedy="it is tried again at every resync")
         if not isinstance(error, WorseError):  # HAProxy died, the run folder was wiped, ...: the world did it
             return SwitchError(str(error), remedy="the previous state is live; this document is tried again")
+        if assessment.target.digest == live.digest and live.is_current:
+            # Addresses or names have changed, or a person has drained: what is live is not held for that.
+            return WorseError(str(error), remedy="the previous state is live")
         self.hold(assessment.target.digest, error)
         return WorseError(str(error), remedy=f"the previous state is live; this document is held; {RETRY}")
 

@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from agent.desired.addresses import Endpoint
 from agent.desired.identity import Key
@@ -21,12 +21,15 @@ from agent.haproxy.quarantine import Quarantined
 from agent.proxy_protocol import policy
 from agent.proxy_protocol.greetings import Question
 from agent.proxy_protocol.record import Asked, Handshake
-from agent.reconcile import drains, preflight
+from agent.reconcile import drains, names, preflight
 from agent.reconcile.applier import RETRY, TCP_PROBE_SECONDS, Assessment
 from agent.reconcile.generation import Generation, Journal
+from agent.reconcile.names import Resolution, Resolved
 from agent.reconcile.ports import Environment
 from agent.reconcile.preflight import Checks, ServingBackend
 from agent.settings import ProbeMode
+
+RESOLVE_SECONDS = 2.0  # that long a change may have to wait for a name server that does not answer
 
 
 @frozen(kw_only=True)
@@ -59,6 +62,8 @@ class Preview:
     """why this document is held; empty: it is not"""
     handshakes: tuple[Handshake, ...] = ()
     """what new servers were found to be"""
+    names: tuple[Finding, ...] = ()
+    """what is to know of servers that have a host name"""
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -66,7 +71,8 @@ class Preview:
         overrides = () if isinstance(self.plan, Reload) else self.plan.operator_overrides
         held = (Finding("", f"this document is held: {self.held}", RETRY),) if self.held else ()
         warnings = policy.findings(self.parsed.state, {probed.asked: probed for probed in self.handshakes})
-        return (*held, *preflight.findings(self.quarantined), *preflight.silent(self.silent), *warnings, *overrides)
+        unreached = preflight.silent(self.silent)
+        return (*held, *preflight.findings(self.quarantined), *unreached, *warnings, *self.names, *overrides)
 
 
 @frozen(kw_only=True)
@@ -115,7 +121,7 @@ class Assessor:
         if generation is None:
             return None
         parsed = self.document(generation.number)
-        return generation, drains.drained(parsed.state, generation.drained) if parsed else None
+        return generation, _as_recorded(parsed.state, generation) if parsed else None
 
     def live(self) -> LiveGeneration | None:
         """The live generation, as a plan needs it."""
@@ -123,7 +129,7 @@ class Assessor:
         if generation is None:
             return None
         parsed, config = self.document(generation.number), self.environment.store.config_of(generation.number)
-        written = drains.drained(parsed.state, generation.drained) if parsed else None
+        written = names.without_unresolved(_as_recorded(parsed.state, generation)) if parsed else None
         state = preflight.without(written, generation.quarantined) if written else None
         return LiveGeneration(
             number=generation.number,
@@ -134,6 +140,7 @@ class Assessor:
             is_current=state is not None and self._is_current(generation, state, config),
             quarantined=generation.quarantined,
             unserved=generation.unserved,
+            resolved=generation.resolved,
         )
 
     def _is_current(self, generation: Generation, state: DesiredState, config: bytes) -> bool:
@@ -173,15 +180,22 @@ class Assessor:
         live: LiveGeneration | None,
         observed: Observation | None,
         journal: Journal | None = None,
+        *,
+        resolution: Resolution | None = None,
+        worse: Collection[Resolved] = (),
     ) -> Assessment:
         """What `data` comes to on this host, now. Raises InvalidError and RefusedError of the template.
 
-        `journal`: of a step by commands that was interrupted; what it had at stake still is.
+        `journal`: of a step by commands that was interrupted; what it had at stake still is. `resolution`: what its
+        names are, None where they have to be looked up. `worse`: answers to that which were tried and rolled back.
         """
+        if resolution is None:
+            resolution = self.resolution(parsed.state, live, observed, worse)
+        written = names.without_unresolved(names.resolved(parsed.state, resolution.addresses))
         before, store, prober = live.state if live else None, self.environment.store, self.environment.prober
         dirty = frozenset(journal.servers) if journal else frozenset()
         drained = drains.active(store.drains(), parsed.state)
-        wanted = drains.drained(parsed.state, frozenset(drain.key for drain in drained))
+        wanted = drains.drained(written, frozenset(drain.key for drain in drained))
         checks = preflight.checks(
             wanted,
             live=before,
@@ -212,7 +226,31 @@ class Assessor:
             objections=self._objections(before, wanted, handshakes),
             dirty=dirty,
             drains=drained,
+            written=written,
+            resolution=resolution,
         )
+
+    # --- names of servers
+
+    def resolution(
+        self,
+        state: DesiredState,
+        live: LiveGeneration | None,
+        observed: Observation | None,
+        worse: Collection[Resolved] = (),
+    ) -> Resolution:
+        """What the names of a document are. Where nothing serves and all are known, the resolver is not waited for."""
+        wanted = names.of(state)
+        if not wanted:
+            return Resolution()
+        known = {name: address for name, address in (live.resolved if live else ()) if name in wanted}
+        if wanted - known.keys():
+            for generation in self.environment.store.generations():  # the newest comes last
+                known = {**{name: address for name, address in generation.resolved if name in wanted}, **known}
+        at_once = observed is None and wanted <= known.keys()
+        answers = self.environment.names.answers(wanted, seconds=0.0 if at_once else RESOLVE_SECONDS)
+        chosen = names.choose(wanted, answers, known, worse=worse)
+        return evolve(chosen, silent=frozenset()) if at_once else chosen
 
     def _reachable(self, checks: Checks, handshakes: Collection[Handshake]) -> frozenset[Key]:
         """The servers that answer a TCP or a PROXY probe."""
@@ -291,8 +329,14 @@ class Assessor:
             handshakes=assessment.handshakes,
             silent=tuple(sorted(assessment.down)),
             running=observed is not None,
+            names=tuple(names.findings(parsed.state, assessment.resolution)),
             held=hold.reason if hold is not None and hold.digest == parsed.digest else "",
         )
+
+
+def _as_recorded(state: DesiredState, generation: Generation) -> DesiredState:
+    """A document as it was live: with what its names were, and who was drained."""
+    return drains.drained(names.resolved(state, dict(generation.resolved)), generation.drained)
 
 
 def plan_of(assessment: Assessment) -> Plan:

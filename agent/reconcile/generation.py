@@ -68,6 +68,8 @@ class Generation:
     """servers that a person had drained"""
     actor: str = field(default="", validator=is_text)
     """who made the change; empty: of an older agent"""
+    resolved: tuple[tuple[str, str], ...] = field(default=(), converter=_keys)
+    """host names of servers, each with the address that was used for it"""
 
 
 def _stakes(value: object) -> tuple[tuple[str, tuple[str, ...]], ...]:

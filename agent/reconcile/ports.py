@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
@@ -85,6 +85,12 @@ class Prober(Protocol):
     def handshakes(self, questions: Collection[Question]) -> Mapping[Key, ProbeResult]: ...
 
 
+class Names(Protocol):
+    """The system's resolver. See `agent.host.resolver`."""
+
+    def answers(self, names: Collection[str], *, seconds: float) -> Mapping[str, Sequence[str]]: ...
+
+
 class Clock(Protocol):
     """Time. `now`: seconds since the epoch, for people; `monotonic`: seconds, for durations."""
 
@@ -105,3 +111,5 @@ class Environment:
     """asks addresses and servers"""
     clock: Clock
     """time"""
+    names: Names
+    """looks host names up"""

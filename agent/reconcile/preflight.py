@@ -125,7 +125,7 @@ def _endpoints(backend: Backend, server: Server) -> tuple[Endpoint, ...]:
     """The server's own address, and that of a plain TCP check: where that is closed, the server is down in seconds."""
     health = backend.health
     if health.type is HealthType.TCP and health.port not in (None, server.address.port):
-        return (server.address, evolve(server.address, port=health.port))
+        return (server.address, Endpoint(server.address.family, server.address.host, health.port))
     return (server.address,)
 
 

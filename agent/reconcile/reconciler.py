@@ -38,11 +38,12 @@ from agent.haproxy.observed import Running
 from agent.haproxy.plan import LiveGeneration, Reload, Runtime, Unchanged
 from agent.proxy_protocol import policy
 from agent.proxy_protocol.record import Handshake
-from agent.reconcile import drains, preflight
+from agent.reconcile import drains, names, preflight
 from agent.reconcile.actor import FILE, signed
 from agent.reconcile.applier import RETRY, Applier, Assessment
 from agent.reconcile.assessor import Assessor, outage_sentences, outages_of, plan_of
 from agent.reconcile.generation import Generation, Hold, Journal
+from agent.reconcile.names import Resolution, Resolved
 from agent.reconcile.pace import Pace
 from agent.reconcile.ports import Admit, Environment
 from agent.reconcile.report import Report
@@ -88,6 +89,7 @@ class Reconciler:
     """raises PolicyError for a valid document that policy rejects"""
     _pace: Pace = field(init=False)
     _failed_generations: set[int] = field(init=False, factory=set)  # not reached again as this host is now: it hurt
+    _worse: dict[str, set[Resolved]] = field(init=False, factory=dict)  # by digest: addresses of names that hurt
     _failures: dict[str, Failure] = field(init=False, factory=dict)  # by digest: what the world did to documents
 
     @_pace.default
@@ -203,6 +205,7 @@ class Reconciler:
         if retry:
             self._lift_hold(report.digest, same=True)
             self._failures.pop(parsed.digest, None)
+            self._worse.clear()
         report.parsed = parsed
         self._refuse_held(parsed)
         self._refuse_failed(parsed)
@@ -246,15 +249,32 @@ class Reconciler:
 
     # --- reach: from what is to a document, in the smallest step
 
-    def _reach(self, report: ReportBuilder, parsed: Parsed, data: bytes, *, force: bool, proven: bool = True) -> Report:
-        """`force`: whatever serving frontends would lose. `proven`: only where no PROXY probe speaks against it."""
+    def _reach(
+        self,
+        report: ReportBuilder,
+        parsed: Parsed,
+        data: bytes,
+        *,
+        force: bool,
+        proven: bool = True,
+        resolution: Resolution | None = None,
+    ) -> Report:
+        """`force`: whatever serving frontends would lose. `proven`: only where no PROXY probe speaks against it.
+
+        `resolution`: what the names of servers are, None where they have to be looked up.
+        """
         live = self.assessor.live()
         observed = self.assessor.observed(live)
         report.unasked = not report.by_command and live is not None and live.digest == parsed.digest
         with report.stage("preflight"):
-            assessment = self.assessor.assess(parsed, data, live, observed, report.interrupted)
+            worse = self._worse.get(parsed.digest, ())
+            assessment = self.assessor.assess(
+                parsed, data, live, observed, report.interrupted, resolution=resolution, worse=worse
+            )
             report.quarantined, report.handshakes = assessment.target.quarantined, assessment.handshakes
-            self._remember(assessment.handshakes, assessment.before, parsed.state)
+            report.written, report.silent = assessment.written, assessment.resolution.silent
+            report.findings += names.findings(parsed.state, assessment.resolution)
+            self._remember(assessment.handshakes, assessment.before, assessment.written)
         if assessment.objections and proven:
             why = "; ".join(policy.in_words(assessment.objections))
             raise RefusedError(why, remedy=policy.REMEDY, refused=assessment.objections)
@@ -277,6 +297,7 @@ class Reconciler:
             self._take(report, assessment, _judgement_of(step) if isinstance(step, Unchanged) else step)
         except SwitchError as error:
             report.switched = True
+            self._note_worse(error, assessment)
             with report.stage("roll back"):
                 raise self._applier.roll_back(error, assessment) from error
         except RefusedError:
@@ -284,11 +305,20 @@ class Reconciler:
                 report.interrupted, report.commands_sent = self.environment.store.journal(), False
             raise
         report.interrupted = None
-        report.findings += self.assessor.probe_warnings(parsed.state)
+        report.findings += self.assessor.probe_warnings(assessment.written)
         self._note_drains(report, assessment)
         # A fallback to a reload has replaced `report.step`.
         new_generation = not isinstance(step, Unchanged) and report.step is not None and report.step.new_generation
         return report.done(Outcome.COMMITTED if new_generation else Outcome.UNCHANGED)
+
+    def _note_worse(self, error: SwitchError, assessment: Assessment) -> None:
+        """Addresses of names that came with a step that hurt are not taken again while the document is the same."""
+        live, digest = assessment.live, assessment.target.digest
+        if isinstance(error, WorseError) and live is not None and live.digest == digest:
+            moved = set(assessment.resolution.recorded) - set(live.resolved)
+            before = self._worse.get(digest, set())
+            self._worse.clear()  # of documents that are no longer wanted
+            self._worse[digest] = before | moved
 
     def _take(self, report: ReportBuilder, assessment: Assessment, step: Runtime | Reload) -> None:
         """Take the step; where the running HAProxy does not take the commands, by a reload."""
@@ -313,8 +343,8 @@ class Reconciler:
         report.findings += preflight.shared(self.environment.prober.shared(binds))
         if assessment.observed is not None:
             again = self.assessor.probe_again(assessment.target, assessment.observed, assessment.handshakes)
-            self._remember(again, state)
-        report.findings += self.assessor.probe_warnings(state)
+            self._remember(again, assessment.written)
+        report.findings += self.assessor.probe_warnings(assessment.written)
         self._note_drains(report, assessment)
         report.unserved = self._unserved(assessment)
         if step.new_generation:
@@ -397,7 +427,8 @@ class Reconciler:
             return False
         for_live = report.for_live(live.digest)
         try:
-            self._reach(for_live, parsed, data, force=False, proven=running is not None)
+            resolution = Resolution(addresses=dict(live.resolved))
+            self._reach(for_live, parsed, data, force=False, proven=running is not None, resolution=resolution)
         except AgentError as error:  # refused, paced or rolled back: the next resync tries again
             report.commands_sent = report.commands_sent or for_live.commands_sent
             report.started_generation = for_live.started_generation or report.started_generation
@@ -412,7 +443,7 @@ class Reconciler:
     def _as_now(self, live: LiveGeneration, parsed: Parsed, data: bytes) -> Assessment | None:
         """The live document on this host, for a process that starts anew; None where it cannot be rendered."""
         with contextlib.suppress(InvalidError, RefusedError, UsageError):  # of a template that came later
-            return self.assessor.assess(parsed, data, live, None)
+            return self.assessor.assess(parsed, data, live, None, resolution=Resolution(addresses=dict(live.resolved)))
         return None
 
     def _has_other_addresses(self, live: LiveGeneration, parsed: Parsed, data: bytes) -> bool:
@@ -433,7 +464,7 @@ class Reconciler:
         untouched = not report.commands_sent and not dirty
         if running is not None and untouched and _serves(live, running, report.started_generation):
             return
-        before, down = report.parsed.state if report.parsed else live.state, frozenset[Key]()
+        before, down = report.written or live.state, frozenset[Key]()
         parsed = self.assessor.document(live.number) if running is None else None
         if parsed is not None:  # a process that starts without a server-state file would take silent servers for up
             assessment = self._as_now(live, parsed, self.environment.store.desired_of(live.number))
@@ -487,7 +518,8 @@ class Reconciler:
         desired, config = content
         if journal is not None and journal.after == number and journal.serving:
             with contextlib.suppress(InvalidError):  # of an agent with other rules: nothing to judge it by
-                state = preflight.without(self.assessor.reread(desired).state, staged.quarantined)
+                written = names.resolved(self.assessor.reread(desired).state, dict(staged.resolved))
+                state = preflight.without(names.without_unresolved(written), staged.quarantined)
                 try:
                     self._applier.judge_interrupted(report, journal, state)
                 except SwitchError as error:

@@ -53,6 +53,8 @@ class Report:
     """the error's own exit code; None: the outcome's"""
     timings: tuple[tuple[str, float], ...] = ()
     """seconds by stage, in order"""
+    silent: frozenset[str] = frozenset()
+    """host names of servers that do not resolve"""
     author: str = ""
     """who handed the document over, with its signer; `file`: a program that the agent does not know"""
     actor: str = ""

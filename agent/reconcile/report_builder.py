@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 from attrs import Factory, define, evolve, field
 
+from agent.desired.schema import DesiredState
 from agent.desired.state import Parsed
 from agent.errors import AgentError, Finding, InvalidError, Outcome, RefusedError, StoreError
 from agent.haproxy.observed import Observation
@@ -40,6 +41,10 @@ class ReportBuilder:
     """the document is live already, and nobody has asked for this reconcile"""
     parsed: Parsed | None = None
     """the document, once it is valid"""
+    written: DesiredState | None = None
+    """the document with addresses for the names of its servers, once they are looked up"""
+    silent: frozenset[str] = frozenset()
+    """host names of servers that do not resolve"""
     step: Plan | None = None
     """the plan, once there is one"""
     started_generation: int | None = None
@@ -130,6 +135,7 @@ class ReportBuilder:
             timings=tuple(self._timings),
             author=self.author,
             actor=self.actor,
+            silent=self.silent,
             observed=self.observed,
         )
 

@@ -305,6 +305,7 @@ class Publisher:
             state=live[1] if live else None,
             hold=self._store.hold(),
             in_sync=in_sync,
+            silent=self.last.silent if self.last else frozenset(),
             read=self.last.at if self.last else None,
             counters=dict(self._counters),
             handshakes=self._assessor.remembered(),

@@ -21,6 +21,7 @@ from agent.host.haproxy_process import HAProxy
 from agent.host.limits import limits_of
 from agent.host.notifier import Notices
 from agent.host.probes import HostProber
+from agent.host.resolver import Resolver
 from agent.host.store import Store
 from agent.reconcile.assessor import Assessor, Preview
 from agent.reconcile.ports import Environment
@@ -32,6 +33,7 @@ from agent.settings import Settings
 from agent.view import events
 from agent.view.status import Status, from_json
 
+RESYNC_SHARE = 0.6  # of the time between two resyncs an answer of the resolver is believed
 BELIEVE_SECONDS = 300.0  # a PROXY probe is a line in a mail server's log
 
 
@@ -76,7 +78,9 @@ class Host:
             max_draining=settings.haproxy.max_draining,
         )
         prober = HostProber(self.store.config)
-        environment = Environment(proxy=self.proxy, store=self.store, prober=prober, clock=SystemClock())
+        # As with probes: a person who applies wants it asked now. The service asks at each resync, not at each change.
+        names = Resolver(believe_seconds=settings.apply.resync / 1000 * RESYNC_SHARE if is_service else 0.0)
+        environment = Environment(proxy=self.proxy, store=self.store, prober=prober, clock=SystemClock(), names=names)
         self.assessor: Assessor = Assessor(
             file=file or settings.desired,
             max_bytes=settings.sync.max_bytes,

@@ -283,12 +283,19 @@ def _server(
         address=address,
         weight=server.weight,
         backup=server.backup,
-        status=stats.status if stats else "unknown",
+        status=_status_of(server, stats),
         check=stats.check if stats else "",
         sessions=stats.sessions if stats else 0,
         handshake=handshake_status(handshake) if handshake else None,
         drained=when(drain.since) if drain else "",
+        host_name=server.address.name,
     )
+
+
+def _status_of(server: Server, stats: ServerStats | None) -> str:
+    if not server.address.resolved:
+        return "unresolved"
+    return stats.status if stats else "unknown"
 
 
 def handshake_status(handshake: Handshake) -> HandshakeStatus:

@@ -62,6 +62,8 @@ class Facts:
     """what it serves"""
     hold: Hold | None = None
     """the document that is held"""
+    silent: frozenset[str] = frozenset()
+    """host names of servers that do not resolve"""
     in_sync: bool = False
     """whether the desired state is what is live"""
     read: float | None = None
@@ -318,6 +320,7 @@ def _backends(facts: Facts, state: DesiredState, observed: Observation | None) -
         both,
         (),
     )
+    named = _labelled("server_name_resolved", "Whether the host name of a server has an address now", both, ())
     for pool in state.backends:
         counts = dict.fromkeys(_BACKEND_STATES, 0)
         kind = (pool.application.value, pool.proxy_protocol.value)
@@ -338,10 +341,12 @@ def _backends(facts: Facts, state: DesiredState, observed: Observation | None) -
                 if server_stats.check_milliseconds is not None:
                     checks.add_metric(key, server_stats.check_milliseconds / 1_000)
             up.add_metric(key, float(server_stats is not None and server_stats.up))
+            if server.address.name:
+                named.add_metric(key, float(server.address.name not in facts.silent))
             met = facts.handshakes.get((*key, str(server.address), *kind)) if facts.handshakes else None
             if met is not None:
                 handshakes.add_metric((*key, met.result), 1.0)
                 wrong.add_metric(key, float(mismatch(met.version, met.result)))
         for word, count in counts.items():
             states.add_metric((pool.name, word), float(count))
-    yield from (states, up, sessions, checks, handshakes, wrong)
+    yield from (states, up, sessions, checks, handshakes, wrong, named)

@@ -261,6 +261,8 @@ class ServerStatus:
     """whether it is a backup"""
     drained: str = ""
     """since when a person has drained it (`agent drain`); empty: it is not drained"""
+    host_name: str = ""
+    """the host name that the document has for it, at `address` now; empty: the document has the address"""
 
 
 @frozen(kw_only=True, eq=False, repr=False)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import click
 
-from agent.view.status import BindStatus, HandshakeStatus, Status, moment, when
+from agent.view.status import BindStatus, HandshakeStatus, ServerStatus, Status, moment, when
 
 _COLOURS = {"up": "green", "listening": "green", "degraded": "yellow", "quarantined": "magenta"}
 
@@ -52,7 +52,7 @@ def status(now: Status, *, running: bool) -> str:
             (
                 backend.name,
                 server.name,
-                server.address,
+                _address(server),
                 f"{server.status}, drained" if server.drained else server.status,
                 server.check,
                 _proxy(server.handshake),
@@ -63,6 +63,11 @@ def status(now: Status, *, running: bool) -> str:
         ),
     )
     return text + "\n" + "\n".join(_facts(now, running=running)) + "\n"
+
+
+def _address(server: ServerStatus) -> str:
+    named = server.host_name and server.status != "unresolved"
+    return f"{server.address} ({server.host_name})" if named else server.address
 
 
 def _proxy(handshake: HandshakeStatus | None) -> str:

@@ -73,6 +73,7 @@ class Edge:
         ]
         self.configure("[haproxy]\n" + "\n".join(lines))
         self.services: list[subprocess.Popen[bytes]] = []
+        self.wrapper: tuple[str, ...] = ()  # words before each command
 
     def configure(self, more: str) -> None:
         if "[metrics]" not in more:
@@ -99,7 +100,7 @@ class Edge:
         self, *words: str | Path, data: bytes | None = None, timeout: float = 60
     ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            [*AGENT, "--settings", self.settings, *words],
+            [*self.wrapper, *AGENT, "--settings", self.settings, *words],
             input=data,
             stdin=subprocess.DEVNULL if data is None else None,
             capture_output=True,
@@ -128,7 +129,7 @@ class Edge:
         """Start `agent run`; its log is `agent.log`."""
         with (self.folder / "agent.log").open("ab") as log:
             service = subprocess.Popen(
-                [*AGENT, "--settings", self.settings, "run"],
+                [*self.wrapper, *AGENT, "--settings", self.settings, "run"],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

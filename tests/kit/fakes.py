@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +204,18 @@ class FakeProxy:
         self._do("wait_until_serving", generation, sorted(frontends))
         assert self.now is not None
         return self._observation(self.now)
+
+
+@define
+class FakeNames:
+    """A resolver with these answers."""
+
+    addresses: dict[str, tuple[str, ...]] = field(factory=dict)
+    asked: list[tuple[frozenset[str], float]] = field(factory=list)
+
+    def answers(self, names: Collection[str], *, seconds: float) -> Mapping[str, Sequence[str]]:
+        self.asked.append((frozenset(names), seconds))
+        return {name: self.addresses.get(name, ()) for name in names}
 
 
 @define

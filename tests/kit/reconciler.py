@@ -15,7 +15,7 @@ from agent.host.store import Store
 from agent.reconcile.assessor import Assessor
 from agent.reconcile.ports import Environment
 from agent.reconcile.reconciler import Reconciler
-from kit.fakes import Clock, FakeProber, FakeProxy
+from kit.fakes import Clock, FakeNames, FakeProber, FakeProxy
 from kit.states import state
 
 
@@ -23,7 +23,7 @@ def make_reconciler(folder: Path, proxy: FakeProxy) -> Reconciler:
     """As an agent that has just started in `folder`."""
     store = Store(folder / "state", folder / "run")
     store.prepare()
-    environment = Environment(proxy=proxy, store=store, prober=FakeProber(), clock=Clock())
+    environment = Environment(proxy=proxy, store=store, prober=FakeProber(), clock=Clock(), names=FakeNames())
     assessor = Assessor(
         file=Path("desired.yaml"),
         max_bytes=100_000,

@@ -93,6 +93,10 @@ CASES: dict[str, tuple[dict[str, str], dict[str, str]]] = {
         {"edgeagent_discover_in_step": "1x2 stale"},
         {"edgeagent_discover_in_step": "1x20"},
     ),
+    "EdgeagentServerUnresolved": (
+        {'edgeagent_server_name_resolved{backend="b",server="mx"}': "0x20"},
+        {'edgeagent_server_name_resolved{backend="b",server="mx"}': "0x5 1x20"},
+    ),
     "EdgeagentDrainingPilesUp": (
         {'edgeagent_haproxy_processes{role="draining"}': "5x90"},
         {'edgeagent_haproxy_processes{role="draining"}': "3x90", 'edgeagent_haproxy_processes{role="serving"}': "9x90"},

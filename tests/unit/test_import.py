@@ -67,7 +67,6 @@ def test_the_worked_deployment_out_of_a_config_xml():
         "Old Web: mode http",
         "disabled unused",
         "server spare: inactive",
-        "web.example.lan:80",
         "dontlognull",
     ):
         assert word in told, word
@@ -157,6 +156,7 @@ CASES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
                         "a": {"address": "192.0.2.9:25", "weight": 5, "backup": True},
                         "b": {"address": "192.0.2.10:25"},
                         "c": {"address": "192.0.2.11:25"},
+                        "d": {"address": "mail.example.org:25"},
                         "e": {"address": "192.0.2.12:25"},
                     },
                     "health": {"port": 26, "interval": "2s", "timeout": "2s"},
@@ -166,7 +166,6 @@ CASES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
         [
             "its check is another",
             "maxconn, 7",
-            "a desired state names addresses",
             "its check is another",
             "its check is another",
         ],
@@ -581,7 +580,11 @@ def test_a_thousand_names_and_more_are_few_routes():
 def test_host_names_are_looked_up_where_that_is_wanted():
     text = f"{FRONT.replace('a 192.0.2.9:25', 'a mail.example.org:25')}".encode()
     without = importing.convert(text, "haproxy.cfg")
-    assert without.document["backends"]["b"]["servers"] == {}
+    assert without.document["backends"]["b"]["servers"] == {"a": {"address": "mail.example.org:25"}}
+    assert without.left == []
+    for odd in ("192.0.2.300:25", "unix@/run/x", "mail.example.org", "mail.example.org:0", "10.0.20:25", "a b:25"):
+        nothing = importing.convert(text.replace(b"mail.example.org:25", odd.encode()), "haproxy.cfg")
+        assert nothing.document["backends"]["b"]["servers"] == {}, odd
     found = importing.convert(text, "haproxy.cfg", {"mail.example.org": "192.0.2.9"}.get)
     assert found.document["backends"]["b"]["servers"] == {"a": {"address": "192.0.2.9:25"}}
     assert "mail.example.org is 192.0.2.9 now" in left(found)[0]
@@ -841,7 +844,7 @@ def test_what_defaults_say_holds_for_each_backend():
     assert found.left == []
 
 
-def test_servers_by_name_say_what_their_backend_is():
+def test_servers_by_name_stay_names_and_say_what_their_backend_is():
     found = imported(
         f"{FRONT.replace(' server a 192.0.2.9:25 check', ' option httpchk GET /x')} default_backend b\n"
         "backend named\n server x mail.example.org:25\n"
@@ -849,7 +852,11 @@ def test_servers_by_name_say_what_their_backend_is():
         "backend c\n option httpchk GET /x\n server x mail.example.org:25 check send-proxy\n"
     )
     pool = found.document["backends"]["c"]
-    assert (pool["proxy_protocol"], pool["servers"], pool["health"]["type"]) == ("v1", {}, "http")
+    assert (pool["proxy_protocol"], pool["servers"], pool["health"]["type"]) == (
+        "v1",
+        {"x": {"address": "mail.example.org:25"}},
+        "http",
+    )
 
 
 def test_no_password_comes_out(tmp_path: Path):

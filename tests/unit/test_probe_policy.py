@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from attrs import evolve
-from kit.fakes import Clock, FakeProber, FakeProxy
+from kit.fakes import Clock, FakeNames, FakeProber, FakeProxy
 
 from agent.desired.state import Limits
 from agent.errors import Outcome, StoreError
@@ -34,7 +34,9 @@ class Stage:
 
     @property
     def reconciler(self) -> Reconciler:
-        environment = Environment(proxy=self.proxy, store=self.store, prober=self.prober, clock=self.clock)
+        environment = Environment(
+            proxy=self.proxy, store=self.store, prober=self.prober, clock=self.clock, names=FakeNames()
+        )
         process = Process(
             socket=PurePosixPath("/s"), server_state=PurePosixPath("/st"), maxconn=10, hard_stop_after=1_000
         )

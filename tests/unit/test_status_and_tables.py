@@ -117,6 +117,7 @@ def test_the_document_has_all_of_the_contract_and_is_json():
         "weight": 1,
         "backup": False,
         "drained": "",
+        "host_name": "",
         "status": "UP",
         "check": "L4OK",
         "sessions": 1,

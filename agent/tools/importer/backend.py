@@ -8,6 +8,7 @@ from typing import Any
 
 from attrs import frozen
 
+from agent.desired.addresses import server_endpoint
 from agent.desired.scalars import duration
 from agent.host.global_section import CA_FILES
 from agent.tools.importer import skipped
@@ -185,19 +186,18 @@ class BackendReader:
 
     def _server(self, line: Line) -> bool:
         options = _ServerOptions.of([*self.default, *line.words[3:]])
-        address = None if line.words[2].startswith((":", "*")) else endpoint(line.words[2])
+        address = None if line.words[2].startswith((":", "*")) else _listens(line.words[2])
         for word in ("send-proxy-v2-ssl", "send-proxy-v2-ssl-cn"):
             if word in line.words or word in self.default:
                 self.work.skip(line, f"{word}: a v2 header without what it says of TLS here")
-        if address is None and self.work.resolve is not None:
-            host, _, port = line.words[2].rpartition(":")
-            resolved = self.work.resolve(host)
-            address = endpoint(f"{resolved}:{port}") if resolved else None
-            if address is not None:
-                self.work.skip(line, f"{host} is {resolved} now; a desired state names addresses")
+        if address is not None and endpoint(address) is None and self.work.resolve is not None:
+            host, _, port = address.rpartition(":")
+            if resolved := self.work.resolve(host):
+                address = endpoint(f"[{resolved}]:{port}" if ":" in resolved else f"{resolved}:{port}")
+                self.work.skip(line, f"{host} is {resolved} now, and stays that in this document")
         if address is None:
             # What its backend says of all servers is known from it all the same.
-            self.work.skip(line, f"{line.words[2]} is no address and port: a desired state names addresses")
+            self.work.skip(line, f"{line.words[2]} is no address or host name with a port")
             if number(_port(line.words[2])):
                 self._about_all(options, line, line.words[2])
             return True
@@ -371,6 +371,16 @@ def _is_inherited(line: Line) -> bool:
 def _defaults_of(line: Line) -> Iterator[str]:
     if line.words[:1] == ("default-server",):
         yield from line.words[1:]
+
+
+def _listens(text: str) -> str | None:
+    """Where a server listens, as a desired state writes it; None for what is neither an address nor a host name."""
+    if (address := endpoint(text)) is not None:
+        return address
+    try:
+        return str(server_endpoint(text))
+    except ValueError:
+        return None
 
 
 def _port(address: str) -> str:
