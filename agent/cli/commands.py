@@ -33,6 +33,7 @@ COMMANDS = {
     "rollback": "apply",
     "drain": "drain",
     "ready": "drain",
+    "stop-haproxy": "stop",
     "probe": "proxy",
     "echo": "proxy",
     "demo": "tools",
@@ -44,7 +45,7 @@ COMMANDS = {
 """The module of each command, in the order in which the help shows them."""
 
 
-_FUNCTIONS = {"import": "import_", "show": "show_document"}
+_FUNCTIONS = {"import": "import_", "show": "show_document", "stop-haproxy": "stop_haproxy"}
 """The function of a command that has not its name."""
 
 

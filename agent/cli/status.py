@@ -32,11 +32,12 @@ def run(settings_file: Path | None) -> None:
     SIGHUP looks now; SIGTERM finishes the step under way and ends. HAProxy goes on serving when the agent stops,
     and is adopted, without a reload, when it starts.
     """
+    from agent.host.service_manager import ServiceManager
     from agent.service.daemon import Service
     from agent.service.wiring import Host
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    settings = load_settings(settings_file)
+    settings, manager = load_settings(settings_file), ServiceManager()
     host = Host(settings, command="run")
     host.store.prepare()
     with (
@@ -56,6 +57,7 @@ def run(settings_file: Path | None) -> None:
             writing=host.loop.writing,
             writes=host.loop.writes,
             keep_lock=lambda: host.backup.keep_lock(lock),
+            report=manager.notify,
         ).run()
         if host.events is not None:
             host.events.close()

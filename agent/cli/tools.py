@@ -73,10 +73,12 @@ _ROOT = click.option(
 @_ROOT
 @click.option("--revert", is_flag=True, help="Put the version before this one in place again.")
 @click.option(
-    "--platform", type=click.Choice(["pfsense", "freebsd"]), help="Install for this system; else it is detected."
+    "--platform",
+    type=click.Choice(["pfsense", "freebsd", "linux"]),
+    help="Install for this system; else it is detected.",
 )
 def install(root: Path | None, *, revert: bool, platform: str | None) -> None:
-    """Put the one file in place on FreeBSD or pfSense, or upgrade what is there. Traffic is not touched.
+    """Put the one file in place on pfSense, FreeBSD or Linux, or upgrade what is there. Traffic is not touched.
 
     Settings that are there stay as they are. Nothing of pfSense's own is changed.
     """

@@ -20,6 +20,8 @@ class Kind(enum.StrEnum):
 
     HAPROXY_RESTARTED = "haproxy_restarted"
     """HAProxy was not running, and was started again"""
+    HAPROXY_STOPPED = "haproxy_stopped"
+    """HAProxy was ended by `agent stop-haproxy`; in the history only"""
     FRONTEND_DOWN = "frontend_down"
     """a frontend has lost all its servers, or its addresses"""
     FRONTEND_UP = "frontend_up"

@@ -44,6 +44,8 @@ class Service:
     """receives every event about the file"""
     keep_lock: Callable[[], bool] = lambda: False
     """raises LockLostError where another agent has the folders now; returns whether they were made anew"""
+    report: Callable[[str], None] = lambda _: None
+    """tells the service manager: `READY=1` once the first look is done, `STOPPING=1`"""
 
     def run(self) -> None:
         """Until SIGTERM or SIGINT: the step under way is finished, HAProxy goes on serving."""
@@ -65,12 +67,14 @@ class Service:
     def _loop(self, mailbox: queue.SimpleQueue[str], watch: Watch) -> None:
         resync = self.settings.apply.resync / 1000
         due = time.monotonic() + self._reconcile(resync)
+        self.report("READY=1")
         checkup = time.monotonic() + HEALTH_SECONDS
         while True:
             word = _next(mailbox, max(min(checkup, due) - time.monotonic(), 0))
             if word == LOOK or (word == HINT and not (self.writes is not None and self.writes.by_rename())):
                 word = self._settle(mailbox, word)
             if word == STOP:
+                self.report("STOPPING=1")
                 return
             anew = self.keep_lock()
             now = time.monotonic()

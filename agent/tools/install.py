@@ -32,14 +32,15 @@ from agent.tools import bytecode, configxml
 from agent.tools.platform import Platform, System, detect
 
 _OURS = "# Written by edgeagent.pyz install"
-_MARKS = (_OURS, "edgeagent_start()", "# What pfSense boots")  # of the command and the two rc scripts
-_DEFAULT_RUN = "/var/run/edgeagent"
+_MARKS = (_OURS, "edgeagent_start()", "# What pfSense boots", "# What systemd starts")  # of what is ours
+_NAMED = {"pfsense": System.PFSENSE, "freebsd": System.FREEBSD, "linux": System.LINUX}
+_RUNS_SYSTEMD = Path("/run/systemd/system")  # sd_booted(3)
 _SECONDS = 120.0  # for the rc script, which is bounded itself
 
 _WRAPPER = """\
 #!/bin/sh
 {ours}; it is replaced by each. The version is named here, so that what runs keeps its own.
-for python in {python} /usr/local/bin/python3.1[1-9] /usr/local/bin/python3; do
+for python in {python} /usr/local/bin/python3.1[1-9] {more}; do
 	[ -x "$python" ] && exec "$python" -I {program} "$@"
 done
 echo "agent: no Python 3.11 or newer is here any more" >&2
@@ -48,14 +49,14 @@ exit 127
 _SETTINGS = """\
 {ours}, once; yours from here on. Every key that is left out has a default.
 [paths]
-desired = "/usr/local/etc/edgeagent/desired.yaml"
+desired = "{config}/desired.yaml"
 state = "{state}"
-run = "/var/run/edgeagent"
+run = "{run}"
 
 [haproxy]
 # What HAProxy drops to once its addresses are bound; the folder is empty, and stays so.
-user = "www"
-group = "www"
+user = "{user}"
+group = "{user}"
 chroot = "{empty}"
 """
 _RC_CONF = """\
@@ -75,24 +76,23 @@ class Place:
 
     @classmethod
     def of(cls, root: Path | None, chosen: str = "") -> Place:
-        """Of this host, or of a folder. `chosen`: pfsense or freebsd, whatever is found; "" for what is found.
+        """Of this host, or of a folder. `chosen`: pfsense, freebsd or linux, whatever is found; "" for what is found.
 
         Raises UsageError on another system.
         """
         base = (root or Path("/")).resolve()
         platform = detect(base)
         if chosen:
-            named = System.PFSENSE if chosen == "pfsense" else System.FREEBSD
-            platform = Platform(named, (f"--platform {chosen}",))
+            platform = Platform(_NAMED[chosen], (f"--platform {chosen}",))
         if platform.system is System.OPNSENSE:
             raise UsageError(
                 f"this is {platform.why}: its configd and its way to boot services are not known to this installer",
                 remedy="run the one file under a service of your own; --platform freebsd installs as on FreeBSD",
             )
-        if root is None and not sys.platform.startswith("freebsd"):
+        if root is None and not sys.platform.startswith(("freebsd", "linux")):
             raise UsageError(
-                "install is for FreeBSD and pfSense",
-                remedy="elsewhere run the one file as it is, or install the wheel; --root DIR fills a folder",
+                f"install is for pfSense, FreeBSD and Linux, and this is {sys.platform}",
+                remedy="run the one file as it is; --root DIR --platform NAME fills a folder",
             )
         return cls(root=base, platform=platform)
 
@@ -111,9 +111,26 @@ class Place:
         return self.at("/usr/local/libexec/edgeagent")
 
     @property
+    def linux(self) -> bool:
+        """Whether systemd starts it, else FreeBSD's rc."""
+        return self.platform.system is System.LINUX
+
+    @property
     def state_path(self) -> str:
         """As the settings name it: durable. With RAM disks pfSense's /var is lost at boot (facts.md, pfSense 2)."""
+        if self.linux:
+            return "/var/lib/edgeagent"
         return "/usr/local/var/edgeagent" if self.pfsense else "/var/db/edgeagent"
+
+    @property
+    def run_path(self) -> str:
+        """As the settings name it: volatile."""
+        return "/run/edgeagent" if self.linux else "/var/run/edgeagent"
+
+    @property
+    def config_path(self) -> str:
+        """The folder of settings and desired state."""
+        return "/etc/edgeagent" if self.linux else "/usr/local/etc/edgeagent"
 
     @property
     def real(self) -> bool:
@@ -128,13 +145,26 @@ class Place:
     @property
     def rc_scripts(self) -> tuple[Path, ...]:
         """The one that ends in .sh is what pfSense boots; it calls the other, which is FreeBSD's."""
+        if self.linux:
+            return ()
         names = ("edgeagent", "edgeagent.sh") if self.pfsense else ("edgeagent",)
         return tuple(self.at(f"/usr/local/etc/rc.d/{name}") for name in names)
 
     @property
-    def every_rc_script(self) -> tuple[Path, ...]:
+    def unit(self) -> Path:
+        """What systemd starts."""
+        return self.at("/etc/systemd/system/edgeagent.service")
+
+    @property
+    def services(self) -> tuple[Path, ...]:
+        """What starts the agent here."""
+        return (self.unit,) if self.linux else self.rc_scripts
+
+    @property
+    def every_service(self) -> tuple[Path, ...]:
         """Those of every system: an installer with another --platform may have put them there."""
-        return tuple(self.at(f"/usr/local/etc/rc.d/{name}") for name in ("edgeagent", "edgeagent.sh"))
+        scripts = (self.at(f"/usr/local/etc/rc.d/{name}") for name in ("edgeagent", "edgeagent.sh"))
+        return (*scripts, self.unit)
 
     @property
     def rc_conf(self) -> Path:
@@ -144,7 +174,7 @@ class Place:
     @property
     def settings(self) -> Path:
         """agent.toml."""
-        return self.at("/usr/local/etc/edgeagent/agent.toml")
+        return self.at(f"{self.config_path}/agent.toml")
 
     @property
     def config(self) -> Path:
@@ -164,14 +194,15 @@ def explained() -> Iterator[None]:
 def install(root: Path | None, *, platform: str = "") -> None:
     """Put everything in place, and restart an agent that runs.
 
-    `platform`: pfsense or freebsd, "" for what is found.
+    `platform`: pfsense, freebsd or linux, "" for what is found.
     Raises UsageError where this is not the one file, or a file of somebody else is in the way.
     """
     place, source = Place.of(root, platform), _one_file()
     os.umask(0o022)
-    for file in (place.wrapper, *place.rc_scripts):
+    for file in (place.wrapper, *place.services):
         _nobody_elses(file)
-    for file in (place.settings, place.rc_conf):
+    yours = (place.settings,) if place.linux else (place.settings, place.rc_conf)
+    for file in yours:
         if file.is_symlink() and not file.exists():
             raise UsageError(f"{file} is a link that leads nowhere", remedy="mend it, or take it away")
     written: list[Path] = []
@@ -185,15 +216,26 @@ def install(root: Path | None, *, platform: str = "") -> None:
         folder.chmod(mode)
     _remember(place, program, written)
     _put(program, data, 0o755, written)
-    for script in place.rc_scripts:
-        _put(script, resources.files("agent.rc").joinpath(script.name).read_bytes(), 0o755, written)
-    values = {"ours": _OURS, "state": place.state_path, "empty": f"/usr/local/libexec/edgeagent/{empty.name}"}
-    for file, text in ((place.settings, _SETTINGS), (place.rc_conf, _RC_CONF)):
+    for script in place.services:
+        mode = 0o644 if script == place.unit else 0o755
+        _put(script, resources.files("agent.rc").joinpath(script.name).read_bytes(), mode, written)
+    values = {
+        "ours": _OURS,
+        "config": place.config_path,
+        "state": place.state_path,
+        "run": place.run_path,
+        "user": _haproxy_user(place),
+        "empty": f"/usr/local/libexec/edgeagent/{empty.name}",
+    }
+    for file, text in zip(yours, (_SETTINGS, _RC_CONF), strict=False):
         if not file.exists():
             _put(file, text.format(**values).encode(), 0o644, written)
     named = f"/usr/local/libexec/edgeagent/{program.name}"
     python = shlex.quote(_python() if place.real else "/usr/local/bin/python3.11")
-    _put(place.wrapper, _WRAPPER.format(ours=_OURS, python=python, program=named).encode(), 0o755, written)
+    # A Linux's own python3 may be older than 3.11; those with a number in their names are not.
+    more = "/usr/bin/python3.1[1-9]" if place.linux else "/usr/local/bin/python3"
+    wrapper = _WRAPPER.format(ours=_OURS, python=python, more=more, program=named)
+    _put(place.wrapper, wrapper.encode(), 0o755, written)
     for path in written:
         click.echo(f"wrote {path}")
     click.echo(f"edgeagent {__version__} is installed{'' if written else ' already'} ({_kind(place)}).")
@@ -204,14 +246,15 @@ def install(root: Path | None, *, platform: str = "") -> None:
     restarted = _restart(place)
     _prune(place, program)
     if not restarted:
-        click.echo(_NEXT.format(settings=place.settings, rc=place.rc_scripts[-1]), nl=False)
+        start = "systemctl enable --now edgeagent" if place.linux else f"{place.rc_scripts[-1]} start"
+        click.echo(_NEXT.format(config=place.at(place.config_path), start=start), nl=False)
 
 
 _NEXT = """\
 Next:
-  1. write /usr/local/etc/edgeagent/desired.yaml (`agent import` makes one out of what is there), `agent check`
+  1. write {config}/desired.yaml (`agent import` makes one out of what is there), `agent check`
   2. agent doctor
-  3. {rc} start
+  3. {start}
 """
 
 
@@ -263,14 +306,16 @@ def uninstall(root: Path | None, *, purge: bool) -> None:
     except (UsageError, InvalidError) as error:
         click.echo(f"agent: {place.config} was not looked at: {error}", err=True)
     conf = [place.rc_conf] if purge or _is_ours(place.rc_conf, _RC_CONF.format(ours=_OURS)) else []
-    for path in (place.wrapper, *place.every_rc_script, *conf):
+    for path in (place.wrapper, *place.every_service, *conf):
         _remove(path, gone)
         for fresh in path.parent.glob(f".{path.name}.*.tmp"):  # of an install that was killed
             fresh.unlink()
     _remove(place.library, gone)
+    if place.linux and place.real:
+        _systemctl("daemon-reload")
     yours = [place.settings.parent, place.rc_conf, state]
     # A folder that agent.toml names may be anything: only our own places are emptied.
-    known = [place.settings.parent, place.at(place.state_path), place.at(_DEFAULT_RUN)]
+    known = [place.settings.parent, place.at(place.state_path), place.at(place.run_path)]
     for path in known if purge else ():
         _remove(path, gone)
     for path in gone:
@@ -319,7 +364,7 @@ def _chosen(place: Place) -> Settings:
     """What agent.toml names; where it cannot be read, what the installer wrote."""
     with contextlib.suppress(OSError, UsageError):
         return parse(place.settings.read_bytes(), str(place.settings))
-    return Settings(paths=Paths(state=FolderText(place.state_path), run=FolderText(_DEFAULT_RUN)))
+    return Settings(paths=Paths(state=FolderText(place.state_path), run=FolderText(place.run_path)))
 
 
 def _put(file: Path, data: bytes, mode: int, written: list[Path]) -> None:
@@ -366,27 +411,49 @@ def _link(place: Place) -> None:
     from agent.host.haproxy_process import HAProxy
 
     chosen = _chosen(place)
-    binary, state = place.at("/usr/local/sbin/haproxy"), place.at(chosen.paths.state)
+    where = "/usr/sbin/haproxy" if place.linux else "/usr/local/sbin/haproxy"
+    binary, state = place.at(where), place.at(chosen.paths.state)
     ours = HAProxy(binary=binary, process_name=chosen.haproxy.process_name, state=state, run=state)
     click.echo(f"HAProxy runs as {ours.named_binary()}")
 
 
 def _restart(place: Place) -> bool:
     """An agent that runs becomes the new version; what HAProxy serves is not touched. Whether there was one."""
+    if place.linux and place.real and _RUNS_SYSTEMD.exists():
+        _systemctl("daemon-reload")
     if not place.real or not _store(_chosen(place)).service_running():
         return False
-    if _run_rc(place.rc_scripts[0], "onerestart") != 0:
+    if (_systemctl("restart") if place.linux else _run_rc(place.rc_scripts[0], "onerestart")) != 0:
         raise AgentError("the new version does not start", remedy="edgeagent.pyz install --revert")
     return True
 
 
-def _run_rc(script: Path, verb: str) -> int:
+def _haproxy_user(place: Place) -> str:
+    """FreeBSD and pfSense have www; a Linux has what its haproxy package makes, or nothing that could be named."""
+    if not place.linux:
+        return "www"
     try:
-        return subprocess.run(  # noqa: S603  # our own script
-            [str(script), verb], stdin=subprocess.DEVNULL, timeout=_SECONDS, check=False
+        names = [line.partition(":")[0] for line in place.at("/etc/passwd").read_text().splitlines()]
+    except OSError:
+        names = []
+    return "haproxy" if "haproxy" in names else "nobody"
+
+
+def _run_rc(script: Path, verb: str) -> int:
+    return _run([str(script), verb])
+
+
+def _systemctl(verb: str) -> int:
+    return _run(["systemctl", verb, *(() if verb == "daemon-reload" else ("edgeagent.service",))])
+
+
+def _run(words: list[str]) -> int:
+    try:
+        return subprocess.run(  # noqa: S603  # our own script, or systemctl
+            words, stdin=subprocess.DEVNULL, timeout=_SECONDS, check=False
         ).returncode
     except (OSError, subprocess.TimeoutExpired) as error:
-        click.echo(f"agent: {script} {verb}: {error}", err=True)
+        click.echo(f"agent: {' '.join(words)}: {error}", err=True)
         return int(ExitCode.BUG)
 
 
@@ -396,8 +463,10 @@ def _store(chosen: Settings) -> Store:
 
 def _end_agent(place: Place, chosen: Settings) -> None:
     """Raises AgentError where it does not end: then nothing is taken away."""
-    script = place.rc_scripts[0]
-    if script.exists():
+    script = place.services[0]
+    if place.linux and script.exists() and _RUNS_SYSTEMD.exists():
+        _run(["systemctl", "disable", "--now", "edgeagent.service"])
+    elif script.exists() and not place.linux:
         _run_rc(script, "onestop")
     if _store(chosen).service_running():
         raise AgentError("an agent still runs; nothing was removed", remedy="end it, and run this again")

@@ -7,6 +7,7 @@ github.com/pfsense/pfsense, and its packages), and its config.xml begins with <p
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import re
 import sys
@@ -62,9 +63,20 @@ def detect(root: Path) -> Platform:
     for system, evidence in signs.items():
         if evidence:
             return Platform(System(system), tuple(evidence))
+    if name := _linux(root):
+        return Platform(System.LINUX, (f"ID={name} in /etc/os-release",))
     if root != Path("/") or sys.platform.startswith("freebsd"):
         return Platform(System.FREEBSD, ("no sign of pfSense or OPNsense",))
     return Platform(System.LINUX, (f"Python's name for it, {sys.platform}",))
+
+
+def _linux(root: Path) -> str:
+    """The distribution by os-release(5), which FreeBSD has too since 13; "" where it is none."""
+    with contextlib.suppress(OSError):
+        text = (root / "etc/os-release").read_text(errors="replace")
+        match = re.search(r"^ID=[\"']?([a-z0-9._-]+)", text, re.MULTILINE)
+        return match[1] if match and match[1] != "freebsd" else ""
+    return ""
 
 
 def _named(config: Path) -> str:

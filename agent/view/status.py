@@ -304,7 +304,8 @@ class EventStatus:
     """What happened between changes, `count` times."""
 
     event: str
-    """`haproxy_restarted`, `frontend_down`, `frontend_up`, `drift_corrected`, `refused`, `rolled_back`"""
+    """`haproxy_restarted`, `haproxy_stopped`, `frontend_down`, `frontend_up`, `drift_corrected`, `refused`,
+    `rolled_back`"""
     message: str
     """a sentence"""
     count: int

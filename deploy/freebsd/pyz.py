@@ -97,6 +97,7 @@ def ours(folder: Path) -> None:
     (folder / "agent/templates/__init__.py").write_bytes(b"")  # zipimport knows no folder without one before 3.13
     for name in ("edgeagent", "edgeagent.sh"):
         _copy(ROOT / "rc.d" / name, folder / "agent/rc" / name)
+    _copy(ROOT / "deploy/systemd/edgeagent.service", folder / "agent/rc/edgeagent.service")
     (folder / "agent/rc/__init__.py").write_bytes(b"")
     _copy(ROOT / "LICENSE", folder / "LICENSE")
     (folder / "__main__.py").write_bytes(MAIN)
