@@ -58,6 +58,7 @@ def run(settings_file: Path | None) -> None:
             writes=host.loop.writes,
             keep_lock=lambda: host.backup.keep_lock(lock),
             report=manager.notify,
+            looked=lambda: host.publisher.last is not None,
         ).run()
         if host.events is not None:
             host.events.close()

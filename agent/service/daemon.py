@@ -45,7 +45,9 @@ class Service:
     keep_lock: Callable[[], bool] = lambda: False
     """raises LockLostError where another agent has the folders now; returns whether they were made anew"""
     report: Callable[[str], None] = lambda _: None
-    """tells the service manager: `READY=1` once the first look is done, `STOPPING=1`"""
+    """tells the service manager: `READY=1` once it has looked, `STOPPING=1`"""
+    looked: Callable[[], bool] = lambda: True
+    """whether anything is known of the desired state: a file that is being written is not read yet"""
 
     def run(self) -> None:
         """Until SIGTERM or SIGINT: the step under way is finished, HAProxy goes on serving."""
@@ -67,7 +69,7 @@ class Service:
     def _loop(self, mailbox: queue.SimpleQueue[str], watch: Watch) -> None:
         resync = self.settings.apply.resync / 1000
         due = time.monotonic() + self._reconcile(resync)
-        self.report("READY=1")
+        ready = self._ready()
         checkup = time.monotonic() + HEALTH_SECONDS
         while True:
             word = _next(mailbox, max(min(checkup, due) - time.monotonic(), 0))
@@ -89,6 +91,13 @@ class Service:
                 checkup = now + HEALTH_SECONDS
             if look:
                 due = time.monotonic() + self._reconcile(resync)
+            ready = ready or self._ready()
+
+    def _ready(self) -> bool:
+        looked = self.looked()
+        if looked:
+            self.report("READY=1")
+        return looked
 
     def _asked(self, what: Callable[[], bool], *, otherwise: bool = False) -> bool:
         """`otherwise`: what is assumed where it cannot be found out just now."""

@@ -39,6 +39,7 @@ def test_all_of_ours_and_nothing_else(edge: Edge, backend: EchoServer):
         assert session.recv(1) == b""
         assert foreign.poll() is None
     finally:
+        session.close()
         foreign.kill()
         foreign.wait()
     last = json.loads(edge.agent("history", "--json").stdout)[-1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 from agent.desired.addresses import Endpoint
 from agent.errors import NoAnswerError
 from agent.host import listeners, processes, subprocesses, tcp_probe
+from agent.host.service_manager import ServiceManager
 from agent.host.stats_socket import StatsSocket
 
 INFO = b"Version: 2.8.0\nPid: 7\nUptime_sec: 1\ndescription: edgeagent generation 3\n\n"
@@ -144,3 +146,27 @@ def test_sessions_are_counted_by_the_psutil_of_any_age(monkeypatch: pytest.Monke
     for kind, count in ((Old, 3), (New, 3), (Neither, None)):
         monkeypatch.setattr(processes.psutil, "Process", kind)
         assert processes.sessions(1) == count
+
+
+def test_the_service_manager_is_told_and_nobody_inherits_its_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as door:
+        door.bind(str(tmp_path / "notify"))
+        door.settimeout(10)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        manager = ServiceManager()
+        assert "NOTIFY_SOCKET" not in os.environ
+        manager.notify("READY=1", "STATUS=x")
+        assert door.recv(100) == b"READY=1\nSTATUS=x"
+    manager.notify("STOPPING=1")  # it is gone: nothing is lost but the word
+    ServiceManager().notify("READY=1")  # there is none
+
+
+def test_abstract_sockets_of_a_service_manager(monkeypatch: pytest.MonkeyPatch):
+    """Systemd uses one in containers (sd_notify(3))."""
+    name = f"edgeagent-test-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as door:
+        door.bind(f"\0{name}")
+        door.settimeout(10)
+        monkeypatch.setenv("NOTIFY_SOCKET", f"@{name}")
+        ServiceManager().notify("READY=1")
+        assert door.recv(100) == b"READY=1"
