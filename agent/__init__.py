@@ -1,3 +1,3 @@
 """edgeagent: keeps one HAProxy in sync with one desired-state file, and never breaks what works."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -10,7 +10,7 @@ if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null 2>&1; then
 fi
 
 packages="bmake chromium chromium-driver dovecot-core dovecot-imapd dovecot-pop3d haproxy iproute2 nginx-light openssh-client openssh-server"
-packages="$packages devscripts openssl postfix procps prometheus psmisc python3 shellcheck systemd"
+packages="$packages devscripts mandoc openssl postfix procps prometheus psmisc python3 shellcheck systemd"
 for release in trixie forky; do
     [ -e ".cache/$release/ready" ] || packages="$packages debootstrap patchelf"
 done

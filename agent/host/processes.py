@@ -1,7 +1,7 @@
 """Which processes are ours, by what they were started as: for when our socket cannot tell (wiped, hung).
 
-psutil where it is there; without it `ps`, which knows no listeners. Never by name alone: another HAProxy may run
-beside ours, and a pid from a file may belong to another process by now (facts.md, pfSense 3 and 9).
+psutil where it is there; without it /proc or `ps`, which know no listeners. Never by name alone: another HAProxy may
+run beside ours, and a pid from a file may belong to another process by now (facts.md, pfSense 3 and 9).
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import itertools
+import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from attrs import frozen
 from agent.host.subprocesses import output_of
 
 _PS_SECONDS = 10.0
+_PROC = Path("/proc")
 
 # pfSense has it only as a package; what is lost without it is said at each function.
 psutil: Any = importlib.import_module("psutil") if importlib.util.find_spec("psutil") else None
@@ -113,6 +116,8 @@ def _command_lines() -> list[tuple[int, float, list[str]]]:
             with contextlib.suppress(*_LOST):
                 listed.append((process.pid, process.create_time(), process.cmdline()))
         return listed
+    if (_PROC / "stat").exists():  # Linux, whose base need not have ps(1): Debian's has none
+        return list(_of_proc(_PROC))
     # Where there is neither psutil nor ps, nothing is known.
     printed = output_of(["/bin/ps", "-axww", "-o", "pid=", "-o", "etimes=", "-o", "args="], seconds=_PS_SECONDS)
     now = time.time()
@@ -122,3 +127,19 @@ def _command_lines() -> list[tuple[int, float, list[str]]]:
         for columns in lines
         if len(columns) > 2 and columns[0].isdecimal() and columns[1].isdecimal()
     ]
+
+
+def _of_proc(proc: Path) -> Iterator[tuple[int, float, list[str]]]:
+    """As psutil reads it (proc(5)): the start is in clock ticks since the machine's own, the 22nd word of `stat`."""
+    booted = next(
+        (float(line.split()[1]) for line in (proc / "stat").read_text().splitlines() if line.startswith("btime ")), 0.0
+    )
+    for folder in proc.iterdir():
+        if not folder.name.isdecimal():
+            continue
+        with contextlib.suppress(OSError, ValueError, IndexError):  # ended just now
+            arguments = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
+            # Its name, the second word, may hold anything, blanks and brackets too.
+            words = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()
+            if arguments and words[0] != "Z":
+                yield int(folder.name), booted + int(words[19]) / os.sysconf("SC_CLK_TCK"), arguments

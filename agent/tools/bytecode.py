@@ -1,6 +1,6 @@
 """The one file with byte code for the Python that runs it.
 
-It is built with that of pfSense's Python (deploy/freebsd/pyz.py). A later Python ignores that, and would compile every
+It is built with that of pfSense's Python (deploy/release/pyz.py). A later Python ignores that, and would compile every
 module at each start: zipimport keeps nothing.
 """
 

@@ -18,6 +18,7 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 
 import click
@@ -34,6 +35,7 @@ from agent.tools.platform import Platform, System, detect
 _OURS = "# Written by edgeagent.pyz install"
 _MARKS = (_OURS, "edgeagent_start()", "# What pfSense boots", "# What systemd starts")  # of what is ours
 _NAMED = {"pfsense": System.PFSENSE, "freebsd": System.FREEBSD, "linux": System.LINUX}
+_PAGE = '"edgeagent '  # in the first line of each man page of ours
 _RUNS_SYSTEMD = Path("/run/systemd/system")  # sd_booted(3)
 _SECONDS = 120.0  # for the rc script, which is bounded itself
 
@@ -156,6 +158,11 @@ class Place:
         return self.at("/etc/systemd/system/edgeagent.service")
 
     @property
+    def manuals(self) -> Path | None:
+        """Where man pages are; None: pfSense has no man(1)."""
+        return None if self.pfsense else self.at("/usr/local/share/man/man1")
+
+    @property
     def services(self) -> tuple[Path, ...]:
         """What starts the agent here."""
         return (self.unit,) if self.linux else self.rc_scripts
@@ -219,6 +226,9 @@ def install(root: Path | None, *, platform: str = "") -> None:
     for script in place.services:
         mode = 0o644 if script == place.unit else 0o755
         _put(script, resources.files("agent.rc").joinpath(script.name).read_bytes(), mode, written)
+    if place.manuals is not None:
+        for page in _pages():
+            _put(place.manuals / page.name, page.read_bytes(), 0o644, written)
     values = {
         "ours": _OURS,
         "config": place.config_path,
@@ -311,6 +321,9 @@ def uninstall(root: Path | None, *, purge: bool) -> None:
         for fresh in path.parent.glob(f".{path.name}.*.tmp"):  # of an install that was killed
             fresh.unlink()
     _remove(place.library, gone)
+    for page in sorted(place.manuals.glob("agent*.1")) if place.manuals is not None else ():
+        if _PAGE in page.read_text(errors="replace"):
+            _remove(page, gone)
     if place.linux and place.real:
         _systemctl("daemon-reload")
     yours = [place.settings.parent, place.rc_conf, state]
@@ -338,6 +351,11 @@ def _one_file() -> Path:
             remedy="make pyz, then: python3.11 dist/edgeagent-VERSION.pyz install",
         )
     return Path(archive)
+
+
+def _pages() -> list[Traversable]:
+    pages = (page for page in resources.files("agent.man").iterdir() if page.name.endswith(".1"))
+    return sorted(pages, key=lambda page: page.name)
 
 
 def _python() -> str:
@@ -423,6 +441,9 @@ def _restart(place: Place) -> bool:
         _systemctl("daemon-reload")
     if not place.real or not _store(_chosen(place)).service_running():
         return False
+    if place.linux and not _RUNS_SYSTEMD.exists():
+        click.echo("an agent runs, and no systemd: have your init system restart it")
+        return True
     if (_systemctl("restart") if place.linux else _run_rc(place.rc_scripts[0], "onerestart")) != 0:
         raise AgentError("the new version does not start", remedy="edgeagent.pyz install --revert")
     return True

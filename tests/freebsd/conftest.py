@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="session")
 def pyz() -> Path:
-    subprocess.run([sys.executable, ROOT / "deploy/freebsd/pyz.py"], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, ROOT / "deploy/release/pyz.py"], check=True, stdout=subprocess.DEVNULL)
     (built,) = (ROOT / "dist").glob("*.pyz")
     return built
 

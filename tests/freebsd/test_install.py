@@ -377,7 +377,7 @@ def test_a_state_that_is_elsewhere_is_told_and_its_haproxy_ended(installed: Box)
 
 def test_the_one_file_is_reproducible_and_starts_fast(pyz: Path):
     before = pyz.read_bytes()
-    words = [sys.executable, Path(__file__).parents[2] / "deploy/freebsd/pyz.py"]
+    words = [sys.executable, Path(__file__).parents[2] / "deploy/release/pyz.py"]
     subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
     assert pyz.read_bytes() == before
     with zipfile.ZipFile(pyz) as archive:

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def package() -> Path:
-    subprocess.run([sys.executable, ROOT / "deploy/freebsd/pkg.py"], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, ROOT / "deploy/release/pkg.py"], check=True, stdout=subprocess.DEVNULL)
     (built,) = (ROOT / "dist").glob("*.pkg")
     return built
 
@@ -46,7 +46,7 @@ def test_manifests_come_first_and_name_every_file(package: Path):
 
 def test_it_is_reproducible(package: Path):
     before = package.read_bytes()
-    subprocess.run([sys.executable, ROOT / "deploy/freebsd/pkg.py"], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, ROOT / "deploy/release/pkg.py"], check=True, stdout=subprocess.DEVNULL)
     assert package.read_bytes() == before
 
 

@@ -22,7 +22,7 @@ UNIT = ROOT / "deploy/systemd/edgeagent.service"
 
 @pytest.fixture(scope="module")
 def pyz() -> Path:
-    subprocess.run([sys.executable, ROOT / "deploy/freebsd/pyz.py"], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, ROOT / "deploy/release/pyz.py"], check=True, stdout=subprocess.DEVNULL)
     (built,) = (ROOT / "dist").glob("*.pyz")
     return built
 

@@ -17,7 +17,7 @@ PART = b"ANSWER = 42\n"
 
 
 def archive(code: bytes) -> bytes:
-    """As deploy/freebsd/pyz.py writes it: a shebang, sources, byte code beside each."""
+    """As deploy/release/pyz.py writes it: a shebang, sources, byte code beside each."""
     written = io.BytesIO()
     written.write(SHEBANG)
     with zipfile.ZipFile(written, "w", zipfile.ZIP_STORED) as new:

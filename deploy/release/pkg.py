@@ -7,6 +7,7 @@ real pkg(8) here: docs/freebsd-smoke.md has that on its list.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import json
@@ -63,6 +64,9 @@ def files() -> dict[str, bytes]:
         for path in sorted(folder.rglob("*"), key=str):
             if path.is_file():
                 name = path.relative_to(folder)
+                if path.suffix == ".1":
+                    found[f"/usr/local/share/man/man1/{path.name}.gz"] = gzip.compress(path.read_bytes(), mtime=0)
+                    continue
                 if path.suffix == ".pyc":
                     name = name.parent / "__pycache__" / f"{path.stem}.cpython-311.pyc"
                 found[f"{SITE}/{name}"] = path.read_bytes()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import py_compile
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,8 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+
+import man
 
 ROOT = Path(__file__).parents[2]
 SHEBANG = b"#!/usr/bin/env python3.11\n"
@@ -42,6 +45,17 @@ def version() -> str:
         text for text in (ROOT / "agent/__init__.py").read_text().splitlines() if text.startswith("__version__")
     )
     return line.split('"')[1]
+
+
+def released() -> str:
+    """The date of this version in the CHANGELOG; of an unreleased one that of the last release. As 2026-11-29.
+
+    It is the one date in everything that is built: the same sources are the same bytes on any day.
+    """
+    match = re.search(r"^## \[[0-9.]+\] - (\d{4}-\d\d-\d\d)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    if match is None:
+        raise SystemExit("CHANGELOG.md has no section with a version and a date")
+    return match[1]
 
 
 def build(target: Path) -> None:
@@ -99,6 +113,8 @@ def ours(folder: Path) -> None:
         _copy(ROOT / "rc.d" / name, folder / "agent/rc" / name)
     _copy(ROOT / "deploy/systemd/edgeagent.service", folder / "agent/rc/edgeagent.service")
     (folder / "agent/rc/__init__.py").write_bytes(b"")
+    man.write(folder / "agent/man", released())
+    (folder / "agent/man/__init__.py").write_bytes(b"")
     _copy(ROOT / "LICENSE", folder / "LICENSE")
     (folder / "__main__.py").write_bytes(MAIN)
 
