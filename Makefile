@@ -68,7 +68,7 @@ versions: $(VENV)/test
 # With HAProxy, with Postfix, Dovecot, sshd, Prometheus and Chromium; three files at a time (they mostly wait), those that take long first.
 integration: $(VENV)/test
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder \
-		tests/faults tests/mail tests/freebsd tests/linux tests/release tests/remote tests/metrics tests/cluster tests/property tests/golden
+		tests/faults tests/mail tests/freebsd tests/linux tests/release tests/remote tests/metrics tests/states tests/cluster tests/property tests/golden
 
 # The integration suite, by the one file in a Python that has nothing else: as on a firewall. The newest HAProxy is left to
 # the newest Python, below.

@@ -21,6 +21,7 @@ from cyclonedx.validation.json import JsonStrictValidator
 from kit.binaries import later_python
 from kit.edge import connect, first_line, until
 from kit.left_out import leave_out
+from kit.repository import sources
 from kit.root import Root, root
 from kit.servers import EchoServer, echo, free_port
 from kit.ssh import make_key
@@ -35,14 +36,8 @@ ARTEFACTS = {f"{NAME}{end}" for end in (".pyz", ".pkg", ".tar.gz", "-py3-none-an
 
 
 def build(folder: Path, *words: str | Path) -> Path:
-    """In a copy of the sources, whose files are from today and nobody else's to read."""
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True).stdout
-    for name in filter(None, listed.decode().split("\0")):
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
-    for git in (["init", "--quiet"], ["add", "--all", "--force"]):
-        subprocess.run(["git", *git], cwd=folder, check=True)
+    """In a copy of the sources, whose files are from today."""
+    sources(folder)
     done = subprocess.run(
         [sys.executable, folder / "deploy/release/dist.py", *words], capture_output=True, text=True, check=False
     )
