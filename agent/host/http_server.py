@@ -1,7 +1,8 @@
 """The agent's HTTP server: a few answers, made elsewhere, over the standard library's own server.
 
-Bounded in everything that a client could make large: connections at once, time, bytes of a request. A client that reads
-slowly or never keeps one of the slots, for a few seconds, and nothing of the agent waits for it.
+HTTP/1.1: a connection is kept for the next request. Bounded in everything that a client could make large: connections
+at once, time, bytes of a request. A client that reads slowly or never keeps one of the slots, for a few seconds, and
+nothing of the agent waits for it. Where no slot is free, connections that only wait for a next request give theirs.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from agent.host.files import read_regular
 AT_ONCE = 64  # clients; the next ones are turned away
 MOST = 16_384  # bytes of a request; the standard library alone would parse six megabytes of headers
 SECONDS = 10.0  # for a whole request and its answer
+IDLE_SECONDS = 90.0  # for the next request of a connection: longer than scrapes are apart, by default a minute at most
+_EVICTION_SECONDS = 0.5  # that long a new client waits for the slot of an idle one
 _WORTH_GZIP = 1_000  # bytes
 _REALM = 'Basic realm="edgeagent", charset="UTF-8"'
 
@@ -92,6 +95,7 @@ def serving(listen: Listen, routes: Mapping[str, Route]) -> Iterator[Endpoint]:
     finally:
         server.shutdown()
         server.server_close()
+        server.hang_up()
         thread.join(5)
 
 
@@ -129,7 +133,8 @@ class _Server(http.server.ThreadingHTTPServer):
         self.address_family = socket.AF_INET6 if address.family == 6 else socket.AF_INET
         self._context = context
         self._slots = threading.BoundedSemaphore(AT_ONCE)
-        self._open: dict[socket.socket, float] = {}
+        self._open: dict[socket.socket, float] = {}  # until when
+        self._idle: dict[socket.socket, None] = {}  # those that wait for a next request, the oldest first
         self._lock = threading.Lock()
         super().__init__((address.host, address.port), handler)
 
@@ -143,7 +148,7 @@ class _Server(http.server.ThreadingHTTPServer):
     def process_request(self, request: object, client_address: object) -> None:
         """In a thread, where a slot is free."""
         assert isinstance(request, socket.socket)
-        if not self._slots.acquire(blocking=False):
+        if not self._slots.acquire(blocking=False) and not self._evict():
             self.shutdown_request(request)
             return
         with self._lock:
@@ -170,13 +175,47 @@ class _Server(http.server.ThreadingHTTPServer):
                     try:
                         super().process_request_thread(talk, client_address)
                     finally:
-                        with self._lock:
-                            self._open.pop(talk, None)
+                        self._forget(talk)
         finally:
-            with self._lock:
-                self._open.pop(request, None)
+            self._forget(request)
             self.shutdown_request(request)
             self._slots.release()
+
+    def _forget(self, connection: socket.socket) -> None:
+        with self._lock:
+            self._open.pop(connection, None)
+            self._idle.pop(connection, None)
+
+    def waits(self, connection: socket.socket) -> None:
+        """It has had an answer, and may ask again."""
+        with self._lock:
+            self._open[connection] = time.monotonic() + IDLE_SECONDS
+            self._idle[connection] = None
+
+    def asks(self, connection: socket.socket) -> None:
+        """A request begins on it."""
+        with self._lock:
+            self._idle.pop(connection, None)
+            self._open[connection] = time.monotonic() + SECONDS
+
+    def _evict(self) -> bool:
+        """Whether an idle connection has given its slot."""
+        with self._lock:
+            connection = next(iter(self._idle), None)
+            self._idle.pop(connection, None)  # type: ignore[arg-type]  # None is no key
+        if connection is None:
+            return False
+        with contextlib.suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)
+        return self._slots.acquire(timeout=_EVICTION_SECONDS)
+
+    def hang_up(self) -> None:
+        """On everybody, at the end of the service."""
+        with self._lock:
+            connections = list(self._open)
+        for connection in connections:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     def service_actions(self) -> None:
         """Twice a second: close connections that have had their time."""
@@ -192,10 +231,15 @@ class _Server(http.server.ThreadingHTTPServer):
 
 
 class _Bounded:
-    """So many bytes of a request, then its end; `spent` says that there may have been more."""
+    """MOST bytes of each request, then its end; `spent` says that there may have been more."""
 
-    def __init__(self, file: io.BufferedIOBase, left: int) -> None:
-        self._file, self._left = file, left
+    def __init__(self, file: io.BufferedReader) -> None:
+        self._file, self._left = file, MOST
+
+    def begins(self) -> bool:
+        """Wait for a request, whose bytes are counted anew. Whether there is one; else the client has gone."""
+        self._left = MOST
+        return bool(self._file.peek(1))
 
     @property
     def spent(self) -> bool:
@@ -217,12 +261,29 @@ class _Bounded:
 class _Handler(http.server.BaseHTTPRequestHandler):
     routes: Mapping[str, Route] = {}
     allowed: frozenset[bytes] = frozenset()
+    server: _Server
     server_version, sys_version = "edgeagent", ""
+    protocol_version = "HTTP/1.1"
 
     def setup(self) -> None:
         """Bounded before a password is checked."""
         super().setup()
-        self.rfile = self._bounded = _Bounded(self.rfile, MOST)  # type: ignore[assignment]  # only lines are read of it
+        assert isinstance(self.rfile, io.BufferedReader), "what socket.makefile makes"
+        self.rfile = self._bounded = _Bounded(self.rfile)  # type: ignore[assignment]  # only lines are read of it
+        self._answered = False
+
+    def handle_one_request(self) -> None:
+        """Wait for the next one with another bound than for the rest of one that has begun."""
+        self.close_connection = True
+        if self._answered:
+            self.server.waits(self.connection)
+            self.connection.settimeout(IDLE_SECONDS)
+        with contextlib.suppress(OSError):  # a time-out among them
+            if self._bounded.begins():
+                self.server.asks(self.connection)
+                self.connection.settimeout(SECONDS)
+                super().handle_one_request()
+                self._answered = True
 
     def do_GET(self) -> None:  # the standard library's own name
         self._answer(body=True)
@@ -240,6 +301,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             answer = Answer(code=404, kind="text/plain", body=b"404: /, /metrics, /healthz and /readyz are here\n")
         else:
             answer = route(self.headers.get("Accept", ""))
+        # What came behind the headers is not read, and must not be taken for the next request. A client of 1.0 would have
+        # to be told that the connection stays.
+        length = self.headers.get("Content-Length", "0").strip()
+        last = self._bounded.spent or self.request_version == "HTTP/1.0" or length != "0"
+        last = last or "Transfer-Encoding" in self.headers
         data, zipped = answer.body, False
         if len(data) > _WORTH_GZIP and "gzip" in self.headers.get("Accept-Encoding", ""):
             data, zipped = gzip.compress(data, compresslevel=1, mtime=0), True
@@ -250,6 +316,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             "X-Content-Type-Options": "nosniff",
             **answer.headers,
             **({"Content-Encoding": "gzip"} if zipped else {}),
+            **({"Connection": "close"} if last else {}),
         }
         self.send_response(answer.code)
         for name, value in head.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import socket
 import ssl
 import threading
@@ -69,4 +70,71 @@ def test_a_thread_that_cannot_start_keeps_no_slot(monkeypatch: pytest.MonkeyPatc
         with monkeypatch.context() as patch:
             patch.setattr(threading, "Thread", Tired)
             assert [ask() for _ in range(http_server.AT_ONCE + 1)] == [b""] * (http_server.AT_ONCE + 1)
-        assert ask() == b"HTTP/1.0 2"
+        assert ask() == b"HTTP/1.1 2"
+
+
+HELLO = {"/": lambda _: Answer(code=200, kind="text/plain", body=b"hello")}
+
+
+def talk(where: Endpoint, request: bytes) -> bytes:
+    """All that is answered to these bytes, until the server hangs up."""
+    with socket.create_connection((where.host, where.port), 5) as client:
+        client.sendall(request)
+        said = b""
+        while more := client.recv(10_000):
+            said += more
+        return said
+
+
+def test_a_connection_is_kept_for_the_next_request():
+    with serving(Listen(address=Endpoint(4, "127.0.0.1", 0)), HELLO) as where:
+        client = http.client.HTTPConnection(where.host, where.port, timeout=5)
+        sockets = set()
+        for path, method in (("/", "GET"), ("/none", "GET"), ("/", "HEAD"), ("/", "GET")):
+            client.request(method, path)
+            answer = client.getresponse()
+            answer.read()
+            assert (answer.version, answer.getheader("Connection")) == (11, None)
+            sockets.add(client.sock)
+        assert len(sockets) == 1
+        client.close()
+        # Two at once, and the last one says that it is.
+        said = talk(where, b"GET / HTTP/1.1\r\nHost: a\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        assert said.count(b"hello") == 2
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",  # it is not told that the connection stays
+        b"GET / HTTP/1.1\r\nContent-Length: 33\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET / HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nContent-Length: 0, 5\r\n\r\nGET / HTTP/1.1\r\n\r\n",
+    ],
+)
+def test_what_comes_behind_the_headers_is_no_next_request(request_: bytes):
+    with serving(Listen(address=Endpoint(4, "127.0.0.1", 0)), HELLO) as where:
+        said = talk(where, request_)
+        assert (said.count(b"HTTP/1.1 "), b"Connection: close\r\n" in said) == (1, True)
+
+
+def test_the_bytes_of_each_request_are_counted_by_themselves():
+    head = b"GET / HTTP/1.1\r\nX: " + b"x" * 9_000 + b"\r\n"
+    with serving(Listen(address=Endpoint(4, "127.0.0.1", 0)), HELLO) as where:
+        assert talk(where, (head + b"\r\n") * 3 + head + b"Connection: close\r\n\r\n").count(b"hello") == 4
+        said = talk(where, head + b"\r\n" + b"GET / HTTP/1.1\r\nX: " + b"x" * 20_000 + b"\r\n\r\n")
+        assert (said.count(b"hello"), b" 431 " in said) == (1, True)
+
+
+def test_connections_that_only_wait_give_their_slots_to_new_clients():
+    with contextlib.ExitStack() as stack, serving(Listen(address=Endpoint(4, "127.0.0.1", 0)), HELLO) as where:
+        for _ in range(http_server.AT_ONCE + 10):
+            client = stack.enter_context(socket.create_connection((where.host, where.port), 5))
+            client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert client.recv(1_000).endswith(b"hello")
+
+
+def test_an_idle_connection_is_closed_after_its_time(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(http_server, "IDLE_SECONDS", 0.3)
+    with serving(Listen(address=Endpoint(4, "127.0.0.1", 0)), HELLO) as where:
+        assert talk(where, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").endswith(b"hello")
