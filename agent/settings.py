@@ -36,6 +36,7 @@ ProcessName = NewType("ProcessName", str)
 LogAddress = NewType("LogAddress", str)
 ListenAddress = NewType("ListenAddress", str)
 Count = NewType("Count", int)
+WebAddress = NewType("WebAddress", str)
 Milliseconds = NewType("Milliseconds", int)
 
 _FREEBSD = sys.platform.startswith("freebsd")
@@ -123,6 +124,8 @@ class Metrics:
     """PEM file with its key"""
     passwords: OptionalFolder = OptionalFolder("")
     """a file of `user:password` lines (`#`: a comment): HTTP basic authentication"""
+    docs: WebAddress = WebAddress("")
+    """where the documents are, for a link on the status page; empty: none"""
 
 
 @frozen(kw_only=True)
@@ -216,6 +219,11 @@ SCALARS: dict[object, Scalar] = {
     ),
     ListenAddress: scalars.matching(
         r"(?:[0-9a-fA-F.:\[\]]+:[0-9]{1,5})?", "an address and a port", label="address:port"
+    ),
+    WebAddress: scalars.matching(
+        r"(?:https?://[A-Za-z0-9._~:/?#\[\]@!$&()*+,;=%-]{1,500})?",
+        "a web address, such as https://wiki.example.org/edgeagent/",
+        label="web address",
     ),
     Count: scalars.int_between(1, 100_000_000),
     Milliseconds: scalars.DURATION,

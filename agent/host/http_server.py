@@ -301,8 +301,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             answer = Answer(code=404, kind="text/plain", body=b"404: /, /metrics, /healthz and /readyz are here\n")
         else:
             answer = route(self.headers.get("Accept", ""))
-        # What came behind the headers is not read, and must not be taken for the next request. A client of 1.0 would have
-        # to be told that the connection stays.
+        # What came behind the headers is not read, and must not be taken for the next request. A client of 1.0 would
+        # have to be told that the connection stays.
         length = self.headers.get("Content-Length", "0").strip()
         last = self._bounded.spent or self.request_version == "HTTP/1.0" or length != "0"
         last = last or "Transfer-Encoding" in self.headers

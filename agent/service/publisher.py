@@ -267,6 +267,7 @@ class Publisher:
             usage=lambda: usage(self._store.config),
             alive=lambda: time.monotonic() - self._ticked < STALLED_SECONDS,
             busy=lambda: self._busy,
+            docs=chosen.docs,
         )
         self._show(site, self.status())
         routes = {

@@ -22,12 +22,32 @@ T = TypeVar("T")
 MOST = 24
 """Nodes of one column that are drawn one by one; beyond it those that are as they should be fold into one."""
 
-_ROW, _TOP, _HEIGHT = 46, 34, 34  # pixels: from node to node, above the first one, of a node
+_ROW, _TOP, _HEIGHT = 52, 40, 34  # pixels: from node to node, above the first one, of a node
 _COLUMNS = {"clients": (10, 90), "frontends": (140, 200), "backends": (465, 155), "servers": (700, 250)}
 _WIDTH = 960
-_LABEL = 133  # pixels: between a frontend and a backend there is room for 19 letters
 _GLYPHS = {"up": "●", "degraded": "▲", "down": "✕", "quarantined": "■", "idle": "○"}
 _BAD = ("down", "quarantined", "degraded")
+_MEANINGS = {
+    "MAINT": "taken out, in the document or by hand: no clients, no checks",
+    "DRAIN": "no new clients; its sessions go on",
+    "NOLB": "no new clients, as its check says",
+    "unresolved": "its host name has no address",
+    "INI": "not checked yet",
+    "UNK": "not known",
+    "SOCKERR": "this host could not open a socket for the check",
+    "L4OK": "it can be connected to",
+    "L4TOUT": "it did not answer in time",
+    "L4CON": "it cannot be connected to: refused, or no way there",
+    "L6OK": "the TLS handshake succeeded",
+    "L6TOUT": "the TLS handshake took too long",
+    "L6RSP": "the TLS handshake failed",
+    "L7OK": "it answered as it should",
+    "L7OKC": "it answered, under a condition",
+    "L7TOUT": "it did not answer the check in time",
+    "L7RSP": "its answer to the check was no valid one",
+    "L7STS": "its answer to the check was an error",
+}
+"""HAProxy's own words for checks and servers (its management guide, 9.1, check_status and status)."""
 
 
 @frozen(kw_only=True)
@@ -46,6 +66,8 @@ class Node:
     """second line"""
     state: str
     """as a word"""
+    label: str = ""
+    """above the box, where no line is: the names that lead to a backend, what a server was found to be"""
 
     @property
     def glyph(self) -> str:
@@ -74,8 +96,6 @@ class Edge:
     """of the line"""
     state: str
     """as a word"""
-    label: str = ""
-    """at the line"""
 
     @property
     def path(self) -> str:
@@ -112,20 +132,18 @@ def picture(status: Status) -> Picture:
     client = _node("clients", (height - _HEIGHT) // 2, "clients", f"{_sessions(frontends)} sessions", "idle")
     nodes.append(client)
     places: dict[str, Node] = {}
+    sent_names = _sent_names(shown)
     for name, y in zip(names, _spread(len(names), height), strict=True):
         pool = backends[name]
         text = f"{pool.application}, PROXY {pool.proxy_protocol}, {pool.servers_up}/{pool.servers_total} up"
-        places[name] = _node("backends", y, name, text, _backend_state(pool))
+        places[name] = _node("backends", y, name, text, _backend_state(pool), ", ".join(sent_names.get(name, ())))
         nodes.append(places[name])
     for frontend, y in zip(shown, _spread(len(shown) + bool(folded), height), strict=False):
         here = _node("frontends", y, frontend.name, _addresses(frontend), frontend.state)
         nodes.append(here)
         edges.append(_edge(client, here, frontend.sessions, frontend.state))
-        names_of = _sent_names(frontend)
         edges += [
-            _edge(here, places[name], frontend.sessions, frontend.state, names_of.get(name, ""))
-            for name in frontend.backends
-            if name in places
+            _edge(here, places[name], frontend.sessions, frontend.state) for name in frontend.backends if name in places
         ]
     if folded:
         y = _spread(len(shown) + 1, height)[-1]
@@ -134,12 +152,12 @@ def picture(status: Status) -> Picture:
         edges.append(_edge(client, here, _sessions(folded), "up"))
     slots = _spread(len(kept) + bool(more), height)
     for (name, server), y in zip(kept, slots, strict=False):
-        here = _node("servers", y, f"{server.name} {server.address}", _checked(server), _state(server))
-        nodes.append(here)
         probed = server.handshake
         label = probed.result.replace("_", " ") if probed else ""
+        here = _node("servers", y, f"{server.name} {server.address}", _checked(server), _state(server), label)
+        nodes.append(here)
         state = "down" if probed and probed.mismatch else _state(server)
-        edges.append(_edge(places[name], here, server.sessions, state, label))
+        edges.append(_edge(places[name], here, server.sessions, state))
     if more:
         here = _node("servers", slots[-1], f"and {len(more)} more", "all of them are up", "up")
         nodes.append(here)
@@ -163,9 +181,17 @@ def _spread(count: int, height: int) -> list[int]:
     return [round(_TOP + room * index + (room - _HEIGHT) / 2) for index in range(count)]
 
 
-def _node(column: str, y: int, title: str, text: str, state: str) -> Node:
+def _node(column: str, y: int, title: str, text: str, state: str, label: str = "") -> Node:
     x, width = _COLUMNS[column]
-    return Node(x=x, y=y, width=width, title=_short(title, width), text=_short(text, width + 40), state=state)
+    return Node(
+        x=x,
+        y=y,
+        width=width,
+        title=_short(title, width),
+        text=_short(text, width + 10),
+        state=state,
+        label=_short(label, width + 10),
+    )
 
 
 def _short(text: str, width: int) -> str:
@@ -174,7 +200,7 @@ def _short(text: str, width: int) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
-def _edge(start: Node, end: Node, sessions: int, state: str, label: str = "") -> Edge:
+def _edge(start: Node, end: Node, sessions: int, state: str) -> Edge:
     middle = _HEIGHT // 2
     return Edge(
         x1=start.x + start.width,
@@ -183,7 +209,6 @@ def _edge(start: Node, end: Node, sessions: int, state: str, label: str = "") ->
         y2=end.y + middle,
         width=round(min(1.2 + (sessions**0.5) / 3, 9), 1),
         state=state,
-        label=label,
     )
 
 
@@ -196,13 +221,13 @@ def _addresses(frontend: FrontendStatus) -> str:
     return ", ".join(wrong or [bind.address for bind in frontend.binds])
 
 
-def _sent_names(frontend: FrontendStatus) -> dict[str, str]:
-    """By backend: the names (SNI) whose clients are sent there, as many as a line has room for."""
-    names_of: dict[str, list[str]] = {}
-    for route in frontend.routes:
+def _sent_names(frontends: Iterable[FrontendStatus]) -> dict[str, dict[str, None]]:
+    """By backend: the names (SNI) whose clients are sent there, each once."""
+    names_of: dict[str, dict[str, None]] = {}
+    for route in (route for frontend in frontends for route in frontend.routes):
         if route.backend is not None:
-            names_of.setdefault(route.backend, []).extend(route.sni)
-    return {backend: _short(", ".join(names), _LABEL) for backend, names in names_of.items()}
+            names_of.setdefault(route.backend, {}).update(dict.fromkeys(route.sni))
+    return names_of
 
 
 def _backend_state(backend: BackendStatus) -> str:
@@ -224,8 +249,11 @@ def _checked(server: ServerStatus) -> str:
     return ", ".join(part for part in (drained, server.status, server.check, f"{server.sessions} sessions") if part)
 
 
-def render(status: Status | None, history: Sequence[Generation], *, trouble: Sequence[str] = ()) -> str:
-    """The whole page, as HTML. `status` None: before the first one. `trouble`: why nothing on it can be relied on."""
+def render(status: Status | None, history: Sequence[Generation], *, trouble: Sequence[str] = (), docs: str = "") -> str:
+    """The whole page, as HTML. `status` None: before the first one. `trouble`: why nothing on it can be relied on.
+
+    `docs`: where the documents are, "" where that is not known.
+    """
     shown = status or _EMPTY
     return _template().render(
         status=shown,
@@ -234,6 +262,8 @@ def render(status: Status | None, history: Sequence[Generation], *, trouble: Seq
         trouble=trouble,
         picture=picture(shown),
         glyphs=_GLYPHS,
+        docs=docs,
+        legend=_legend(shown),
         history=[
             {
                 "number": generation.number,
@@ -243,11 +273,19 @@ def render(status: Status | None, history: Sequence[Generation], *, trouble: Seq
                 "serial": generation.serial,
                 "digest": generation.digest[:12],
                 "actor": generation.actor,
-                "reasons": "; ".join(generation.reasons[:3]),
+                "reasons": [*generation.reasons[:3], *([f"and {left} more"] if left else [])],
             }
             for generation in reversed(history[-10:])
+            for left in (max(len(generation.reasons) - 3, 0),)
         ],
     )
+
+
+def _legend(status: Status) -> dict[str, str]:
+    """What the words mean that servers on this page have, each once."""
+    servers = [server for backend in status.backends for server in backend.servers]
+    found = {server.check for server in servers} | {server.status.partition(" ")[0] for server in servers}
+    return {word: meaning for word, meaning in _MEANINGS.items() if word in found}
 
 
 def _worst(status: Status) -> str:

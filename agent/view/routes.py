@@ -34,7 +34,8 @@ class Site:
     """`facts`, `status` and `history` are replaced whole by the service; all else happens in the threads that answer.
 
     `look`: HAProxy now, None where it does not answer in time. `usage`: what its processes take. `alive`: whether the
-    service still looks. `busy`: whether a change is under way: what was made before is served then.
+    service still looks. `busy`: whether a change is under way: what was made before is served then. `docs`: where the
+    documents are.
     """
 
     def __init__(
@@ -44,11 +45,13 @@ class Site:
         usage: Callable[[], dict[str, Any]],
         alive: Callable[[], bool],
         busy: Callable[[], bool] = lambda: False,
+        docs: str = "",
     ) -> None:
         self.facts: Facts = Facts(version="")
         self.status: Status | None = None
         self.history: tuple[Generation, ...] = ()
         self._look, self._usage, self._alive, self._busy = look, usage, alive, busy
+        self._docs = docs
         self._page_lock = threading.Lock()
         self._page_made: tuple[float, float, bytes] | None = None  # until when it is fresh, when it was made, the page
         self._lock = threading.Lock()
@@ -107,7 +110,7 @@ class Site:
             made = self._page_made
             kept = made is not None and (now < made[0] or (self._busy() and now < made[1] + BUSY_SECONDS))
             if made is None or not kept:
-                body = page.render(self.status, self.history, trouble=self._stalled()).encode()
+                body = page.render(self.status, self.history, trouble=self._stalled(), docs=self._docs).encode()
                 end = time.monotonic()
                 made = self._page_made = (end + max(PAGE_SECONDS, (end - now) * PAGE_SHARE), end, body)
         return {"code": 200, "kind": _HTML, "body": made[2], "headers": _STRICT}

@@ -342,7 +342,7 @@ def test_tls_and_passwords(one_edge: Edge, tmp_path: Path):
     assert [get(one) for one in (None, "", "prometheus:wrong", "prometheus", "prometheus:secret")] == [401] * 4 + [200]
     with connect(site.port) as plain, contextlib.suppress(ConnectionError):
         plain.sendall(b"GET / HTTP/1.1\r\n\r\n")
-        assert not plain.recv(100).startswith(b"HTTP/1.0 200")
+        assert not plain.recv(100).startswith(b"HTTP/1.1 200")
 
 
 def test_an_address_that_is_taken_costs_the_metrics_not_the_service(one_edge: Edge, backend: EchoServer):

@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 import pytest
 from axe_selenium_python import Axe
+from kit import worked
 from kit.edge import Edge, until
 from kit.left_out import leave_out
 from kit.servers import echo, free_port
@@ -215,6 +216,138 @@ def test_there_is_a_page_before_the_first_status():
     assert "HAProxy does not answer" in page.render(None, ())
 
 
+# --- as a person looks at it
+
+
+@contextlib.contextmanager
+def screen(browser: Chrome, width: int, scheme: str = "light") -> Iterator[None]:
+    """The worked deployment on a screen of this width, as high as the page is."""
+    mobile = width < 500
+
+    def size(height: int) -> None:
+        browser.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride",
+            {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": mobile},
+        )
+
+    browser.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    )
+    size(900)
+    size(browser.execute_script("return document.documentElement.scrollHeight"))
+    try:
+        yield
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+@pytest.fixture
+def worked_page(browser: Chrome, tmp_path: Path) -> Chrome:
+    file = tmp_path / "page.html"
+    text = page.render(status(worked.status()), worked.history(), docs="https://wiki.example.org/edgeagent/")
+    file.write_text(text)
+    browser.get(f"file://{file}")
+    return browser
+
+
+BROKEN_WORDS = """
+const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), broken = [];
+const range = document.createRange();
+while (walk.nextNode()) {
+  const parent = walk.currentNode.parentElement;
+  if (!parent.checkVisibility() || parent.closest("svg, style")) continue;
+  for (const match of walk.currentNode.data.matchAll(/[^\\s-]+/g)) {
+    range.setStart(walk.currentNode, match.index); range.setEnd(walk.currentNode, match.index + match[0].length);
+    if (new Set([...range.getClientRects()].map(box => Math.round(box.top))).size > 1) broken.push(match[0]);
+  }
+}
+return broken;
+"""
+
+
+@pytest.mark.parametrize("width", [360, 390, 768, 1280])
+def test_no_word_is_broken_in_the_middle(worked_page: Chrome, width: int):
+    with screen(worked_page, width):
+        assert worked_page.execute_script(BROKEN_WORDS) == []
+        assert worked_page.execute_script("return document.documentElement.scrollWidth") <= width
+
+
+def test_on_a_phone_state_and_sessions_are_on_the_screen_and_changes_have_their_names(worked_page: Chrome):
+    with screen(worked_page, 390):
+        for name in ("state", "sessions", "why", "by", "outcome"):
+            cells = worked_page.find_elements(By.CSS_SELECTOR, f"td[data-name='{name}']:not(.none)")
+            assert cells
+            for cell in cells:
+                box = worked_page.execute_script("return arguments[0].getBoundingClientRect()", cell)
+                assert (box["left"] >= 0, box["right"] <= 390, box["height"] > 0) == (True, True, True)
+                before = "return getComputedStyle(arguments[0], '::before').content"
+                assert worked_page.execute_script(before, cell) == f'"{name}"'
+        fine(worked_page)
+
+
+LABELS_UNDER_LINES = """
+const met = [];
+for (const label of document.querySelectorAll("svg .node .label")) {
+  const box = label.getBBox();
+  for (const line of document.querySelectorAll("svg path.edge")) {
+    const half = Number(line.getAttribute("stroke-width")) / 2, length = line.getTotalLength();
+    for (let at = 0; at <= length; at += 1) {
+      const point = line.getPointAtLength(at);
+      if (point.x >= box.x - half && point.x <= box.x + box.width + half && point.y >= box.y - half &&
+          point.y <= box.y + box.height + half) { met.push(label.textContent); break; }
+    }
+  }
+  for (const other of document.querySelectorAll("svg .node rect")) {
+    const one = other.getBBox();
+    if (one.x < box.x + box.width && box.x < one.x + one.width &&
+        one.y < box.y + box.height && box.y < one.y + one.height)
+      met.push(label.textContent + " in a box");
+  }
+}
+return met;
+"""
+
+
+def test_labels_are_where_no_line_is_and_texts_within_their_boxes(worked_page: Chrome):
+    with screen(worked_page, 1280):
+        assert worked_page.find_elements(By.CSS_SELECTOR, "svg .node .label")
+        assert worked_page.execute_script(LABELS_UNDER_LINES) == []
+        script = """return [...document.querySelectorAll("svg .node")].filter(node => {
+            const box = node.querySelector("rect").getBBox();
+            return [...node.querySelectorAll("text:not(.label)")].some(text => {
+                const inner = text.getBBox();
+                return inner.x + inner.width > box.x + box.width;
+            }) }).map(node => node.textContent)"""
+        assert worked_page.execute_script(script) == []
+
+
+def test_it_says_what_words_mean_and_where_more_is(worked_page: Chrome):
+    legend = worked_page.find_element(By.TAG_NAME, "dl").text
+    for word, meaning in (("L4CON", "cannot be connected to"), ("INI", "not checked yet"), ("L4TOUT", "in time")):
+        assert word in legend
+        assert meaning in legend
+    assert "L7STS" not in legend  # no server has it
+    links = [link.get_attribute("href") for link in worked_page.find_elements(By.CSS_SELECTOR, "footer a")]
+    assert [link.removeprefix("file://") for link in links] == [
+        "/metrics", "/readyz", "https://wiki.example.org/edgeagent/",
+    ]  # fmt: skip
+    headline = worked_page.find_element(By.TAG_NAME, "h1").text
+    assert "The desired state is not live: it is refused" in headline
+    assert (
+        "Handed over by key cluster@k8s-node1 from 10.0.20.101." in worked_page.find_element(By.TAG_NAME, "header").text
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "scheme"), [("desktop", 1280, "light"), ("phone", 390, "light"), ("dark", 1280, "dark")]
+)
+def test_screenshots_for_people(worked_page: Chrome, name: str, width: int, scheme: str):
+    """Kept in .cache/screenshots, to be looked at."""
+    with screen(worked_page, width, scheme):
+        assert worked_page.save_screenshot(str(SHOTS / f"{name}.png"))
+    assert (SHOTS / f"{name}.png").stat().st_size > 20_000
+
+
 def test_routes_carry_their_names():
     document = many(2)
     document["frontends"][0] |= {
@@ -224,6 +357,6 @@ def test_routes_carry_their_names():
             {"sni": [], "backend": document["backends"][0]["name"]},
         ],
     }
-    labels = [edge.label for edge in page.picture(status(document)).edges]
-    assert [label for label in labels if label] == ["a.example.org, *.e…"]
+    labels = [node.label for node in page.picture(status(document)).nodes]
+    assert [label for label in labels if label] == ["a.example.org, *.examp…"]
     assert "a.example.org, *.example.net → " in page.render(status(document), ())

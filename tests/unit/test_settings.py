@@ -55,6 +55,7 @@ def test_every_key_of_the_design_has_the_default_the_design_gives_it():
     ("text", "message"),
     [
         ("[haproxy]\nmaxcon = 5", 'haproxy.maxcon: unknown key; did you mean "maxconn"?'),
+        ("[metrics]\ndocs = 'javascript:alert(1)'", "metrics.docs: expected a web address"),
         ("[haproxy]\nmaxconn = '5'", "haproxy.maxconn: expected a whole number"),
         ("[haproxy]\nprocess_name = 'haproxy'", 'haproxy.process_name: must not be "haproxy"'),
         ("[haproxy]\nprocess_name = 'a/b'", "haproxy.process_name: expected a process name"),
