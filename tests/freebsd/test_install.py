@@ -356,6 +356,38 @@ def test_an_upgrade_in_place_costs_no_connection(installed: Box, newer: Path):
         assert installed.sh("pgrep -x edge-haproxy") == haproxy
 
 
+STATUS = "/usr/local/bin/agent --settings /usr/local/etc/edgeagent/agent.toml status"
+
+
+def test_a_box_that_was_installed_anew_is_an_edge_again(installed: Box):
+    """By the lines of docs/pfsense.md, as they stand, but for the copy to another host."""
+    text = (Path(__file__).parents[2] / "docs/pfsense.md").read_text()
+    (backup,) = re.findall(r"^17 3 \* \* \* root (.*)$", text, re.MULTILINE)
+    (restore,) = re.findall(r"^(tar -C / -xzf) fw-edgeagent.tgz && (.*)$", text, re.MULTILINE)
+    port = free_port()
+    with echo("a") as server:
+        serve(installed, port, server.address)
+        assert first_line(port).startswith("a ")
+        live = json.loads(installed.sh(f"{STATUS} --json"))["live"]
+        archive = installed.path("/usr/local/backup.tgz")
+        installed.sh(backup.replace("/root/edgeagent.tgz", "/usr/local/backup.tgz"))
+        installed.sh(f"{PYTHON} -I -S /usr/local/edgeagent.pyz uninstall --root / --purge")
+        assert not installed.path("/usr/local/bin/agent").exists()
+        assert archive.stat().st_mode & 0o077 == 0
+        until(lambda: not answers(port), "HAProxy has ended")
+        installed.sh(f"{restore[0]} /usr/local/backup.tgz && {restore[1]}")
+        assert first_line(port).startswith("a ")
+        again = json.loads(installed.sh(f"{STATUS} --json"))["live"]
+        assert (again["generation"], again["digest"]) == (live["generation"], live["digest"])
+
+
+def answers(port: int) -> bool:
+    try:
+        return bool(first_line(port))
+    except OSError:
+        return False
+
+
 def test_a_state_that_is_elsewhere_is_told_and_its_haproxy_ended(installed: Box):
     port = free_port()
     settings = installed.path("/usr/local/etc/edgeagent/agent.toml")
