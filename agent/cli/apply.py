@@ -5,9 +5,11 @@ Imports at the top are what `agent --version` pays for; whatever is heavier is i
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -17,7 +19,7 @@ from attrs import frozen
 from agent.cli.actor import actor
 from agent.cli.options import DESIRED, load_settings
 from agent.cli.output import end, print_json, show
-from agent.errors import AgentError, ExitCode, InvalidError, Outcome, UsageError, dotted
+from agent.errors import AgentError, ExitCode, InvalidError, Outcome, PolicyError, UsageError, dotted
 
 if TYPE_CHECKING:
     from agent.reconcile.report import Report
@@ -238,19 +240,33 @@ def _applied(settings: Settings, file: Path | None, *, force: bool, retry: bool)
     if file is not None:
         data = read(file, settings)
         signature = read_signature(file)
-        host.intake.verify(data, signature)
+        with _refusals_recorded(host, data):
+            host.intake.verify(data, signature)
         parsed = parse(data, file=label(file), max_bytes=settings.sync.max_bytes)
     elif busy := writer(settings.desired):
         raise UsageError(f"{settings.desired} is being written by {busy}", remedy="wait for its end, and apply it then")
     host.store.prepare()
     with host.store.lock(waiting=_say_who_is_waited_for):
         if data is not None:
-            host.backup.admit(parsed, force=force)
+            with _refusals_recorded(host, data):
+                host.backup.admit(parsed, force=force)
             host.store.set_request(Request(digest=parsed.digest, actor=actor()))
             host.intake.put(data, signature)
         with deferred(_say_that_it_ends_after_the_step):
             report = host.loop.reconcile(force=force, retry=retry, actor=actor())
     return host, report
+
+
+@contextlib.contextmanager
+def _refusals_recorded(host: Host, data: bytes) -> Iterator[None]:
+    """What policy rejects is a try, and in the history; a mistake of a person who has handed nothing over is none."""
+    from agent.remote.submit import SyncRequest, record_refusal
+
+    try:
+        yield
+    except PolicyError as error:
+        record_refusal(host.store, SyncRequest(data=data, actor=actor()), error)
+        raise
 
 
 def _say_that_it_ends_after_the_step() -> None:

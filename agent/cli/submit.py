@@ -16,7 +16,7 @@ from attrs import evolve
 from agent.cli.actor import actor
 from agent.cli.sync import Options, finish
 from agent.desired.identity import digest_of
-from agent.errors import AgentError, ExitCode, PolicyError
+from agent.errors import AgentError, ExitCode, InvalidError, PolicyError
 from agent.host.documents import label
 from agent.reconcile.stages import STAGE_WORDS, STAGES
 from agent.remote import submit as submissions
@@ -48,6 +48,8 @@ def submit(settings: Settings, path: Path, data: bytes, signed: bytes, options: 
     try:
         submission = submissions.submit(to, request, deadline=deadline)
     except AgentError as error:
+        if isinstance(error, (InvalidError, PolicyError)):
+            submissions.record_refusal(to.store, request, error)
         finish(refused(error, digest_of(data)), options)
     if options.no_wait and submission.served:
         finish(submissions.stored(submission), options)

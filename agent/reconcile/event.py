@@ -6,11 +6,14 @@ Also what a change left behind: a document that was tried and put back, drift th
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from attrs import define, evolve, field, frozen
 from attrs.validators import in_, instance_of
 
+from agent.errors import Violation
+
+LONGEST = 1_000  # characters of a sentence: a notice fits into a pipe
 WINDOW_SECONDS = 60.0
 """Changes of one subject within this time are one event with a count."""
 
@@ -68,6 +71,28 @@ class _Window:
     first: Event
     last: Event
     count: int = 1
+
+
+def refusal(digest: str, why: str, *, actor: str, at: float) -> Event:
+    """A document that was refused. `digest`: SHA-256, hex; `at`: seconds since the epoch."""
+    subject = digest[:12]
+    message = f"refused: sha256 {subject}: {why}"[:LONGEST]
+    return Event(kind=Kind.REFUSED.value, subject=subject, message=message, at=at, until=at, actor=actor)
+
+
+def invalid_in_words(violations: Sequence[Violation], total: int) -> str:
+    """`invalid: line 4: unknown key, and 2 more`"""
+    line = f"line {violations[0].line}: " if violations[0].line is not None else ""
+    more = f", and {total - 1} more" if total > 1 else ""
+    return f"invalid: {line}{violations[0].message}{more}"
+
+
+def repeats(refused: Event, before: Sequence[Event], *, told: bool = False) -> bool:
+    """Whether this is the newest refusal once more. `told`: by the process that has recorded it, whatever its words."""
+    newest = next((event for event in reversed(before) if event.kind == Kind.REFUSED), None)
+    if newest is None or (newest.subject, newest.actor) != (refused.subject, refused.actor):
+        return False
+    return told or newest.message == refused.message
 
 
 class Damper:

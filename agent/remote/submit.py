@@ -16,12 +16,13 @@ from attrs import frozen
 
 from agent.desired.identity import digest_of
 from agent.desired.state import Parsed, parse
-from agent.errors import ExitCode, InvalidError, NoAnswerError, PolicyError
+from agent.errors import AgentError, ExitCode, InvalidError, NoAnswerError, PolicyError, StoreError
 from agent.host.desired_file import STALE_REMEDY, Intake
 from agent.host.documents import read_signature
 from agent.host.limits import limits_of
 from agent.host.store import Identity, Store, identity
 from agent.reconcile import policy
+from agent.reconcile.event import invalid_in_words, refusal, repeats
 from agent.reconcile.generation import Hold, Request
 from agent.remote.answer import Answer
 from agent.settings import Settings
@@ -133,6 +134,18 @@ def submit(to: Destination, request: SyncRequest, *, deadline: float) -> Submiss
         if time.monotonic() > deadline:
             raise NoAnswerError("another change is under way, and takes too long", remedy="try again")
         time.sleep(POLL_SECONDS)  # a lock gives no event
+
+
+def record_refusal(store: Store, request: SyncRequest, error: AgentError) -> None:
+    """In the history, with whom it came from: also what is refused before it is stored is a try.
+
+    Without the lock, which a change may hold for seconds: at worst an event of the same moment is lost.
+    """
+    why = invalid_in_words(error.violations, error.total) if isinstance(error, InvalidError) else str(error)
+    refused = refusal(digest_of(request.data), why, actor=request.actor, at=time.time())
+    with contextlib.suppress(StoreError):  # the answer counts, not the record of it
+        if not repeats(refused, store.events()):
+            store.add_events([refused])
 
 
 def admit(to: Destination, parsed: Parsed, request: SyncRequest) -> None:

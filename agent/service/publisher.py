@@ -26,7 +26,7 @@ from agent.host.store import Identity, Store
 from agent.proxy_protocol import canary
 from agent.proxy_protocol.canary import CanaryResult
 from agent.reconcile.assessor import Assessor
-from agent.reconcile.event import Event, Kind
+from agent.reconcile.event import Event, Kind, repeats
 from agent.reconcile.report import Report
 from agent.settings import Settings
 from agent.view import events
@@ -112,7 +112,7 @@ class Publisher:
             self._counters[f"drift_corrections.{kind}"] += 1
         happened = events.events_of(report)
         refusal = events.refusal_of(report)
-        if refusal is not None and not events.repeats(refusal, self._store.events(), told=before is not None):
+        if refusal is not None and not repeats(refusal, self._store.events(), told=before is not None):
             happened.append(refusal)
         if happened:
             self._record(happened, report)

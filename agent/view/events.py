@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
 from typing import Any
 
 from agent.errors import Outcome
-from agent.reconcile.event import Event, Kind
+from agent.reconcile.event import LONGEST, Event, Kind, invalid_in_words, refusal
 from agent.reconcile.report import Report
 from agent.view.status import Status, as_json, event_status, when
 
-_LONGEST = 1_000  # characters of a sentence: a notice fits into a pipe
 _MOST_LOGGED = 20
 _FIRST = "nothing is live yet"  # of a plan: then HAProxy is started for the first time
 
@@ -38,8 +36,8 @@ def notice(before: Report | None, report: Report) -> dict[str, object]:
         "name": report.name,
         "plan": report.plan,
         "milliseconds": round(report.seconds * 1_000),
-        "message": report.message[:_LONGEST],
-        "remedy": report.remedy[:_LONGEST],
+        "message": report.message[:LONGEST],
+        "remedy": report.remedy[:LONGEST],
         "actor": report.actor,
         "at": when(report.at),
     }
@@ -96,25 +94,12 @@ def refusal_of(report: Report) -> Event | None:
     """A document that was refused, or is none; not a file that cannot be read."""
     if report.outcome not in (Outcome.REFUSED, Outcome.INVALID) or report.digest is None:
         return None
-    what, subject = report.message, report.digest[:12]
-    if report.violations:
-        first = report.violations[0]
-        more = f", and {report.violations_total - 1} more" if report.violations_total > 1 else ""
-        line = f"line {first.line}: " if first.line is not None else ""
-        what = f"invalid: {line}{first.message}{more}"
-    return _event(Kind.REFUSED, subject, f"refused: sha256 {subject}: {what}", report, actor=report.actor)
-
-
-def repeats(refusal: Event, before: Iterable[Event], *, told: bool) -> bool:
-    """Whether this is the newest refusal once more. `told`: by the process that has recorded it, whatever its words."""
-    newest = next((event for event in reversed(tuple(before)) if event.kind == Kind.REFUSED), None)
-    if newest is None or (newest.subject, newest.actor) != (refusal.subject, refusal.actor):
-        return False
-    return told or newest.message == refusal.message
+    why = invalid_in_words(report.violations, report.violations_total) if report.violations else report.message
+    return refusal(report.digest, why, actor=report.actor, at=report.at)
 
 
 def _event(kind: Kind, subject: str, message: str, report: Report, *, actor: str) -> Event:
-    message = message[:_LONGEST]
+    message = message[:LONGEST]
     return Event(kind=kind.value, subject=subject, message=message, at=report.at, until=report.at, actor=actor)
 
 

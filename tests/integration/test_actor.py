@@ -88,6 +88,20 @@ def test_in_history_status_page_and_notification(one_edge: Edge, backend: EchoSe
     assert next(note for note in notes(edge) if note.get("outcome") == "refused")["actor"] == BEHIND
 
 
+def test_a_try_that_was_never_stored_is_in_the_history_too(one_edge: Edge, backend: EchoServer):
+    edge, port = one_edge, free_port()
+    edge.live(state(backend.address, port, serial=5))
+    older = edge.file(state(backend.address, port, serial=4))
+    for _ in range(2):  # the same again is no news
+        assert edge.agent("sync", older).returncode == 9
+    assert edge.agent("apply", older).returncode == 9
+    assert edge.agent("sync", edge.file(b"version: 1\nfrontend: 1\n")).returncode == 3
+    entries = json.loads(edge.agent("history", "--json").stdout)[1:]
+    assert [(entry["event"], entry["actor"]) for entry in entries] == [("refused", USER)] * 2
+    assert "serial 4 is lower than" in entries[0]["message"]
+    assert "invalid: line 2: unknown key" in entries[1]["message"]
+
+
 def test_what_only_the_world_has_changed_is_by_the_agent(one_edge: Edge, backend: EchoServer):
     """An address that is free again: nobody has changed the document."""
     port = free_port()
