@@ -249,7 +249,7 @@ class Assessor:
                 known = {**{name: address for name, address in generation.resolved if name in wanted}, **known}
         at_once = observed is None and wanted <= known.keys()
         answers = self.environment.names.answers(wanted, seconds=0.0 if at_once else RESOLVE_SECONDS)
-        chosen = names.choose(wanted, answers, known, worse=worse)
+        chosen = names.choose(wanted, answers, known, worse=worse, is_own=names.own(state))
         return evolve(chosen, silent=frozenset()) if at_once else chosen
 
     def _reachable(self, checks: Checks, handshakes: Collection[Handshake]) -> frozenset[Key]:

@@ -7,11 +7,11 @@ records what its names were, so that what is live can be told, and started, with
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from attrs import evolve, field, frozen
 
-from agent.desired.addresses import Endpoint, ServerEndpoint, ip
+from agent.desired.addresses import WILDCARDS, Endpoint, ServerEndpoint, ip
 from agent.desired.schema import Backend, DesiredState
 from agent.errors import Finding
 
@@ -29,6 +29,8 @@ class Resolution:
     """names that the resolver gave no usable address for"""
     worse: frozenset[Resolved] = frozenset()
     """answers that were tried, and rolled back"""
+    loops: frozenset[Resolved] = frozenset()
+    """answers that are addresses of this document's own frontends: HAProxy would connect to itself"""
 
     @property
     def recorded(self) -> tuple[Resolved, ...]:
@@ -41,30 +43,48 @@ def of(state: DesiredState) -> frozenset[str]:
     return frozenset(server.address.name for backend in state.backends for server in backend.servers) - {""}
 
 
+def own(state: DesiredState) -> Callable[[Resolved], bool]:
+    """Whether a name with that address leads back to a frontend of the document, by any server of that name."""
+    ports: dict[str, set[int]] = {}
+    for server in (server for backend in state.backends for server in backend.servers if server.address.name):
+        ports.setdefault(server.address.name, set()).add(server.address.port)
+    bound = {(endpoint.host, endpoint.port) for frontend in state.frontends for endpoint in frontend.bind}
+
+    def is_own(resolved: Resolved) -> bool:
+        name, address = resolved
+        parsed = ipaddress.ip_address(address)
+        hosts = [address, *([WILDCARDS[parsed.version == 6]] if parsed.is_loopback else [])]
+        return any((host, port) in bound for host in hosts for port in ports.get(name, ()))
+
+    return is_own
+
+
 def choose(
     names: Collection[str],
     answers: Mapping[str, Sequence[str]],
     known: Mapping[str, str],
     *,
     worse: Collection[Resolved] = (),
+    is_own: Callable[[Resolved], bool] = lambda _: False,
 ) -> Resolution:
     """`answers`: of the resolver, by name; a name without one is silent. `known`: the addresses used until now.
 
-    `worse`: answers that are not taken, because they were tried and rolled back.
+    `worse`: answers that are not taken, because they were tried and rolled back. `is_own`: see `own`.
     """
     addresses: dict[str, str] = {}
-    silent, refused = set(), set()
+    silent, refused, loops = set(), set(), set()
     for name in names:
         offered = [address for text in answers.get(name, ()) if (address := usable(text)) is not None]
-        taken = [address for address in offered if (name, address) not in worse]
+        loops |= {(name, address) for address in offered if is_own((name, address))}
         refused |= {(name, address) for address in offered if (name, address) in worse}
+        taken = [address for address in offered if (name, address) not in refused | loops]
         if not offered:
             silent.add(name)
         if (now := known.get(name)) is not None and (now in offered or not taken):
             addresses[name] = now
         elif taken:
             addresses[name] = taken[0]
-    return Resolution(addresses=addresses, silent=frozenset(silent), worse=frozenset(refused))
+    return Resolution(addresses=addresses, silent=frozenset(silent), worse=frozenset(refused), loops=frozenset(loops))
 
 
 def usable(text: str) -> str | None:
@@ -127,6 +147,11 @@ def findings(written: DesiredState, resolution: Resolution) -> Iterable[Finding]
             if name in resolution.silent:
                 stays = f"its last address {address} stays" if address else "the server is left out until it does"
                 yield Finding(where, f"{name} does not resolve: {stays}", f"look at the resolver: `host {name}`")
+            elif loops := sorted(other for known, other in resolution.loops if known == name):
+                message = f"{name} is {', '.join(loops)} now, which this document binds itself: a loop"
+                yield Finding(
+                    where, f"{message}; {address or 'no address'} is used", f"look at the resolver: `host {name}`"
+                )
             elif refused := sorted(other for known, other in resolution.worse if known == name):
                 message = f"{name} is {', '.join(refused)} now, which was tried and rolled back"
                 yield Finding(where, f"{message}: {address or 'no address'} stays", "`agent apply --retry` tries it")

@@ -101,6 +101,24 @@ def test_an_answer_that_hurt_is_not_taken_again():
     assert choose({"n": ("192.0.2.2", "192.0.2.3")}, {"n": "192.0.2.1"}, worse=worse).addresses == {"n": "192.0.2.3"}
 
 
+def test_an_answer_that_this_document_binds_is_a_loop(reconciler: Reconciler):
+    """A client of HAProxy would be HAProxy, until no connection is left."""
+    reconciler.reconcile(document())
+    fake_names(reconciler).addresses["mx.example.org"] = ("192.0.2.1",)  # what frontend f binds at port 25
+    report = reconciler.reconcile(document())
+    assert report.outcome is Outcome.UNCHANGED
+    assert "mx.example.org is 192.0.2.1 now, which this document binds itself: a loop; 198.51.100.1 is used" in str(
+        report.findings
+    )
+    is_own = names.own(parse(document("mx.example.org:2525"), file="d").state)
+    assert not is_own(("mx.example.org", "192.0.2.1"))  # at another port it is none
+    wild = json.loads(document())
+    wild["frontends"]["f"]["bind"] = ["0.0.0.0:25"]
+    is_own = names.own(parse(json.dumps(wild).encode(), file="d").state)
+    assert is_own(("mx.example.org", "127.0.0.1"))
+    assert not is_own(("mx.example.org", "198.51.100.1"))
+
+
 # --- the reconcile
 
 
