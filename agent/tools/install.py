@@ -324,7 +324,7 @@ def uninstall(root: Path | None, *, purge: bool) -> None:
     for page in sorted(place.manuals.glob("agent*.1")) if place.manuals is not None else ():
         if _PAGE in page.read_text(errors="replace"):
             _remove(page, gone)
-    if place.linux and place.real:
+    if place.linux and place.real and _RUNS_SYSTEMD.exists():
         _systemctl("daemon-reload")
     yours = [place.settings.parent, place.rc_conf, state]
     # A folder that agent.toml names may be anything: only our own places are emptied.

@@ -28,6 +28,8 @@ from kit.site import Mute, Site, pools, reached, reloads
 from kit.web import web
 from kit.witness import Witness
 
+from agent.discover.holds import RETRY_SECONDS
+
 NODES = ("k8s-node1", "k8s-node2", "k8s-node3", "k8s-node4")
 
 
@@ -173,6 +175,7 @@ def test_a_service_that_the_firewall_refuses_is_held_back_and_the_others_go_on(s
             site.live(control, "mail")
             names = {"a": 26, "bad": 27, "z": 28}
             ports = {name: site.smtp(name, number, prefix=name, application="smtp") for name, number in names.items()}
+            refused = time.monotonic()
             site.told(control, "bad", "refused")
             site.live(control, "a")
             site.live(control, "z")
@@ -184,7 +187,9 @@ def test_a_service_that_the_firewall_refuses_is_held_back_and_the_others_go_on(s
             until(lambda: "node2" in pools(site.wall)["smtp"], "the next change goes live")
             assert "bad-smtp" not in pools(site.wall)
             assert first_line(port, host=site.bind)
-            control.pushed(before + 1)  # it is not even tried again for that
+            # It is not tried again for that; on a slow machine its own time may have come meanwhile.
+            due = time.monotonic() - refused > RETRY_SECONDS[0]
+            assert control.pushes in (before + 1, *([before + 2] if due else [])), control.said
             assert control.stop() == 0
         with site.watched(name="again") as control:
             control.wait("held back: Service default/bad")

@@ -27,7 +27,7 @@ from agent.desired.identity import digest_of
 from agent.host.store import Store
 from tests.faults.conftest import Scene
 
-STEPS = int(os.environ.get("EDGEAGENT_WALK", "100" if os.environ.get("EDGEAGENT_ALL_VERSIONS") else "60"))
+STEPS = int(os.environ.get("EDGEAGENT_WALK", "100" if os.environ.get("EDGEAGENT_ALL_VERSIONS") else "40"))
 NEVER = 10**9
 KILLED = -signal.SIGKILL
 BALANCES = ("roundrobin", "leastconn", "random", "first")

@@ -6,6 +6,7 @@ import contextlib
 import json
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from kit.box import Box
 from kit.edge import first_line, until
 from kit.onefile import PYTHON
 from kit.servers import EchoServer, echo, free_port
+
+from agent.view.status import when
 
 RC = "/usr/local/etc/rc.d/edgeagent.sh"
 SUPERVISOR, CHILD = "/run/edgeagent-supervisor.pid", "/run/edgeagent.pid"  # /var/run is a link
@@ -206,6 +209,7 @@ def test_restart_and_reload_and_status_and_configtest(serving: tuple[Box, int]):
     assert "running as pid" in verb(box, "status")
     status = box.path("/run/edgeagent/status.json")
     told = json.loads(status.read_text())["desired"]["read"]
+    until(lambda: when(time.time()) > told, "its second is over")
     assert "looks at the desired state now" in verb(box, "reload")
     until(lambda: json.loads(status.read_text())["desired"]["read"] != told, "it has looked again", 10)
     assert pid(box, CHILD) == before

@@ -54,7 +54,7 @@ class Root:
     def words(self, *command: str) -> list[str]:
         """As this process runs it."""
         clean = ["env", "-i", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root"]
-        return ["nsenter", "-t", str(self.pid), "-m", "-p", "--root", "--wd=/", "--", *clean, *command]
+        return ["nsenter", "-t", str(self.pid), "-m", "-p", "--root", "--wdns=/", "--", *clean, *command]
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

@@ -234,7 +234,8 @@ def test_from_nothing_to_an_edge_and_back(host: Root, dist: Path, servers: tuple
         assert session.recv(100) == b"still here"
 
     assert first_line(port)[:1] in ("a", "b")
-    host.good("agent", "uninstall")
+    done = host.run("agent", "uninstall")
+    assert (done.returncode, done.stderr) == (0, "")
     assert first_line(port)[:1] in ("a", "b")  # HAProxy goes on serving, and what is a person's stays
     assert host.path("/etc/edgeagent/desired.yaml").exists()
     host.good("python3", "/root/edgeagent.pyz", "uninstall", "--purge")
