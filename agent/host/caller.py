@@ -6,7 +6,9 @@ import os
 import pwd
 from collections.abc import Mapping
 
-from agent.reconcile.actor import clean
+from agent.reconcile.actor import LONGEST, clean
+
+SUFFIX = 60  # characters of `from ADDRESS`: the longest IPv6 address with a scope
 
 
 def user(environ: Mapping[str, str] = os.environ) -> str:
@@ -27,4 +29,6 @@ def key(comment: str, environ: Mapping[str, str] = os.environ) -> str:
 
 def _from(name: str, environ: Mapping[str, str]) -> str:
     client = environ.get("SSH_CONNECTION", "").split(" ")[0]
-    return clean(f"{name} from {client}" if client else name)
+    suffix = clean(f"from {client}"[:SUFFIX]) if client else ""
+    # The owner of a key chooses its comment: it must not push the address out of the line.
+    return f"{clean(name)[: LONGEST - len(suffix) - 1]} {suffix}".rstrip()

@@ -19,6 +19,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from email.message import Message
 from pathlib import Path
 
 from attrs import frozen
@@ -258,6 +259,13 @@ class _Bounded:
         return self._file.closed
 
 
+def _has_more(headers: Message) -> bool:
+    """Whether there may be a body, or something that another server would take for one (RFC 9112, 11.2)."""
+    lengths = headers.get_all("Content-Length", [])
+    odd = headers.defects or headers.get_payload() or any(name != name.strip() for name in headers)
+    return bool(odd) or any(length.strip() != "0" for length in lengths) or "Transfer-Encoding" in headers
+
+
 class _Handler(http.server.BaseHTTPRequestHandler):
     routes: Mapping[str, Route] = {}
     allowed: frozenset[bytes] = frozenset()
@@ -303,9 +311,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             answer = route(self.headers.get("Accept", ""))
         # What came behind the headers is not read, and must not be taken for the next request. A client of 1.0 would
         # have to be told that the connection stays.
-        length = self.headers.get("Content-Length", "0").strip()
-        last = self._bounded.spent or self.request_version == "HTTP/1.0" or length != "0"
-        last = last or "Transfer-Encoding" in self.headers
+        last = self._bounded.spent or self.request_version != "HTTP/1.1" or _has_more(self.headers)
         data, zipped = answer.body, False
         if len(data) > _WORTH_GZIP and "gzip" in self.headers.get("Accept-Encoding", ""):
             data, zipped = gzip.compress(data, compresslevel=1, mtime=0), True

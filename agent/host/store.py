@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import json
 import os
 import re
@@ -308,8 +309,23 @@ class Store:
                 shutil.rmtree(final)
             folder.rename(final)
         _sync(self._generations)
-        for number in self._numbers()[: -self.keep]:
+        for number in self._superseded():
             shutil.rmtree(self._folder(number), ignore_errors=True)
+
+    def _superseded(self) -> list[int]:
+        """Those beyond `keep`: first the older ones of the same document one after the other, then the oldest.
+
+        A host name that moves back and forth must not take every other document out of the history.
+        """
+        numbers, gone = self._numbers(), []
+        digests = {known.number: known.digest for known in self.generations()} if len(numbers) > self.keep else {}
+        while len(numbers) > self.keep:
+            same = (
+                number for number, after in itertools.pairwise(numbers) if digests.get(number) == digests.get(after)
+            )
+            gone.append(next(same, numbers[0]))
+            numbers.remove(gone[-1])
+        return gone
 
     def marks(self) -> tuple[Identity | None, ...]:
         """What changes when a command of another process puts a generation or a hold in place: cheap to look at."""

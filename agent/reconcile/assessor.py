@@ -245,8 +245,10 @@ class Assessor:
             return Resolution()
         known = {name: address for name, address in (live.resolved if live else ()) if name in wanted}
         if wanted - known.keys():
-            for generation in self.environment.store.generations():  # the newest comes last
-                known = {**{name: address for name, address in generation.resolved if name in wanted}, **known}
+            older: dict[str, str] = {}
+            for generation in self.environment.store.generations():  # the newest comes last, and counts
+                older |= {name: address for name, address in generation.resolved if name in wanted}
+            known = {**older, **known}
         at_once = observed is None and wanted <= known.keys()
         answers = self.environment.names.answers(wanted, seconds=0.0 if at_once else RESOLVE_SECONDS)
         chosen = names.choose(wanted, answers, known, worse=worse, is_own=names.own(state))

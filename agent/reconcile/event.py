@@ -13,6 +13,7 @@ from attrs.validators import in_, instance_of
 
 from agent.errors import Violation
 
+REPEAT_SECONDS = 600.0  # within which a refusal of the same document is no news
 LONGEST = 1_000  # characters of a sentence: a notice fits into a pipe
 WINDOW_SECONDS = 60.0
 """Changes of one subject within this time are one event with a count."""
@@ -87,12 +88,13 @@ def invalid_in_words(violations: Sequence[Violation], total: int) -> str:
     return f"invalid: {line}{violations[0].message}{more}"
 
 
-def repeats(refused: Event, before: Sequence[Event], *, told: bool = False) -> bool:
-    """Whether this is the newest refusal once more. `told`: by the process that has recorded it, whatever its words."""
-    newest = next((event for event in reversed(before) if event.kind == Kind.REFUSED), None)
-    if newest is None or (newest.subject, newest.actor) != (refused.subject, refused.actor):
-        return False
-    return told or newest.message == refused.message
+def repeats(refused: Event, before: Iterable[Event]) -> bool:
+    """Whether the same actor had the same document refused a moment ago, whatever else was refused meanwhile."""
+    return any(
+        (event.kind, event.subject, event.actor) == (refused.kind, refused.subject, refused.actor)
+        and abs(refused.at - event.at) < REPEAT_SECONDS
+        for event in before
+    )
 
 
 class Damper:

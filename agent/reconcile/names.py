@@ -75,12 +75,15 @@ def choose(
     silent, refused, loops = set(), set(), set()
     for name in names:
         offered = [address for text in answers.get(name, ()) if (address := usable(text)) is not None]
+        now = known.get(name)
         loops |= {(name, address) for address in offered if is_own((name, address))}
-        refused |= {(name, address) for address in offered if (name, address) in worse}
+        refused |= {(name, address) for address in offered if (name, address) in worse and address != now}
         taken = [address for address in offered if (name, address) not in refused | loops]
         if not offered:
             silent.add(name)
-        if (now := known.get(name)) is not None and (now in offered or not taken):
+        if now is not None and is_own((name, now)):  # the frontend came later than the address
+            now = None
+        if now is not None and (now in offered or not taken):
             addresses[name] = now
         elif taken:
             addresses[name] = taken[0]

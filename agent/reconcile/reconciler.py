@@ -89,7 +89,8 @@ class Reconciler:
     """raises PolicyError for a valid document that policy rejects"""
     _pace: Pace = field(init=False)
     _failed_generations: set[int] = field(init=False, factory=set)  # not reached again as this host is now: it hurt
-    _worse: dict[str, set[Resolved]] = field(init=False, factory=dict)  # by digest: addresses of names that hurt
+    # By digest: addresses of names that hurt, and until when they are not tried again, by the monotonic clock.
+    _worse: dict[str, dict[Resolved, float]] = field(init=False, factory=dict)
     _failures: dict[str, Failure] = field(init=False, factory=dict)  # by digest: what the world did to documents
 
     @_pace.default
@@ -267,13 +268,14 @@ class Reconciler:
         observed = self.assessor.observed(live)
         report.unasked = not report.by_command and live is not None and live.digest == parsed.digest
         with report.stage("preflight"):
-            worse = self._worse.get(parsed.digest, ())
+            now = self.environment.clock.monotonic()
+            worse = [resolved for resolved, until in self._worse.get(parsed.digest, {}).items() if now < until]
             assessment = self.assessor.assess(
                 parsed, data, live, observed, report.interrupted, resolution=resolution, worse=worse
             )
             report.quarantined, report.handshakes = assessment.target.quarantined, assessment.handshakes
             report.written, report.silent = assessment.written, assessment.resolution.silent
-            report.findings += names.findings(parsed.state, assessment.resolution)
+            report.name_findings = tuple(names.findings(parsed.state, assessment.resolution))
             self._remember(assessment.handshakes, assessment.before, assessment.written)
         if assessment.objections and proven:
             why = "; ".join(policy.in_words(assessment.objections))
@@ -312,11 +314,12 @@ class Reconciler:
         return report.done(Outcome.COMMITTED if new_generation else Outcome.UNCHANGED)
 
     def _note_worse(self, error: SwitchError, assessment: Assessment) -> None:
-        """Addresses of names that came with a step that hurt are not taken again while the document is the same."""
+        """Addresses of names that came with a step that hurt are not taken again for a while."""
         live, digest = assessment.live, assessment.target.digest
         if isinstance(error, WorseError) and live is not None and live.digest == digest:
-            moved = set(assessment.resolution.recorded) - set(live.resolved)
-            before = self._worse.get(digest, set())
+            until = self.environment.clock.monotonic() + MAX_RETRY_SECONDS
+            moved = dict.fromkeys(set(assessment.resolution.recorded) - set(live.resolved), until)
+            before = self._worse.get(digest, {})
             self._worse.clear()  # of documents that are no longer wanted
             self._worse[digest] = before | moved
 
@@ -426,9 +429,23 @@ class Reconciler:
         if not live.is_current and (running is not None or not self._has_other_addresses(live, parsed, data)):
             return False
         for_live = report.for_live(live.digest)
+        recorded = Resolution(addresses=dict(live.resolved))
+        # Names of servers move also while the desired state is held, invalid or refused.
+        moving = running is not None and not report.switched and bool(names.of(parsed.state))
         try:
-            resolution = Resolution(addresses=dict(live.resolved))
-            self._reach(for_live, parsed, data, force=False, proven=running is not None, resolution=resolution)
+            try:
+                self._reach(
+                    for_live,
+                    parsed,
+                    data,
+                    force=False,
+                    proven=running is not None,
+                    resolution=None if moving else recorded,
+                )
+            except RefusedError:
+                if not moving:
+                    raise
+                self._reach(for_live, parsed, data, force=False, resolution=recorded)
         except AgentError as error:  # refused, paced or rolled back: the next resync tries again
             report.commands_sent = report.commands_sent or for_live.commands_sent
             report.started_generation = for_live.started_generation or report.started_generation
@@ -438,6 +455,8 @@ class Reconciler:
                 report.commands_sent = True
             return False
         report.interrupted = None
+        if report.written is None:  # what was wanted did not come that far
+            report.silent, report.name_findings = for_live.silent, for_live.name_findings
         return True
 
     def _as_now(self, live: LiveGeneration, parsed: Parsed, data: bytes) -> Assessment | None:

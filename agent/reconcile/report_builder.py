@@ -45,6 +45,8 @@ class ReportBuilder:
     """the document with addresses for the names of its servers, once they are looked up"""
     silent: frozenset[str] = frozenset()
     """host names of servers that do not resolve"""
+    name_findings: tuple[Finding, ...] = ()
+    """what is to know of host names"""
     step: Plan | None = None
     """the plan, once there is one"""
     started_generation: int | None = None
@@ -130,6 +132,7 @@ class ReportBuilder:
                 *(parsed.findings if parsed else ()),
                 *preflight.findings(self.quarantined),
                 *preflight.unserved_findings(self.unserved),
+                *self.name_findings,
                 *self.findings,
             ),
             timings=tuple(self._timings),

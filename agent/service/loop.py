@@ -73,10 +73,12 @@ class Loop:
         about = asked if asked is not None and asked.digest == digest else None
         if about is not None:
             force, retry = force or about.force, retry or about.retry
+        # Whoever forces it, or wants it tried once more, makes the change, also where the document is live already.
+        asks = bool(actor) or (about is not None and (about.force or about.retry))
         author = about.actor if about is not None and about.actor else FILE
         with self._publisher.changing(digest, self._files):
             report = self._reconciler.reconcile(
-                data, force=force, retry=retry, request=request, actor=actor or author, by_command=bool(actor)
+                data, force=force, retry=retry, request=request, actor=actor or author, by_command=asks
             )
         after = about and evolve(about, force=False, retry=False)
         if after != asked:

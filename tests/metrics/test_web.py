@@ -110,6 +110,10 @@ def test_a_connection_is_kept_for_the_next_request():
         b"GET / HTTP/1.1\r\nContent-Length: 33\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n",
         b"GET / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET / HTTP/1.1\r\n\r\n",
         b"GET / HTTP/1.1\r\nContent-Length: 0, 5\r\n\r\nGET / HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nContent-Length: 0\r\nContent-Length: 21\r\n\r\nGET / HTTP/1.1\r\n\r\n\r\n\r\n",
+        b"GET / HTTP/1.1\r\nContent-Length : 18\r\n\r\nGET / HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nfoo\r\nContent-Length: 18\r\n\r\nGET / HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nfoo\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET / HTTP/1.1\r\n\r\n",
     ],
 )
 def test_what_comes_behind_the_headers_is_no_next_request(request_: bytes):

@@ -9,6 +9,8 @@ from kit.onefile import AGENT
 from kit.servers import EchoServer
 from kit.ssh import Cluster, Firewall, state
 
+from agent.host import caller
+
 
 def test_the_key_and_its_address(firewall: Firewall, cluster: Cluster, backend: EchoServer):
     firewall.edge.live(state(backend.address, serial=1))
@@ -42,6 +44,12 @@ def test_the_signer(firewall: Firewall, cluster: Cluster, backend: EchoServer):
     done = cluster.agent("sync", cluster.file(state(backend.address, serial=2)), "--to", firewall.to, "--sign", key)
     assert done.returncode == 0, done.stdout + done.stderr
     assert firewall.edge.status()["live"]["actor"] == "root from 127.0.0.1, signed by cluster@example.org"
+
+
+def test_a_long_comment_does_not_hide_the_address():
+    actor = caller.key("a" * 300, {"SSH_CONNECTION": "203.0.113.9 1 192.0.2.1 22"})
+    assert actor.endswith("a from 203.0.113.9")
+    assert len(actor) <= 120
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 from attrs import evolve
-from kit.fakes import FakeNames, FakeProxy
+from kit.fakes import Clock, FakeNames, FakeProxy
 from kit.reconciler import checks_fail, make_reconciler, prober, told
 
 from agent.desired.addresses import server_endpoint
 from agent.desired.state import parse
-from agent.errors import InvalidError, Outcome
+from agent.errors import InvalidError, Outcome, Violation
 from agent.haproxy.observed import Running
 from agent.host.resolver import MAX_THREADS, Resolver, lookup
 from agent.proxy_protocol.greetings import Result
@@ -110,6 +110,10 @@ def test_an_answer_that_this_document_binds_is_a_loop(reconciler: Reconciler):
     assert "mx.example.org is 192.0.2.1 now, which this document binds itself: a loop; 198.51.100.1 is used" in str(
         report.findings
     )
+    # Also where the frontend comes later than the address: it is left out, or another one is taken.
+    moved = choose({"n": ("192.0.2.5", "192.0.2.6")}, {"n": "192.0.2.5"}, is_own=lambda pair: pair[1] == "192.0.2.5")
+    assert moved.addresses == {"n": "192.0.2.6"}
+    assert choose({"n": ("192.0.2.5",)}, {"n": "192.0.2.5"}, is_own=lambda _: True).addresses == {}
     is_own = names.own(parse(document("mx.example.org:2525"), file="d").state)
     assert not is_own(("mx.example.org", "192.0.2.1"))  # at another port it is none
     wild = json.loads(document())
@@ -176,6 +180,43 @@ def test_a_frontend_that_serves_is_not_left_with_a_name_that_is_none(reconciler:
     assert report.generation == 1
 
 
+def test_names_move_while_the_desired_state_is_held_or_refused(reconciler: Reconciler, proxy: FakeProxy):
+    reconciler.reconcile(document())
+    fake_names(reconciler).addresses["mx.example.org"] = ("198.51.100.2",)
+    report = reconciler.reconcile(InvalidError("d", (Violation((), "broken"),)))
+    assert (report.outcome, report.generation) == (Outcome.INVALID, 2)
+    assert "server a 198.51.100.2:25 " in reconciler.environment.store.config_of(2).decode()
+    fake_names(reconciler).addresses.clear()
+    report = reconciler.reconcile(InvalidError("d", (Violation((), "broken"),)))
+    assert report.silent == {"mx.example.org"}
+    assert "its last address 198.51.100.2 stays" in str(report.findings)
+    # Where it may not move, what is live goes on as it is.
+    fake_names(reconciler).addresses["mx.example.org"] = ("198.51.100.3",)
+    prober(reconciler).odd["198.51.100.3:25"] = Result.PLAIN
+    report = reconciler.reconcile(InvalidError("d", (Violation((), "broken"),)))
+    assert (report.outcome, report.generation) == (Outcome.INVALID, 2)
+
+
+def test_the_newest_address_that_is_known_counts(reconciler: Reconciler):
+    reconciler.reconcile(document())
+    fake_names(reconciler).addresses["mx.example.org"] = ("198.51.100.2",)
+    reconciler.reconcile(document())
+    reconciler.reconcile(document("198.51.100.9:25"))
+    fake_names(reconciler).addresses.clear()
+    reconciler.reconcile(document())
+    assert "server a 198.51.100.2:25 " in reconciler.environment.store.config_of(4).decode()
+
+
+def test_a_name_that_moves_back_and_forth_leaves_other_documents_in_the_history(reconciler: Reconciler):
+    reconciler.reconcile(document("198.51.100.9:25"))
+    for turn in range(50):
+        fake_names(reconciler).addresses["mx.example.org"] = (f"198.51.100.{turn % 2 + 1}",)
+        reconciler.reconcile(document())
+    kept = reconciler.environment.store.generations()
+    assert (kept[0].number, kept[-1].number, len(kept) <= 20) == (1, 51, True)
+    assert reconciler.rollback(None, None).outcome is Outcome.COMMITTED
+
+
 def test_it_comes_back_from_an_older_generation(reconciler: Reconciler):
     """Rolled back to a document with a name while the resolver is silent: the address that it had then."""
     reconciler.reconcile(document())
@@ -212,6 +253,11 @@ def test_an_address_that_hurts_is_rolled_back_and_not_tried_again(reconciler: Re
     report = reconciler.reconcile(checked)
     assert report.outcome is Outcome.UNCHANGED, report.message
     assert "198.51.100.2 now, which was tried and rolled back: 198.51.100.1 stays" in str(report.findings)
+    clock = reconciler.environment.clock
+    assert isinstance(clock, Clock)
+    clock.sleep(700)  # it may have become ready since
+    report = reconciler.reconcile(checked)
+    assert (report.outcome, report.plan) == (Outcome.COMMITTED, "runtime")
 
 
 def test_a_server_that_moved_where_it_does_not_speak_proxy_is_refused(reconciler: Reconciler):
