@@ -58,7 +58,7 @@ run = "{run}"
 [haproxy]
 # What HAProxy drops to once its addresses are bound; the folder is empty, and stays so.
 user = "{user}"
-group = "{user}"
+group = "{group}"
 chroot = "{empty}"
 """
 _RC_CONF = """\
@@ -234,7 +234,7 @@ def install(root: Path | None, *, platform: str = "") -> None:
         "config": place.config_path,
         "state": place.state_path,
         "run": place.run_path,
-        "user": _haproxy_user(place),
+        **_account(place),
         "empty": f"/usr/local/libexec/edgeagent/{empty.name}",
     }
     for file, text in zip(yours, (_SETTINGS, _RC_CONF), strict=False):
@@ -301,6 +301,8 @@ def uninstall(root: Path | None, *, purge: bool) -> None:
     HAProxy goes on serving; with `purge` it is ended as well, because what it runs is taken away.
     """
     place = Place.of(root)
+    if place.unit.exists() and not place.linux:  # installed by --platform
+        place = Place.of(root, "linux")
     _nobody_elses(place.wrapper)
     chosen = _chosen(place)
     state, run = place.at(chosen.paths.state), place.at(chosen.paths.run)
@@ -449,15 +451,20 @@ def _restart(place: Place) -> bool:
     return True
 
 
-def _haproxy_user(place: Place) -> str:
-    """FreeBSD and pfSense have www; a Linux has what its haproxy package makes, or nothing that could be named."""
+def _account(place: Place) -> dict[str, str]:
+    """FreeBSD and pfSense have www; a Linux has what its haproxy package makes, else nobody."""
     if not place.linux:
-        return "www"
+        return {"user": "www", "group": "www"}
+    user = "haproxy" if "haproxy" in _names_in(place, "/etc/passwd") else "nobody"
+    groups = _names_in(place, "/etc/group")
+    return {"user": user, "group": user if user in groups or not groups else "nogroup"}  # Debian has no group nobody
+
+
+def _names_in(place: Place, file: str) -> list[str]:
     try:
-        names = [line.partition(":")[0] for line in place.at("/etc/passwd").read_text().splitlines()]
+        return [line.partition(":")[0] for line in place.at(file).read_text().splitlines()]
     except OSError:
-        names = []
-    return "haproxy" if "haproxy" in names else "nobody"
+        return []
 
 
 def _run_rc(script: Path, verb: str) -> int:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# `agent check` on the desired states that differ from a commit. Exit 0, or the worst of `agent check`.
+# `agent check` on the desired states that differ from a commit. Exit as `agent check`, 2 where no file matches.
 #
 #   FILES    path patterns of git, one a line           (*desired*.yaml)
 #   BASE     the commit to compare with; "" or one that is not here: all files that match
@@ -10,6 +10,7 @@ FILES=${FILES:-*desired*.yaml}
 BASE=${BASE:-}
 SOURCES=${SOURCES:-}
 
+here=$(cd "$(dirname "$0")" && pwd)
 agent=agent
 if [ -n "$SOURCES" ]; then
     place=${RUNNER_TEMP:-$(mktemp -d)}/edgeagent
@@ -18,23 +19,33 @@ if [ -n "$SOURCES" ]; then
     agent=$place/bin/agent
 fi
 
+# By files: of a process substitution, bash ignores that it failed, and nothing would be checked.
+cd "$(git rev-parse --show-toplevel)"
+list=$(mktemp)
+trap 'rm -f "$list"' EXIT
 mapfile -t patterns < <(printf '%s\n' "$FILES" | sed '/^[[:space:]]*$/d')
 pathspecs=("${patterns[@]/#/:(top)}")
 # A new branch has a base of zeros, and a shallow clone may not have it.
 if [ -n "$BASE" ] && git cat-file -e "$BASE^{commit}" 2>/dev/null; then
-    mapfile -d '' -t states < <(git diff -z --name-only --diff-filter=d "$BASE" HEAD -- "${pathspecs[@]}")
+    git diff -z --name-only --diff-filter=d "$BASE" HEAD -- "${pathspecs[@]}" >"$list"
 else
-    mapfile -d '' -t states < <(git ls-files -z -- "${pathspecs[@]}")
+    git ls-files -z -- "${pathspecs[@]}" >"$list"
 fi
+mapfile -d '' -t states <"$list"
 if [ ${#states[@]} -eq 0 ]; then
+    git ls-files -z -- "${pathspecs[@]}" >"$list"
+    if [ ! -s "$list" ]; then
+        echo "no file of this repository matches FILES: $FILES" >&2
+        exit 2
+    fi
     echo "no desired state has changed"
     exit 0
 fi
 
-cd "$(git rev-parse --show-toplevel)"
 code=0
 "$agent" check -- "${states[@]}" || code=$?
-if [ -n "${GITHUB_ACTIONS:-}" ] && [ "$code" -ne 0 ]; then
-    "$agent" check --json -- "${states[@]}" | python3 "$(dirname "$0")/annotations.py"
+if [ -n "${GITHUB_ACTIONS:-}" ] && [ "$code" -eq 3 ]; then
+    "$agent" check --json -- "${states[@]}" >"$list" || true
+    python3 "$here/annotations.py" <"$list"
 fi
 exit "$code"

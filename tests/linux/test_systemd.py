@@ -63,6 +63,20 @@ def test_the_unit_is_one_and_leaves_little_open():
     )
 
 
+def test_without_haproxys_package_its_account_is_one_that_is_there(pyz: Path, tmp_path: Path):
+    """Debian has a user nobody and no group of that name (its base-passwd)."""
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/passwd").write_text("root:x:0:0::/root:/bin/sh\nnobody:x:65534:65534::/nonexistent:/bin/false\n")
+    (tmp_path / "etc/group").write_text("root:x:0:\nnogroup:x:65534:\n")
+    words = [PYTHON, "-I", "-S", pyz]
+    subprocess.run([*words, "install", "--root", tmp_path, "--platform", "linux"], check=True, capture_output=True)
+    text = (tmp_path / "etc/edgeagent/agent.toml").read_text()
+    assert 'user = "nobody"\ngroup = "nogroup"\n' in text
+    subprocess.run([*words, "uninstall", "--root", tmp_path, "--purge"], check=True, capture_output=True)
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {"etc/passwd", "etc/group"}
+
+
 def log(host: Systemd) -> str:
     return host.path("/var/log/edgeagent.log").read_text()
 
@@ -83,12 +97,17 @@ def test_install_serve_upgrade_and_remove(host: Systemd, backend: EchoServer):
     assert 'user = "haproxy"' in settings.read_text()
     settings.write_text(settings.read_text() + '\n[metrics]\nlisten = ""\n')
     port = free_port()
-    host.path("/etc/edgeagent/desired.yaml").write_text(json.dumps(state(backend.address, port)))
+    document = state(backend.address, port)
+    next(iter(document["frontends"].values()))["rate_limit"] = {"connections": 1000, "period": "10s"}
+    host.path("/etc/edgeagent/desired.yaml").write_text(json.dumps(document))
 
     host.good("systemctl", "enable", "--now", "edgeagent")  # returns once the agent has looked
     assert "The one frontend is serving" in host.run("agent", "status").stdout, log(host)
     assert first_line(port).startswith("a ")
     assert "/etc/systemd/system/edgeagent.service; enabled" in host.run("systemctl", "status", "edgeagent").stdout
+    # Its folder can be written below a /usr that cannot: counts of rate limits go over a socket there, at each reload.
+    assert "\npeers " in host.path("/var/lib/edgeagent/haproxy.cfg").read_text()
+    assert "No change" in host.good("agent", "plan")  # outside of the unit's bounds it is the same
     agent, serving = main_pid(host), haproxy_pid(host)
     uid = re.search(r"^Uid:\s+(\d+)", host.path(f"/proc/{serving}/status").read_text(), re.MULTILINE)
     assert uid is not None

@@ -117,12 +117,33 @@ def test_without_a_base_that_is_here_all_are_checked(states: Path, base: str):
     assert not (states / "pwned").exists()
 
 
+def test_where_git_fails_nothing_passes(states: Path, tmp_path: Path):
+    (states / "desired.yaml").write_text(GOOD)
+    commit(states)
+    (tmp_path / "empty").mkdir()
+    assert run(tmp_path / "empty", GIT_CEILING_DIRECTORIES=str(tmp_path)).returncode != 0  # no repository
+    assert run(states, GIT_TEST_ASSUME_DIFFERENT_OWNER="1", HOME=str(tmp_path)).returncode != 0  # somebody else's
+    assert run(states, FILES="../*.yaml").returncode != 0
+
+
+def test_from_a_subfolder_and_with_a_file_that_cannot_be_read(states: Path):
+    (states / "sub").mkdir()
+    (states / "sub/desired.yaml").write_text(BROKEN)
+    commit(states)
+    done = run(states / "sub")
+    assert (done.returncode, f"sub/desired.yaml:{LINE}: " in done.stderr) == (3, True), done.stderr
+    (states / "a-desired.yaml").symlink_to("nowhere")
+    commit(states)
+    done = run(states)
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
+
+
 @pytest.mark.parametrize("files", ["$(touch pwned)", "`touch pwned`\n*.none", "; touch pwned", "a b\n\n"])
 def test_patterns_are_no_shell(states: Path, files: str):
     (states / "desired.yaml").write_text(BROKEN)
     commit(states)
     done = run(states, FILES=files)
-    assert (done.returncode, done.stdout) == (0, "no desired state has changed\n"), done.stderr
+    assert (done.returncode, "no file of this repository matches" in done.stderr) == (2, True), done.stderr
     assert not (states / "pwned").exists()
 
 
