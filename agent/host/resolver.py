@@ -6,6 +6,7 @@ few threads call it, and an answer that comes too late is that of the next look.
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 import threading
 import time
@@ -13,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 MAX_THREADS = 8
+_NOBODYS = ("192.0.2.1", "2001:db8::1")  # for documents (RFC 5737, RFC 3849): of no host
 
 
 def lookup(name: str) -> tuple[str, ...]:
@@ -22,6 +24,16 @@ def lookup(name: str) -> tuple[str, ...]:
     except (OSError, UnicodeError):
         return ()
     return tuple(dict.fromkeys(str(sockaddr[0]) for _, _, _, _, sockaddr in answers))
+
+
+def _can_be_bound(address: str) -> bool:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind((address, 0))
+    except OSError:
+        return False
+    return True
 
 
 class Resolver:
@@ -54,6 +66,15 @@ class Resolver:
             for name in [name for name in self._answers if name not in names]:
                 del self._answers[name]  # of a document that is gone
             return answered
+
+    def is_here(self, address: str) -> bool:
+        """Whether an address is one of this host: it can be bound, whatever the port.
+
+        Where any address can (Linux: net.ipv4.ip_nonlocal_bind), only loopback is known to be.
+        """
+        if ipaddress.ip_address(address).is_loopback:
+            return True
+        return _can_be_bound(address) and not _can_be_bound(_NOBODYS[":" in address])
 
     def _known(self, name: str) -> bool:
         if name not in self._answers:

@@ -251,7 +251,8 @@ class Assessor:
             known = {**older, **known}
         at_once = observed is None and wanted <= known.keys()
         answers = self.environment.names.answers(wanted, seconds=0.0 if at_once else RESOLVE_SECONDS)
-        chosen = names.choose(wanted, answers, known, worse=worse, is_own=names.own(state))
+        is_own = names.own(state, self.environment.names.is_here)
+        chosen = names.choose(wanted, answers, known, worse=worse, is_own=is_own)
         return evolve(chosen, silent=frozenset()) if at_once else chosen
 
     def _reachable(self, checks: Checks, handshakes: Collection[Handshake]) -> frozenset[Key]:

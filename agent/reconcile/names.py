@@ -43,8 +43,11 @@ def of(state: DesiredState) -> frozenset[str]:
     return frozenset(server.address.name for backend in state.backends for server in backend.servers) - {""}
 
 
-def own(state: DesiredState) -> Callable[[Resolved], bool]:
-    """Whether a name with that address leads back to a frontend of the document, by any server of that name."""
+def own(state: DesiredState, is_here: Callable[[str], bool]) -> Callable[[Resolved], bool]:
+    """Whether a name with that address leads back to a frontend of the document, by any server of that name.
+
+    `is_here`: whether an address is one of this host, all of which a wildcard binds.
+    """
     ports: dict[str, set[int]] = {}
     for server in (server for backend in state.backends for server in backend.servers if server.address.name):
         ports.setdefault(server.address.name, set()).add(server.address.port)
@@ -52,9 +55,11 @@ def own(state: DesiredState) -> Callable[[Resolved], bool]:
 
     def is_own(resolved: Resolved) -> bool:
         name, address = resolved
-        parsed = ipaddress.ip_address(address)
-        hosts = [address, *([WILDCARDS[parsed.version == 6]] if parsed.is_loopback else [])]
-        return any((host, port) in bound for host in hosts for port in ports.get(name, ()))
+        wildcard = WILDCARDS[":" in address]
+        by_name = ports.get(name, set())
+        if any((address, port) in bound for port in by_name):
+            return True
+        return any((wildcard, port) in bound for port in by_name) and is_here(address)
 
     return is_own
 

@@ -89,6 +89,7 @@ class Names(Protocol):
     """The system's resolver. See `agent.host.resolver`."""
 
     def answers(self, names: Collection[str], *, seconds: float) -> Mapping[str, Sequence[str]]: ...
+    def is_here(self, address: str) -> bool: ...
 
 
 class Clock(Protocol):

@@ -212,6 +212,10 @@ class FakeNames:
 
     addresses: dict[str, tuple[str, ...]] = field(factory=dict)
     asked: list[tuple[frozenset[str], float]] = field(factory=list)
+    here: set[str] = field(factory=set)
+
+    def is_here(self, address: str) -> bool:
+        return address in self.here
 
     def answers(self, names: Collection[str], *, seconds: float) -> Mapping[str, Sequence[str]]:
         self.asked.append((frozenset(names), seconds))

@@ -15,6 +15,7 @@ from agent.desired.addresses import server_endpoint
 from agent.desired.state import parse
 from agent.errors import InvalidError, Outcome, Violation
 from agent.haproxy.observed import Running
+from agent.host import resolver
 from agent.host.resolver import MAX_THREADS, Resolver, lookup
 from agent.proxy_protocol.greetings import Result
 from agent.reconcile import names
@@ -114,13 +115,16 @@ def test_an_answer_that_this_document_binds_is_a_loop(reconciler: Reconciler):
     moved = choose({"n": ("192.0.2.5", "192.0.2.6")}, {"n": "192.0.2.5"}, is_own=lambda pair: pair[1] == "192.0.2.5")
     assert moved.addresses == {"n": "192.0.2.6"}
     assert choose({"n": ("192.0.2.5",)}, {"n": "192.0.2.5"}, is_own=lambda _: True).addresses == {}
-    is_own = names.own(parse(document("mx.example.org:2525"), file="d").state)
+    is_own = names.own(parse(document("mx.example.org:2525"), file="d").state, lambda _: True)
     assert not is_own(("mx.example.org", "192.0.2.1"))  # at another port it is none
     wild = json.loads(document())
     wild["frontends"]["f"]["bind"] = ["0.0.0.0:25"]
-    is_own = names.own(parse(json.dumps(wild).encode(), file="d").state)
+    is_own = names.own(parse(json.dumps(wild).encode(), file="d").state, {"10.0.20.1", "127.0.0.1"}.__contains__)
     assert is_own(("mx.example.org", "127.0.0.1"))
+    assert is_own(("mx.example.org", "10.0.20.1"))  # a wildcard binds each address of this host
     assert not is_own(("mx.example.org", "198.51.100.1"))
+    assert not is_own(("mx.example.org", "::1"))  # of another family
+    assert [Resolver().is_here(address) for address in ("127.0.0.1", "::1", "192.0.2.77")] == [True, True, False]
 
 
 # --- the reconcile
@@ -274,11 +278,11 @@ def test_a_server_that_moved_where_it_does_not_speak_proxy_is_refused(reconciler
 
 def test_a_silent_resolver_costs_no_more_than_it_may():
     held = threading.Event()
-    resolver = Resolver(lookup=lambda name: ("192.0.2.1",) if held.wait(30) else ())
-    assert resolver.answers([f"n{number}" for number in range(50)], seconds=0.05) == {}
+    asking = Resolver(lookup=lambda name: ("192.0.2.1",) if held.wait(30) else ())
+    assert asking.answers([f"n{number}" for number in range(50)], seconds=0.05) == {}
     assert sum(thread.name == "resolver" for thread in threading.enumerate()) <= MAX_THREADS
     held.set()
-    assert resolver.answers(["n0"], seconds=10) == {"n0": ("192.0.2.1",)}
+    assert asking.answers(["n0"], seconds=10) == {"n0": ("192.0.2.1",)}
 
 
 def test_a_late_answer_is_that_of_the_next_look():
@@ -289,22 +293,28 @@ def test_a_late_answer_is_that_of_the_next_look():
         held.wait(30)
         return ("192.0.2.1",)
 
-    resolver = Resolver(lookup=late)
-    assert resolver.answers(["n"], seconds=0.01) == {}
+    asking = Resolver(lookup=late)
+    assert asking.answers(["n"], seconds=0.01) == {}
     held.set()
-    assert resolver.answers(["n"], seconds=10) == {"n": ("192.0.2.1",)}
+    assert asking.answers(["n"], seconds=10) == {"n": ("192.0.2.1",)}
     assert asked == ["n"]  # not asked twice at once
 
 
 def test_an_answer_is_believed_for_a_while():
     asked: list[str] = []
-    resolver = Resolver(believe_seconds=60, lookup=lambda name: asked.append(name) or ())  # type: ignore[func-returns-value]
+    asking = Resolver(believe_seconds=60, lookup=lambda name: asked.append(name) or ())  # type: ignore[func-returns-value]
     for _ in range(3):
-        assert resolver.answers(["n"], seconds=10) == {"n": ()}
+        assert asking.answers(["n"], seconds=10) == {"n": ()}
     assert asked == ["n"]
-    resolver.answers(["other"], seconds=10)  # of another document
-    resolver.answers(["n"], seconds=10)
+    asking.answers(["other"], seconds=10)  # of another document
+    asking.answers(["n"], seconds=10)
     assert asked == ["n", "other", "n"]
+
+
+def test_where_any_address_can_be_bound_only_loopback_is_here(monkeypatch: pytest.MonkeyPatch):
+    """net.ipv4.ip_nonlocal_bind is common beside keepalived: no name may be taken for a loop because of it."""
+    monkeypatch.setattr(resolver, "_can_be_bound", lambda _: True)
+    assert [Resolver().is_here(address) for address in ("127.0.0.1", "10.0.20.1")] == [True, False]
 
 
 def test_the_systems_own():
