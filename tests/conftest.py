@@ -21,6 +21,9 @@ from kit.ssh import Client
 BUSY = [hypothesis.HealthCheck.too_slow]
 hypothesis.settings.register_profile("default", deadline=None, suppress_health_check=BUSY)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, suppress_health_check=BUSY)
+hypothesis.settings.register_profile(
+    "again", deadline=None, derandomize=True, max_examples=25, suppress_health_check=BUSY
+)
 hypothesis.settings.register_profile("fuzz", deadline=None, max_examples=20_000, suppress_health_check=BUSY)
 hypothesis.settings.load_profile(
     os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") == "true" else "default")
