@@ -9,7 +9,7 @@ from typing import Any
 
 import hypothesis
 import pytest
-from kit import fault_table
+from kit import fault_table, onefile
 from kit.binaries import VERSIONS, binaries
 from kit.edge import Edge, edge_in_folder
 from kit.left_out import leave_out, left_out
@@ -68,6 +68,12 @@ def any_haproxy() -> Path:
     if not found:
         leave_out("there is no HAProxy here")
     return found[min(found)]
+
+
+@pytest.fixture(scope="session")
+def pyz() -> Path:
+    """The one file, built once for each process of tests."""
+    return onefile.build()
 
 
 @pytest.fixture(scope="session")

@@ -20,8 +20,8 @@ from agent.errors import AgentError, InvalidError
 
 COMMANDS = {
     "run": "status",
-    "check": "apply",
-    "schema": "apply",
+    "check": "check",
+    "schema": "check",
     "plan": "apply",
     "apply": "apply",
     "sync": "remote",

@@ -18,7 +18,7 @@ from agent.errors import ExitCode, UsageError
 if TYPE_CHECKING:
     from agent.host.processes import Process
 
-POLL_SECONDS = 0.05  # a process that is not our child gives no event when it ends
+POLL_SECONDS = 0.05
 TERM_SECONDS = 5.0  # HAProxy ends at once on SIGTERM; one that does not is killed
 
 
@@ -55,7 +55,8 @@ def stop_haproxy(settings_file: Path | None, *, soft: bool) -> None:
         for process in ours:
             _signal(process, signal.SIGUSR1 if soft else signal.SIGTERM)
         now = time.time()
-        message = f"HAProxy was ended on purpose ({'softly, ' if soft else ''}{len(ours)} processes)"
+        pids = ", ".join(str(process.pid) for process in ours)
+        message = f"HAProxy was ended on purpose{', softly' if soft else ''} (pid {pids})"
         stopped = Event(
             kind=Kind.HAPROXY_STOPPED.value, subject="haproxy", message=message, at=now, until=now, actor=actor()
         )
@@ -100,4 +101,4 @@ def _wait(ours: tuple[Process, ...], seconds: float) -> tuple[Process, ...]:
         left = tuple(process for process in ours if processes.alive(process.pid))
         if not left or time.monotonic() > deadline:
             return left
-        time.sleep(POLL_SECONDS)
+        time.sleep(POLL_SECONDS)  # not our child: there is no event for its end

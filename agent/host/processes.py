@@ -130,7 +130,7 @@ def _command_lines() -> list[tuple[int, float, list[str]]]:
 
 
 def _of_proc(proc: Path) -> Iterator[tuple[int, float, list[str]]]:
-    """As psutil reads it (proc(5)): the start is in clock ticks since the machine's own, the 22nd word of `stat`."""
+    """As psutil reads it (proc(5)): the start is in clock ticks since the machine's own, the 22nd field of `stat`."""
     booted = next(
         (float(line.split()[1]) for line in (proc / "stat").read_text().splitlines() if line.startswith("btime ")), 0.0
     )
@@ -139,7 +139,7 @@ def _of_proc(proc: Path) -> Iterator[tuple[int, float, list[str]]]:
             continue
         with contextlib.suppress(OSError, ValueError, IndexError):  # ended just now
             arguments = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
-            # Its name, the second word, may hold anything, blanks and brackets too.
-            words = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()
-            if arguments and words[0] != "Z":
-                yield int(folder.name), booted + int(words[19]) / os.sysconf("SC_CLK_TCK"), arguments
+            # The second field, its name in brackets, may hold anything, blanks and brackets too.
+            fields = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()
+            if arguments and fields[0] != "Z":
+                yield int(folder.name), booted + int(fields[19]) / os.sysconf("SC_CLK_TCK"), arguments

@@ -450,7 +450,9 @@ class Reconciler:
             report.commands_sent = report.commands_sent or for_live.commands_sent
             report.started_generation = for_live.started_generation or report.started_generation
             if isinstance(error, SwitchError):  # but nothing hurts twice for a document that was not asked for
-                self._failed_generations.add(live.number)
+                # Where a name has moved, `_worse` has its address, and the rest of the document goes on.
+                if not (moving and isinstance(error, WorseError)):
+                    self._failed_generations.add(live.number)
                 store.write_hold(hold)
                 report.commands_sent = True
             return False

@@ -112,8 +112,8 @@ class Publisher:
             self._counters[f"drift_corrections.{kind}"] += 1
         happened = events.events_of(report)
         refusal = events.refusal_of(report)
-        told = before is not None and (before.digest, before.outcome) == (report.digest, report.outcome)
-        if refusal is not None and not told and not repeats(refusal, self._store.events()):
+        repeated = before is not None and (before.digest, before.outcome) == (report.digest, report.outcome)
+        if refusal is not None and not repeated and not repeats(refusal, self._store.events()):
             happened.append(refusal)
         if happened:
             self._record(happened, report)

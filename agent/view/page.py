@@ -27,7 +27,7 @@ _COLUMNS = {"clients": (10, 90), "frontends": (140, 200), "backends": (465, 155)
 _WIDTH = 960
 _GLYPHS = {"up": "●", "degraded": "▲", "down": "✕", "quarantined": "■", "idle": "○"}
 _BAD = ("down", "quarantined", "degraded")
-_MEANINGS = {
+MEANINGS = {
     "MAINT": "taken out, in the document or by hand: no clients, no checks",
     "DRAIN": "no new clients; its sessions go on",
     "NOLB": "no new clients, as its check says",
@@ -47,7 +47,7 @@ _MEANINGS = {
     "L7RSP": "its answer to the check was no valid one",
     "L7STS": "its answer to the check was an error",
 }
-"""HAProxy's own words for checks and servers (its management guide, 9.1, check_status and status)."""
+"""HAProxy's own words for servers and for the checks that are used here (its management guide, 9.1, `check_status`)."""
 
 
 @frozen(kw_only=True)
@@ -284,8 +284,8 @@ def render(status: Status | None, history: Sequence[Generation], *, trouble: Seq
 def _legend(status: Status) -> dict[str, str]:
     """What the words mean that servers on this page have, each once."""
     servers = [server for backend in status.backends for server in backend.servers]
-    found = {server.check for server in servers} | {server.status.partition(" ")[0] for server in servers}
-    return {word: meaning for word, meaning in _MEANINGS.items() if word in found}
+    used = {server.check for server in servers} | {server.status.partition(" ")[0] for server in servers}
+    return {word: meaning for word, meaning in MEANINGS.items() if word in used}
 
 
 def _worst(status: Status) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,13 +11,6 @@ from kit.box import Box, box
 from kit.onefile import PYTHON
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="session")
-def pyz() -> Path:
-    subprocess.run([sys.executable, ROOT / "deploy/release/pyz.py"], check=True, stdout=subprocess.DEVNULL)
-    (built,) = (ROOT / "dist").glob("*.pyz")
-    return built
 
 
 @pytest.fixture

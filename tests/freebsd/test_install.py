@@ -18,7 +18,7 @@ from kit.binaries import LATER_PYTHONS, later_python
 from kit.box import Box
 from kit.edge import first_line, until
 from kit.left_out import leave_out
-from kit.onefile import PYTHON
+from kit.onefile import PYTHON, another_version
 from kit.servers import echo, free_port
 
 from agent.tools.platform import detect
@@ -81,15 +81,9 @@ def root(tmp_path: Path) -> Path:
 @pytest.fixture
 def newer(pyz: Path, tmp_path: Path) -> Path:
     """Another version: the same with another number."""
-    found = tmp_path / "newer.pyz"
-    with zipfile.ZipFile(pyz) as old, zipfile.ZipFile(found, "w") as new:
-        for name in old.namelist():
-            data = old.read(name)
-            if name == "agent/__init__.py":
-                data = data.replace(b'__version__ = "', b'__version__ = "9.')
-            if name != "agent/__init__.pyc":
-                new.writestr(name, data)
-    return found
+    file = tmp_path / "newer.pyz"
+    file.write_bytes(another_version(pyz))
+    return file
 
 
 def test_it_writes_what_it_lists_and_is_idempotent(pyz: Path, root: Path):
@@ -159,7 +153,8 @@ def test_freebsd_is_told_from_pfsense(pyz: Path, tmp_path: Path):
         ("conf/config.xml", "<opnsense><x/></opnsense>", "OPNsense"),
         ("conf/config.xml", "<other>pfsense</other>", "FreeBSD"),
         ("etc/rc.conf", "", "FreeBSD"),
-        ("etc/os-release", "NAME=FreeBSD\nVERSION=14.2-RELEASE\nID=freebsd\n", "FreeBSD"),
+        # What /etc/rc.d/os-release writes on 14.2, and Debian 12's own (base-files).
+        ("etc/os-release", 'NAME=FreeBSD\nVERSION="14.2-RELEASE"\nVERSION_ID="14.2"\nID=freebsd\n', "FreeBSD"),
         ("etc/os-release", 'PRETTY_NAME="Debian GNU/Linux 12 (bookworm)"\nID=debian\n', "Linux"),
     ],
 )

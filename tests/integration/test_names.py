@@ -62,8 +62,8 @@ def test_a_name_moves_without_a_reload_and_no_resolver_stops_anything(
     assert f"{A}:{servers[0].port} (mx.example.org)" in edge.agent("status").stdout
 
     names.set("mx.example.org", B, A)  # round robin: the present one is among them
-    asked = len(names.asked)
-    until(lambda: len(names.asked) > asked + 4, "it was looked up again, twice")
+    count = len(names.asked)
+    until(lambda: len(names.asked) > count + 4, "it was looked up again, twice")
     assert first_line(port).startswith("a ")
 
     names.set("mx.example.org", B)

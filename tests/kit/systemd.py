@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import signal
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Self
 
-from kit.edge import until
 from kit.left_out import leave_out
+from kit.namespaces import Namespaces
 
 SYSTEMD = "/lib/systemd/systemd"
 FOLDERS = ("/etc", "/usr/local", "/usr/sbin", "/var")
@@ -26,15 +23,16 @@ _TARGETS = ("sysinit", "basic", "multi-user", "network-online", "shutdown", "umo
 _ENVIRONMENT = (f"SYSTEMD_UNIT_PATH={UNITS}", "SYSTEMD_GENERATOR_PATH=/nonexistent", "container=tests")
 
 
-class Systemd:
-    """`run` runs a command on it; `path` is where its files are, seen from outside."""
+class Systemd(Namespaces):
+    """Booted: process 1 is systemd, and its only target is reached."""
+
+    enter = ("--", "env", *_ENVIRONMENT)
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
         scratch = folder / "scratch"
         scratch.mkdir()
         # An upper layer must not itself be on an overlay, as a container's own files are.
-        setup = ["set -e", "mount --make-rprivate /", f"mount -t tmpfs scratch {scratch}"]
+        setup = [f"mount -t tmpfs scratch {scratch}"]
         for place in FOLDERS:
             upper, work = scratch / f"upper{place}", scratch / f"work{place}"
             setup += [
@@ -50,45 +48,14 @@ class Systemd:
             *(f"printf '[Unit]\\nDefaultDependencies=no\\n' > {UNITS}/{name}.target" for name in _TARGETS),
             f"exec env {' '.join(_ENVIRONMENT)} {SYSTEMD} --system --unit=tested.target --show-status=no",
         ]
-        words = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", "\n".join(setup)]
-        with (folder / "log").open("wb") as log:
-            self.init = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        self.pid = 0
+        super().__init__(folder, setup)
 
-    def __enter__(self) -> Self:
-        def booted() -> bool:
-            if self.init.poll() is not None:
-                leave_out(f"systemd cannot run in namespaces here: {(self.folder / 'log').read_text()}")
-            children = Path(f"/proc/{self.init.pid}/task/{self.init.pid}/children").read_text().split()
-            self.pid = int(children[0]) if children else 0
-            return bool(children) and self.run("systemctl", "is-active", "tested.target").returncode == 0
-
-        until(booted, "systemd is up")
-        return self
-
-    def run(self, *words: str | Path, timeout: float = 90) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            ["nsenter", "-t", str(self.pid), "-m", "-p", "--", "env", *_ENVIRONMENT, *words],
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout, check=False,
-        )  # fmt: skip
-
-    def good(self, *words: str | Path) -> str:
-        done = self.run(*words)
-        assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
-        return done.stdout
-
-    def path(self, path: str) -> Path:
-        """Of a file on it, as this process sees it."""
-        return Path(f"/proc/{self.pid}/root") / path.lstrip("/")
-
-    def __exit__(self, *_: object) -> None:
-        self.init.send_signal(signal.SIGKILL)  # and with it, by --kill-child, all of it
-        self.init.wait()
+    def is_up(self) -> bool:
+        return self.run("systemctl", "is-active", "tested.target").returncode == 0
 
 
 @contextlib.contextmanager
 def systemd() -> Iterator[Systemd]:
-    """A booted host."""
     if not Path(SYSTEMD).exists() or shutil.which("systemd-analyze") is None:
         leave_out("systemd is not here")
     with tempfile.TemporaryDirectory(prefix="linux-", dir="/var/tmp") as folder, Systemd(Path(folder)) as host:

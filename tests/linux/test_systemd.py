@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,13 +17,6 @@ from kit.systemd import Systemd, systemd
 
 ROOT = Path(__file__).parents[2]
 UNIT = ROOT / "deploy/systemd/edgeagent.service"
-
-
-@pytest.fixture(scope="module")
-def pyz() -> Path:
-    subprocess.run([sys.executable, ROOT / "deploy/release/pyz.py"], check=True, stdout=subprocess.DEVNULL)
-    (built,) = (ROOT / "dist").glob("*.pyz")
-    return built
 
 
 @pytest.fixture
@@ -68,11 +60,11 @@ def test_without_haproxys_package_its_account_is_one_that_is_there(pyz: Path, tm
     (tmp_path / "etc").mkdir()
     (tmp_path / "etc/passwd").write_text("root:x:0:0::/root:/bin/sh\nnobody:x:65534:65534::/nonexistent:/bin/false\n")
     (tmp_path / "etc/group").write_text("root:x:0:\nnogroup:x:65534:\n")
-    words = [PYTHON, "-I", "-S", pyz]
-    subprocess.run([*words, "install", "--root", tmp_path, "--platform", "linux"], check=True, capture_output=True)
+    one_file = [PYTHON, "-I", "-S", pyz]
+    subprocess.run([*one_file, "install", "--root", tmp_path, "--platform", "linux"], check=True, capture_output=True)
     text = (tmp_path / "etc/edgeagent/agent.toml").read_text()
     assert 'user = "nobody"\ngroup = "nogroup"\n' in text
-    subprocess.run([*words, "uninstall", "--root", tmp_path, "--purge"], check=True, capture_output=True)
+    subprocess.run([*one_file, "uninstall", "--root", tmp_path, "--purge"], check=True, capture_output=True)
     left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     assert left == {"etc/passwd", "etc/group"}
 
@@ -90,9 +82,9 @@ def haproxy_pid(host: Systemd) -> int:
 
 
 def test_install_serve_upgrade_and_remove(host: Systemd, backend: EchoServer):
-    said = host.good(PYTHON, "-I", "-S", "/usr/local/edgeagent.pyz", "install")
-    assert "wrote /etc/systemd/system/edgeagent.service" in said
-    assert "systemctl enable --now edgeagent" in said
+    listed = host.good(PYTHON, "-I", "-S", "/usr/local/edgeagent.pyz", "install")
+    assert "wrote /etc/systemd/system/edgeagent.service" in listed
+    assert "systemctl enable --now edgeagent" in listed
     settings = host.path("/etc/edgeagent/agent.toml")
     assert 'user = "haproxy"' in settings.read_text()
     settings.write_text(settings.read_text() + '\n[metrics]\nlisten = ""\n')

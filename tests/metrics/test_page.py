@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -336,6 +337,13 @@ def test_it_says_what_words_mean_and_where_more_is(worked_page: Chrome):
     assert (
         "Handed over by key cluster@k8s-node1 from 10.0.20.101." in worked_page.find_element(By.TAG_NAME, "header").text
     )
+
+
+def test_every_word_that_this_haproxy_has_for_a_check_is_explained(haproxy_binary: Path):
+    """Out of the program itself. External checks (PROC...) and agent checks (HANA, CHECKED) are not made here."""
+    words = re.findall(rb"\0(L[467][A-Z]{2,}|SOCKERR|INI|UNK)(?=\0)", haproxy_binary.read_bytes())
+    assert len(words) > 10
+    assert {word.decode() for word in words} <= page.MEANINGS.keys()
 
 
 @pytest.mark.parametrize(

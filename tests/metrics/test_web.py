@@ -80,10 +80,10 @@ def talk(where: Endpoint, request: bytes) -> bytes:
     """All that is answered to these bytes, until the server hangs up."""
     with socket.create_connection((where.host, where.port), 5) as client:
         client.sendall(request)
-        said = b""
+        answered = b""
         while more := client.recv(10_000):
-            said += more
-        return said
+            answered += more
+        return answered
 
 
 def test_a_connection_is_kept_for_the_next_request():
@@ -99,8 +99,10 @@ def test_a_connection_is_kept_for_the_next_request():
         assert len(sockets) == 1
         client.close()
         # Two at once, and the last one says that it is.
-        said = talk(where, b"GET / HTTP/1.1\r\nHost: a\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
-        assert said.count(b"hello") == 2
+        answered = talk(
+            where, b"GET / HTTP/1.1\r\nHost: a\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+        )
+        assert answered.count(b"hello") == 2
 
 
 @pytest.mark.parametrize(
@@ -118,16 +120,16 @@ def test_a_connection_is_kept_for_the_next_request():
 )
 def test_what_comes_behind_the_headers_is_no_next_request(request_: bytes):
     with serving(Listen(address=Endpoint(4, "127.0.0.1", 0)), HELLO) as where:
-        said = talk(where, request_)
-        assert (said.count(b"HTTP/1.1 "), b"Connection: close\r\n" in said) == (1, True)
+        answered = talk(where, request_)
+        assert (answered.count(b"HTTP/1.1 "), b"Connection: close\r\n" in answered) == (1, True)
 
 
 def test_the_bytes_of_each_request_are_counted_by_themselves():
     head = b"GET / HTTP/1.1\r\nX: " + b"x" * 9_000 + b"\r\n"
     with serving(Listen(address=Endpoint(4, "127.0.0.1", 0)), HELLO) as where:
         assert talk(where, (head + b"\r\n") * 3 + head + b"Connection: close\r\n\r\n").count(b"hello") == 4
-        said = talk(where, head + b"\r\n" + b"GET / HTTP/1.1\r\nX: " + b"x" * 20_000 + b"\r\n\r\n")
-        assert (said.count(b"hello"), b" 431 " in said) == (1, True)
+        answered = talk(where, head + b"\r\n" + b"GET / HTTP/1.1\r\nX: " + b"x" * 20_000 + b"\r\n\r\n")
+        assert (answered.count(b"hello"), b" 431 " in answered) == (1, True)
 
 
 def test_connections_that_only_wait_give_their_slots_to_new_clients():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
 import re
 import shutil
@@ -21,6 +20,7 @@ from cyclonedx.validation.json import JsonStrictValidator
 from kit.binaries import later_python
 from kit.edge import connect, first_line, until
 from kit.left_out import leave_out
+from kit.onefile import another_version
 from kit.repository import sources
 from kit.root import Root, root
 from kit.servers import EchoServer, echo, free_port
@@ -137,9 +137,9 @@ def test_the_sources_build_and_the_wheel_runs(dist: Path, tmp_path: Path):
         assert sorted(made.namelist()) == sorted(wheel.namelist())
     with zipfile.ZipFile(dist / f"{NAME}-py3-none-any.whl") as wheel:
         wheel.extractall(tmp_path / "site")
-    words = f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); import agent.cli as c; "
-    words += "print(c.__file__); c.main()"
-    done = subprocess.run([sys.executable, "-c", words, "--version"], capture_output=True, text=True, check=True)
+    script = f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); import agent.cli as c; "
+    script += "print(c.__file__); c.main()"
+    done = subprocess.run([sys.executable, "-c", script, "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [str(tmp_path / "site/agent/cli/__init__.py"), f"edgeagent {__version__}"]
 
 
@@ -161,24 +161,10 @@ def servers() -> Iterator[tuple[EchoServer, EchoServer]]:
         yield a, b
 
 
-def second_build(pyz: Path) -> bytes:
-    """The same with another number."""
-    written = io.BytesIO()
-    with zipfile.ZipFile(pyz) as old, zipfile.ZipFile(written, "w") as new:
-        for name in old.namelist():
-            data = old.read(name)
-            if name == "agent/__init__.py":
-                data = data.replace(b'__version__ = "', b'__version__ = "9.')
-            if name != "agent/__init__.pyc":
-                new.writestr(name, data)
-    return written.getvalue()
-
-
 @contextlib.contextmanager
 def service(host: Root) -> Iterator[None]:
     """`agent run`, as an init system would start and end it."""
-    words = host.words("agent", "run")
-    with subprocess.Popen(words, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(host.words("agent", "run"), stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         until(lambda: host.run("agent", "status", "--pid").returncode == 0, "the service is up")
         try:
             yield
@@ -189,14 +175,13 @@ def service(host: Root) -> Iterator[None]:
 
 
 def everything(host: Root) -> set[str]:
-    found = host.good("find", "/usr", "/etc", "/var", "-xdev").splitlines()
-    return {path for path in found if "__pycache__" not in path}
+    paths = host.good("find", "/usr", "/etc", "/var", "-xdev").splitlines()
+    return {path for path in paths if "__pycache__" not in path}
 
 
 def test_from_nothing_to_an_edge_and_back(host: Root, dist: Path, servers: tuple[EchoServer, EchoServer]):
     before = everything(host)
-    said = host.good("python3", "/root/edgeagent.pyz", "install")
-    assert "systemctl enable --now edgeagent" in said
+    assert "systemctl enable --now edgeagent" in host.good("python3", "/root/edgeagent.pyz", "install")
     assert host.good("agent", "--version") == f"edgeagent {__version__}\n"
     assert host.run("agent", "doctor").returncode in (0, 6)
     port = free_port()
@@ -215,9 +200,8 @@ def test_from_nothing_to_an_edge_and_back(host: Root, dist: Path, servers: tuple
             until(lambda: served(port) == {"a", "b"}, "both serve")
             session = sessions.enter_context(connect(port))
             session.recv(100)
-            host.path("/root/newer.pyz").write_bytes(second_build(dist / f"{NAME}.pyz"))
-            said = host.good("python3", "/root/newer.pyz", "install")
-            assert "have your init system restart it" in said
+            host.path("/root/newer.pyz").write_bytes(another_version(dist / f"{NAME}.pyz"))
+            assert "have your init system restart it" in host.good("python3", "/root/newer.pyz", "install")
             assert host.good("agent", "--version") == f"edgeagent 9.{__version__}\n"
             assert json.loads(host.good("agent", "status", "--json"))["agent"]["version"] == __version__
         with service(host):

@@ -49,15 +49,15 @@ def test_the_hook_refuses_a_broken_state_and_takes_a_good_one(own: tuple[Path, s
         for name, text in files.items():
             (states / name.replace("_", ".")).write_text(text)
         git(states, "add", "--all")
-        words = ["git", "commit", "--quiet", "--message", "a change"]
-        done = subprocess.run(words, cwd=states, env=environment, capture_output=True, text=True, check=False)
+        command = ["git", "commit", "--quiet", "--message", "a change"]
+        done = subprocess.run(command, cwd=states, env=environment, capture_output=True, text=True, check=False)
         return done.returncode, done.stdout + done.stderr
 
-    code, said = committed(desired_yaml=BROKEN, values_yaml="no: state")
-    assert code == 1, said
-    assert f"desired.yaml:{LINE}: " in said
-    assert 'did you mean "smtp"' in said
-    assert "values.yaml" not in said
+    code, output = committed(desired_yaml=BROKEN, values_yaml="no: state")
+    assert code == 1, output
+    assert f"desired.yaml:{LINE}: " in output
+    assert 'did you mean "smtp"' in output
+    assert "values.yaml" not in output
     assert committed(desired_yaml=GOOD)[0] == 0
     assert git(states, "show", "--stat", "--format=", "HEAD").count("|") == 3
 
@@ -80,10 +80,10 @@ def test_the_action_gives_its_inputs_to_the_script_by_the_environment_alone():
 def run(states: Path, *, sources: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
     """The step of the action. Without `sources`: with the agent of this environment."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    words = ["bash", (sources or ROOT) / "deploy/ci/check-states.sh"]
+    command = ["bash", (sources or ROOT) / "deploy/ci/check-states.sh"]
     more = {"SOURCES": str(sources)} if sources else {}
     return subprocess.run(
-        words, cwd=states, capture_output=True, text=True, check=False,
+        command, cwd=states, capture_output=True, text=True, check=False,
         env={**os.environ, "PATH": path, "GITHUB_ACTIONS": "true", **more, **variables},
     )  # fmt: skip
 
@@ -155,8 +155,7 @@ def test_the_image_is_built_of_what_it_copies_and_checks(tmp_path: Path, states:
     steps = [(line.split(" ", 1)[0], line.split(" ", 1)[1].strip()) for line in text.splitlines() if line.strip()]
     source = tmp_path / "src"
     source.mkdir()
-    for words in (rest.split() for word, rest in steps if word == "COPY"):
-        *names, target = words
+    for *names, target in (rest.split() for word, rest in steps if word == "COPY"):
         for name in names:
             where = tmp_path / target.lstrip("/")
             shutil.copytree(ROOT / name, where) if (ROOT / name).is_dir() else shutil.copy(ROOT / name, where)

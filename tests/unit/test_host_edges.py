@@ -118,11 +118,11 @@ def test_without_psutil_and_ps_nothing_is_known_and_nothing_is_taken_for_dead(mo
 def test_proc_says_what_psutil_says(monkeypatch: pytest.MonkeyPatch):
     """Debian's base has neither psutil nor ps(1)."""
     with subprocess.Popen([sys.executable, "-c", "input()", "a b) c", ""], stdin=subprocess.PIPE) as child:
-        found = next(entry for entry in processes._command_lines() if entry[0] == child.pid)
+        by_psutil = next(entry for entry in processes._command_lines() if entry[0] == child.pid)
         monkeypatch.setattr(processes, "psutil", None)
         alone = next(entry for entry in processes._command_lines() if entry[0] == child.pid)
-        assert alone[2] == found[2]
-        assert abs(alone[1] - found[1]) < 1.5  # seconds
+        assert alone[2] == by_psutil[2]
+        assert abs(alone[1] - by_psutil[1]) < 1.5  # seconds
         assert alone[2][1:] == ["-c", "input()", "a b) c", ""]
         assert processes.alive(child.pid)
         child.communicate(b"\n")

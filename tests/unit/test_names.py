@@ -155,6 +155,22 @@ def test_it_moves_at_runtime_and_the_digest_stays(reconciler: Reconciler, proxy:
     assert (again.outcome, again.generation) == (Outcome.UNCHANGED, 2)
 
 
+def test_a_name_that_hurts_while_the_state_is_held_freezes_nothing_else(reconciler: Reconciler, proxy: FakeProxy):
+    checked = document(health={"type": "http"})
+    reconciler.reconcile(checked)
+    broken = InvalidError("d", (Violation((), "broken"),))
+    fake_names(reconciler).addresses["mx.example.org"] = ("198.51.100.2",)
+    proxy.fail["observe"] = checks_fail(proxy, ("b", "a"))
+    reconciler.reconcile(broken)
+    del proxy.fail["observe"]
+    proxy.servers["b", "a"] = evolve(proxy.servers["b", "a"], status="UP", check="L7OK")
+    assert "198.51.100.1:25" in reconciler.environment.store.config_of(1).decode()
+    fake_names(reconciler).addresses["mx.example.org"] = ("198.51.100.3",)
+    report = reconciler.reconcile(broken)
+    assert (report.outcome, report.generation) == (Outcome.INVALID, 2)
+    assert "server a 198.51.100.3:25 " in reconciler.environment.store.config_of(2).decode()
+
+
 def test_a_name_that_is_silent_keeps_its_address_and_is_a_finding(reconciler: Reconciler):
     reconciler.reconcile(document())
     fake_names(reconciler).addresses.clear()
@@ -286,10 +302,10 @@ def test_a_silent_resolver_costs_no_more_than_it_may():
 
 
 def test_a_late_answer_is_that_of_the_next_look():
-    held, asked = threading.Event(), []
+    held, lookups = threading.Event(), []
 
     def late(name: str) -> tuple[str, ...]:
-        asked.append(name)
+        lookups.append(name)
         held.wait(30)
         return ("192.0.2.1",)
 
@@ -297,18 +313,18 @@ def test_a_late_answer_is_that_of_the_next_look():
     assert asking.answers(["n"], seconds=0.01) == {}
     held.set()
     assert asking.answers(["n"], seconds=10) == {"n": ("192.0.2.1",)}
-    assert asked == ["n"]  # not asked twice at once
+    assert lookups == ["n"]  # not asked twice at once
 
 
 def test_an_answer_is_believed_for_a_while():
-    asked: list[str] = []
-    asking = Resolver(believe_seconds=60, lookup=lambda name: asked.append(name) or ())  # type: ignore[func-returns-value]
+    lookups: list[str] = []
+    asking = Resolver(believe_seconds=60, lookup=lambda name: lookups.append(name) or ())  # type: ignore[func-returns-value]
     for _ in range(3):
         assert asking.answers(["n"], seconds=10) == {"n": ()}
-    assert asked == ["n"]
+    assert lookups == ["n"]
     asking.answers(["other"], seconds=10)  # of another document
     asking.answers(["n"], seconds=10)
-    assert asked == ["n", "other", "n"]
+    assert lookups == ["n", "other", "n"]
 
 
 def test_where_any_address_can_be_bound_only_loopback_is_here(monkeypatch: pytest.MonkeyPatch):
